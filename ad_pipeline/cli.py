@@ -1,0 +1,162 @@
+"""The command line: everything a person does that needs no Dagster.
+
+``ad_pipeline --help`` lists the commands. Materializing assets is Dagster's own command line; what
+the commands compute belongs to the rooms.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ad_pipeline.clocks import timestamp
+from ad_pipeline.datasets import DatasetError, Deployment, deployment_from_env
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Of the process if left out.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 after an error that the message explains.
+    """
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    from ad_pipeline.simulation.main_job import MainJobFailed
+
+    try:
+        chosen.run(chosen)
+    except (DatasetError, FileNotFoundError, LookupError, MainJobFailed) as error:
+        sys.stderr.write(f"ad_pipeline: {error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ad_pipeline",
+        description="Label-joined tables, learners and verified bundles from ad event logs.",
+        epilog="AD_PIPELINE_DATASET and AD_PIPELINE_HOME choose the deployment.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="run the main job on both datasets, print the result")
+    demo.add_argument("--only", choices=("open_bandit", "marketplace"), help="one dataset only")
+    demo.set_defaults(run=_demo)
+
+    simulate = commands.add_parser("simulate", help="write days of the simulated exchange's logs")
+    simulate.add_argument("--first", type=int, default=0, help="first day, from 0")
+    simulate.add_argument("--days", type=int, default=6, help="how many days")
+    simulate.add_argument("--no-drift", action="store_true", help="leave the planted drift out")
+    simulate.set_defaults(run=_simulate)
+
+    drive = commands.add_parser("drive", help="serve a simulated day through serving/current")
+    drive.add_argument("--day", type=int, required=True, help="which day, from 0")
+    drive.add_argument("--no-drift", action="store_true", help="leave the planted drift out")
+    drive.set_defaults(run=_drive)
+
+    report = commands.add_parser("report", help="print the measures of every goal and expert")
+    report.set_defaults(run=_report)
+
+    status = commands.add_parser("status", help="say what is served and how far the log is read")
+    status.set_defaults(run=_status)
+
+    rollback = commands.add_parser("rollback", help="let the bundle before the current one serve")
+    rollback.set_defaults(run=_rollback)
+    return parser
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.reports import print_report
+    from ad_pipeline.simulation.main_job import run_marketplace, run_open_bandit
+
+    home = Path(os.environ.get("AD_PIPELINE_HOME", ".ad_pipeline")).resolve()
+    started = time.monotonic()
+    runs = {"open_bandit": run_open_bandit, "marketplace": run_marketplace}
+    finished = [run(home, _say) for name, run in runs.items() if chosen.only in (None, name)]
+    for deployment in finished:
+        print_report(deployment, _say)
+    _say(f"\nThe main job took {time.monotonic() - started:.0f} s.")
+    _say("Look around: make dev (open_bandit) or make dev AD_PIPELINE_DATASET=marketplace,")
+    _say("then http://localhost:3000")
+
+
+def _simulate(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.simulation.marketplace import simulate_days
+    from ad_pipeline.simulation.spec import MarketplaceSpec
+
+    deployment = deployment_from_env()
+    spec = MarketplaceSpec(drift=not chosen.no_drift)
+    days = range(chosen.first, chosen.first + chosen.days)
+    summary = simulate_days(spec, deployment.logs, deployment.truth, days, progress=_hours_told())
+    for name, rows in summary.rows.items():
+        _say(f"{name}: {rows:,} rows")
+
+
+def _drive(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.simulation.driver import drive_day
+    from ad_pipeline.simulation.spec import MarketplaceSpec
+
+    deployment = deployment_from_env()
+    driven = drive_day(
+        MarketplaceSpec(drift=not chosen.no_drift),
+        chosen.day,
+        deployment.serving,
+        deployment.logs,
+        deployment.truth,
+        progress=_hours_told(),
+    )
+    _say(f"progress: {driven.decisions:,} decisions, {driven.rows['impressions']:,} impressions")
+
+
+def _report(_: argparse.Namespace) -> None:
+    from ad_pipeline.reports import print_report
+
+    print_report(deployment_from_env(), _say)
+
+
+def _status(_: argparse.Namespace) -> None:
+    from ad_pipeline.serving.promotion import history
+
+    deployment = deployment_from_env()
+    _say(f"dataset {deployment.dataset.name} in {deployment.home}")
+    for move in history(deployment.serving):
+        _say(
+            f"{move.sequence}. {move.action} {move.digest[:12]} "
+            f"on evidence up to {timestamp(move.watermark_us)}"
+        )
+
+
+def _rollback(_: argparse.Namespace) -> None:
+    from ad_pipeline.serving.promotion import rollback
+
+    deployment: Deployment = deployment_from_env()
+    move = rollback(deployment.serving, deployment.bundles)
+    _say(f"serving/current names {move.digest} again")
+
+
+def _hours_told():
+    """Return a progress callback that says every twelfth hour."""
+
+    def tell(done: int, total: int) -> None:
+        if done % 12 == 0 or done == total:
+            _say(f"progress: {done} of {total} hours")
+
+    return tell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

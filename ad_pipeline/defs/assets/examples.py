@@ -1,0 +1,69 @@
+"""The label join as assets: what a learner may see when, and what each label turned out to be."""
+
+import dagster as dg
+
+from ad_pipeline.clocks import hours_between
+from ad_pipeline.defs.hourly_metadata import describe_hour
+from ad_pipeline.defs.lineage import column_lineage, table_spec, upstream_tables
+from ad_pipeline.defs.partitions import HORIZON, SINGLE_RUN, hours
+from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.events.contract import event_tables
+from ad_pipeline.examples.label_join import join_labels
+from ad_pipeline.examples.tables import TABLES
+
+ROOM = {table.name for table in TABLES}
+
+SPECS = [
+    table_spec(
+        table,
+        # Tables of this room are made together, goal by goal, so only the events are upstream.
+        deps=[
+            dg.AssetDep(name.split("."), partition_mapping=HORIZON)
+            for name in upstream_tables(table.name)
+            if name not in ROOM
+        ]
+        + [
+            dg.AssetDep(name.split("."))
+            for name in upstream_tables(table.name)
+            if name in ROOM - {table.name}
+        ],
+        kinds={"sql"},
+    )
+    for table in TABLES
+]
+
+
+@dg.multi_asset(name="examples", specs=SPECS, backfill_policy=SINGLE_RUN)
+def examples(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Join labels for the log hours of this run, goal by goal in the order of their chains."""
+    start_us, end_us = hours(context)
+    dataset = deployment.dataset
+    counts = join_labels(deployment.warehouse, dataset, start_us, end_us)
+    context.log.info(f"joined {sum(count.matured for count in counts):,} matured labels")
+    for hour_us in hours_between(start_us, end_us):
+        of_hour = [count for count in counts if count.hour_us == hour_us]
+        emitted: dict[str, int] = {"dagster/row_count": 0}
+        matured: dict[str, int | float] = {"dagster/row_count": 0}
+        states: dict[str, int] = {"dagster/row_count": 0}
+        for count in of_hour:
+            emitted["dagster/row_count"] += sum(count.emitted.values())
+            emitted |= {f"{count.goal}/{kind}": rows for kind, rows in count.emitted.items()}
+            matured["dagster/row_count"] += count.matured
+            matured[f"{count.goal}/matured"] = count.matured
+            matured[f"{count.goal}/positives"] = count.matured_positives
+            if count.matured:
+                matured[f"{count.goal}/rate"] = count.matured_positives / count.matured
+            states["dagster/row_count"] += sum(count.states.values())
+            states |= {f"{count.goal}/{state}": rows for state, rows in count.states.items()}
+        for name, figures in (
+            ("training_examples", emitted),
+            ("labelled_impressions", matured),
+            ("label_states", states),
+        ):
+            describe_hour(context, ["examples", name], hour_us, figures)
+    sources = [*event_tables(dataset), *TABLES]
+    for table in TABLES:
+        yield dg.MaterializeResult(
+            asset_key=table.name.split("."),
+            metadata={"dagster/column_lineage": column_lineage(table, sources)},
+        )

@@ -1,0 +1,55 @@
+"""Metadata that differs by hour: how a range of partitions, done in one step, keeps its own figures.
+
+A ``MaterializeResult`` puts the same metadata on every partition of a range, and Dagster would plot
+a flat line. What the figures mean stands with the asset that reports them.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import dagster as dg
+
+from ad_pipeline.clocks import hour_key
+from ad_pipeline.warehouse import Table, Warehouse
+
+Figures = Mapping[str, float | int | str | bool | dg.MetadataValue]
+
+
+def describe_hour(
+    context: dg.AssetExecutionContext, key: list[str], hour_us: int, figures: Figures
+) -> None:
+    """Attach figures to one hour of an asset; numbers that are not finite are left out.
+
+    Parameters
+    ----------
+    context : AssetExecutionContext
+        Of the step that materializes the asset.
+    key : list of str
+        The asset.
+    hour_us : int
+        Start of the hour, microseconds.
+    figures : mapping
+        Name to value. Dagster plots numbers over the partitions.
+    """
+    context.add_asset_metadata(
+        {
+            name: value
+            for name, value in figures.items()
+            if not isinstance(value, float) or math.isfinite(value)
+        },
+        asset_key=dg.AssetKey(key),
+        partition_key=hour_key(hour_us),
+    )
+
+
+def rows_by_hour(
+    warehouse: Warehouse, table: Table, start_us: int, end_us: int
+) -> Iterator[tuple[int, int]]:
+    """Yield ``(hour_us, rows)`` of a table for each hour of ``[start_us, end_us)`` that has rows."""
+    clock = table.clock
+    with warehouse.reader() as connection:
+        yield from connection.execute(
+            f"SELECT {clock} - {clock} % 3600000000, count(*) FROM {table.name} "
+            f"WHERE {clock} >= $start_us AND {clock} < $end_us GROUP BY ALL ORDER BY ALL",
+            {"start_us": start_us, "end_us": end_us},
+        ).fetchall()

@@ -1,0 +1,35 @@
+"""The jobs a person or a sensor starts.
+
+Each is a selection of assets; what they do stands with the assets, when they start by themselves
+in ``automation.py`` and ``sensors.py``.
+"""
+
+import dagster as dg
+
+from ad_pipeline.defs.partitions import HOURLY
+
+main = dg.define_asset_job(
+    "main",
+    selection=dg.AssetSelection.all(),
+    partitions_def=HOURLY,
+    description=(
+        "The whole path for a range of log hours: events, labels, learners, ensemble, drift, "
+        "parity, bundle, promotion. Start it from the Partitions tab with any range."
+    ),
+)
+
+ledger = dg.define_asset_job(
+    "ledger",
+    selection=dg.AssetSelection.assets(["events", "files"]),
+    description="Register new log files in the ledger, each once, with its checksum.",
+)
+
+retrain = dg.define_asset_job(
+    "retrain",
+    selection=dg.AssetSelection.assets(["learners", "batch_model"]),
+    partitions_def=HOURLY,
+    description=(
+        "Train LightGBM anew in one log hour and record why. The drift sensor starts it; the "
+        "ensemble, the bundle and its checks follow by automation."
+    ),
+)

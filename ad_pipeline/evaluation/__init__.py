@@ -1,0 +1,1 @@
+"""How good the probabilities are: measures, intervals, progressive scores, the truth."""

@@ -1,0 +1,90 @@
+"""The report as lines of text for a terminal.
+
+Formatting only: rows of ``evaluation.report`` in, lines out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ad_pipeline.clocks import timestamp
+
+Row = Mapping[str, Any]
+
+SHOWN = (
+    ("log_loss", "log loss", "{:.5f}"),
+    ("normalized_entropy", "NE", "{:.4f}"),
+    ("rce", "RCE %", "{:.2f}"),
+    ("pr_auc", "PR-AUC", "{:.4f}"),
+    ("roc_auc", "AUC", "{:.4f}"),
+    ("calibration_ratio", "calibration", "{:.3f}"),
+)
+"""Measure, heading and format of each column."""
+
+
+def report_lines(rows: Sequence[Row], range_name: str = "test") -> Iterator[str]:
+    """Yield a table per goal: a line an expert, each figure with its interval.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Rows of ``evaluation.report``.
+    range_name : str
+        Only this range is printed; its hours stand above each table.
+
+    Yields
+    ------
+    str
+    """
+    chosen = [row for row in rows if row["range_name"] == range_name]
+    for goal in dict.fromkeys(row["goal"] for row in chosen):
+        of_goal = [row for row in chosen if row["goal"] == goal]
+        first = of_goal[0]
+        yield (
+            f"{goal}: {first['rows']:,} matured rows, {first['positives']:,} positives, "
+            f"{range_name} range {timestamp(first['range_start_us'])} to "
+            f"{timestamp(first['range_end_us'])} (by maturity, used for no fitting)"
+        )
+        yield "  " + "expert".ljust(10) + "".join(f"{heading:>26}" for _, heading, _ in SHOWN)
+        for expert in dict.fromkeys(row["expert"] for row in of_goal):
+            measures = {row["metric"]: row for row in of_goal if row["expert"] == expert}
+            if not measures.keys() & {name for name, _, _ in SHOWN}:
+                continue
+            cells = "".join(
+                f"{_cell(measures[name], form):>26}" if name in measures else " " * 26
+                for name, _, form in SHOWN
+            )
+            yield f"  {expert:<10}{cells}"
+        yield from _differences(of_goal)
+        yield from _truth(of_goal)
+
+
+def _cell(row: Row, form: str) -> str:
+    if row["value"] is None:
+        return "undefined"
+    value = form.format(row["value"])
+    if row["low"] is None or row["high"] is None:
+        return value
+    return f"{value} [{form.format(row['low'])}, {form.format(row['high'])}]"
+
+
+def _differences(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if row["metric"] == "relative_log_loss" and row["value"] is not None:
+            bounds = (
+                f" [{row['low']:+.3%}, {row['high']:+.3%}]" if row["low"] is not None else ""
+            )
+            yield f"  {row['expert']}: log loss {row['value']:+.3%}{bounds}, paired by hour"
+
+
+def _truth(rows: Sequence[Row]) -> Iterator[str]:
+    distances: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["metric"].startswith("truth_") and row["value"] is not None:
+            distances.setdefault(row["expert"], {})[row["metric"]] = row["value"]
+    for expert, found in distances.items():
+        yield (
+            f"  {expert} v. the true probabilities: KL {found['truth_mean_kl']:.5f} nats a row "
+            f"(entropy of the truth {found['truth_entropy']:.5f}), "
+            f"mean |logit error| {found['truth_mean_absolute_logit_error']:.3f}, "
+            f"correlation {found['truth_correlation']:.3f}"
+        )

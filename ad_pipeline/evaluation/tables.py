@@ -1,0 +1,116 @@
+"""The tables of this room: progressive metrics by matured hour, and the report over named ranges.
+
+Only definitions: what fills them is in :mod:`ad_pipeline.evaluation.progressive` and
+:mod:`ad_pipeline.evaluation.report`. An undefined measure is NULL in a table (NaN in memory), so
+that an average in SQL leaves it out.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from ad_pipeline.warehouse import Column, Table
+
+_MEASURES = (
+    Column("log_loss", "DOUBLE", "Mean log loss, nats a row."),
+    Column("normalized_entropy", "DOUBLE", "Log loss over the entropy of the rows' own rate."),
+    Column("rce", "DOUBLE", "Relative cross entropy, per cent: 100 (1 - normalized entropy)."),
+    Column("roc_auc", "DOUBLE", "Area under the ROC curve, ties one half."),
+    Column("pr_auc", "DOUBLE", "Average precision."),
+    Column("calibration_ratio", "DOUBLE", "Sum of probabilities over sum of labels; 1 is right."),
+    Column("expected_calibration_error", "DOUBLE", "Over 20 bins of equal mass."),
+)
+
+PROGRESSIVE_METRICS = Table(
+    name="evaluation.progressive_metrics",
+    columns=(
+        Column("hour_us", "BIGINT", "Hour in which the labels matured."),
+        Column("goal", "VARCHAR", "Goal."),
+        Column("expert", "VARCHAR", "Expert whose scores at serving time are measured."),
+        Column("rows", "BIGINT", "Matured impressions that the expert scored."),
+        Column("unscored", "BIGINT", "Matured impressions without a score of the expert."),
+        Column("positives", "BIGINT", "Rows with final label 1."),
+        Column("loss_sum", "DOUBLE", "Sum of log losses, nats; sums pool hours exactly."),
+        Column("probability_sum", "DOUBLE", "Sum of probabilities."),
+        *_MEASURES,
+    ),
+    key=("hour_us", "goal", "expert"),
+    clock="hour_us",
+    description=(
+        "How good each expert's serving-time scores were, by the hour in which labels matured: one "
+        "row per goal, expert and hour. NULL where the hour cannot define a measure."
+    ),
+)
+
+REPORT = Table(
+    name="evaluation.report",
+    columns=(
+        Column("goal", "VARCHAR", "Goal."),
+        Column("expert", "VARCHAR", "Expert, ensemble or base rate."),
+        Column("range_name", "VARCHAR", "What the range was used for: fit, calibration, test."),
+        Column("range_start_us", "BIGINT", "First matured hour of the range."),
+        Column("range_end_us", "BIGINT", "End of the range, excluded."),
+        Column("rows", "BIGINT", "Matured impressions in it."),
+        Column("positives", "BIGINT", "Rows with final label 1."),
+        Column("metric", "VARCHAR", "Measure."),
+        Column("value", "DOUBLE", "The measure; NULL where the rows cannot define it."),
+        Column("low", "DOUBLE", "Lower bound of the interval over resampled hours."),
+        Column("high", "DOUBLE", "Upper bound of the interval over resampled hours."),
+    ),
+    key=("goal", "expert", "range_name", "range_start_us", "range_end_us", "metric"),
+    clock=None,
+    description=(
+        "Every measure with its block-bootstrap interval, per goal, expert and named range of "
+        "matured hours."
+    ),
+)
+
+TABLES = (PROGRESSIVE_METRICS, REPORT)
+
+_ARROW_TYPES = {
+    "BIGINT": pa.int64(),
+    "INTEGER": pa.int32(),
+    "SMALLINT": pa.int16(),
+    "TINYINT": pa.int8(),
+    "DOUBLE": pa.float64(),
+    "VARCHAR": pa.string(),
+    "BOOLEAN": pa.bool_(),
+}
+
+
+def arrow_rows(table: Table, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return records as an Arrow table with a table's columns and types, NaN as null.
+
+    Parameters
+    ----------
+    table : Table
+    rows : iterable of mapping
+        Column name to value.
+
+    Returns
+    -------
+    pyarrow.Table
+        May be empty; the columns are there all the same.
+
+    Raises
+    ------
+    ValueError
+        If a record has a column that the table does not declare, or lacks one.
+    """
+    records = list(rows)
+    for record in records:
+        if set(record) != set(table.column_names):
+            raise ValueError(
+                f"{table.name} has columns {table.column_names}, a row has {tuple(record)}"
+            )
+    schema = pa.schema([(column.name, _ARROW_TYPES[column.type]) for column in table.columns])
+    return pa.Table.from_pylist(
+        [{name: _null_if_nan(value) for name, value in record.items()} for record in records],
+        schema=schema,
+    )
+
+
+def _null_if_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,1 @@
+"""What happened: the contract of the event tables, the log files, and how files become tables."""

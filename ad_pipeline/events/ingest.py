@@ -1,0 +1,337 @@
+"""Computes the tables of the room ``events`` for a range of log hours, chunk by chunk.
+
+The rules stand in ``dbt_like_sql/events``; here is only the order in which they run: land the rows
+of the hours, find duplicates, let engagements meet their impressions, account for every row, write
+it all in one transaction. What a chunk computes depends on the ledger, the files and the hours
+before it, never on later hours or the clock on the wall; so any split of a range and any re-run
+give the same tables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+
+from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
+from ad_pipeline.datasets import Deployment
+from ad_pipeline.events.contract import LOG_TABLES, event_tables
+from ad_pipeline.events.ledger import (
+    LedgerEntry,
+    numbered_sources,
+    read_ledger,
+    register_files,
+    verify,
+    watermark_us,
+)
+from ad_pipeline.events.readers import LogFile, content_md5, land
+from ad_pipeline.warehouse import Table, Warehouse, bound, replace_hours, select
+
+CHUNK_ROWS = 300_000
+"""Log rows computed at a time: memory stays flat however long the range is."""
+
+
+class PastWatermark(Exception):
+    """Hours were asked for that the log may still add rows to."""
+
+
+class EarlierHoursMissing(Exception):
+    """Hours were asked for before the hours that they build on."""
+
+
+@dataclass(frozen=True)
+class HourAccount:
+    """One row of ``events.accounting``; counts are rows.
+
+    Attributes
+    ----------
+    table_name : str
+    hour_us : int
+        Start of the log hour, microseconds.
+    rows_in, kept, duplicates, held, released, quarantined, late, outside_window : int
+        As described in ``contract.ACCOUNTING``.
+    """
+
+    table_name: str
+    hour_us: int
+    rows_in: int
+    kept: int
+    duplicates: int
+    held: int
+    released: int
+    quarantined: int
+    late: int
+    outside_window: int
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """What an ingest did.
+
+    Attributes
+    ----------
+    accounts : tuple of HourAccount
+        By hour and table, also for hours in which nothing came.
+    new_files : tuple of LedgerEntry
+        Log files registered on the way.
+    empty_globs : tuple of str
+        Sources whose globs match no file.
+    """
+
+    accounts: tuple[HourAccount, ...]
+    new_files: tuple[LedgerEntry, ...]
+    empty_globs: tuple[str, ...]
+
+
+def ingest_hours(
+    warehouse: Warehouse,
+    deployment: Deployment,
+    start_us: int,
+    end_us: int,
+    *,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Ingest:
+    """Compute all event tables of the log hours ``[start_us, end_us)`` and seal them.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    deployment : Deployment
+    start_us, end_us : int
+        Starts of hours, microseconds.
+    chunk_rows : int
+        About how many log rows a transaction covers; changes no row.
+
+    Raises
+    ------
+    PastWatermark
+        If the log may still add rows to one of the hours.
+    EarlierHoursMissing
+        If an hour between the dataset's start and the range is not sealed.
+    """
+    dataset = deployment.dataset
+    if start_us % HOUR_US or end_us % HOUR_US or start_us >= end_us:
+        raise ValueError(f"[{start_us}, {end_us}) are no whole hours")
+    if start_us < dataset.start_us:
+        raise ValueError(
+            f"{hour_key(start_us)} lies before the start of dataset {dataset.name}, "
+            f"{timestamp(dataset.start_us)}"
+        )
+    registration = register_files(warehouse, deployment)
+    with warehouse.reader() as connection:
+        complete_us = watermark_us(connection, dataset)
+        if end_us > complete_us:
+            raise PastWatermark(_past_watermark(deployment, end_us, complete_us))
+        _require_earlier_hours(connection, deployment, start_us)
+    accounts: list[HourAccount] = []
+    chunk_start = start_us
+    while chunk_start < end_us:
+        with warehouse.reader() as connection:
+            entries = read_ledger(connection)
+            chunk_end = _chunk_end(entries, deployment, chunk_start, end_us, chunk_rows)
+            computed = _compute(connection, deployment, entries, chunk_start, chunk_end)
+        with warehouse.writer() as connection:
+            if len(read_ledger(connection)) != len(entries):
+                # A file was registered in the meantime, bound to the hours sealed by then: its rows
+                # of this chunk were not read yet.
+                continue
+            _write(connection, deployment, computed, chunk_start, chunk_end)
+        accounts += [HourAccount(**row) for row in computed["accounting"].to_pylist()]
+        chunk_start = chunk_end
+    return Ingest(tuple(accounts), registration.new, registration.empty_globs)
+
+
+def _past_watermark(deployment: Deployment, end_us: int, complete_us: int) -> str:
+    dataset = deployment.dataset
+    asked = hour_key(end_us - HOUR_US)
+    if complete_us <= dataset.start_us:
+        found = "no impression's file says that any hour is complete"
+        patterns = [pattern for s in dataset.sources_of("impressions") for pattern in s.files]
+        return f"hour {asked} was asked for, but {found}; put log files where {patterns} look"
+    return (
+        f"hour {asked} was asked for, but the log is complete only up to "
+        f"{hour_key(complete_us - HOUR_US)}: rows of later hours may still come; ask for earlier "
+        "hours, or wait for the next log file"
+    )
+
+
+def _require_earlier_hours(
+    connection: duckdb.DuckDBPyConnection, deployment: Deployment, start_us: int
+) -> None:
+    first_us = deployment.dataset.start_us
+    sealed = {
+        hour
+        for (hour,) in connection.execute(
+            "SELECT DISTINCT hour_us FROM events.accounting WHERE hour_us < $start_us",
+            {"start_us": start_us},
+        ).fetchall()
+    }
+    missing = [hour for hour in range(first_us, start_us, HOUR_US) if hour not in sealed]
+    if missing:
+        raise EarlierHoursMissing(
+            f"hour {hour_key(start_us)} builds on the hours before it (duplicates, engagements that "
+            f"wait), of which {len(missing)} are not ingested; start the range at "
+            f"{hour_key(missing[0])}"
+        )
+
+
+def _chunk_end(
+    entries: Sequence[LedgerEntry],
+    deployment: Deployment,
+    start_us: int,
+    end_us: int,
+    chunk_rows: int,
+) -> int:
+    """Return where a chunk of about ``chunk_rows`` ends, taking each file's rows as spread evenly."""
+    rows, hour = 0.0, start_us
+    while hour < end_us:
+        for entry in entries:
+            if entry.may_hold(hour, hour + HOUR_US, deployment.dataset):
+                base = max(entry.sealed_until_us, deployment.dataset.start_us)
+                first = hour_of(max(entry.first_received_us or base, base))
+                last = hour_of(max(entry.last_received_us or base, base))
+                rows += entry.rows / ((last - first) // HOUR_US + 1)
+        hour += HOUR_US
+        if rows >= chunk_rows:
+            break
+    return hour
+
+
+def _compute(
+    connection: duckdb.DuckDBPyConnection,
+    deployment: Deployment,
+    entries: Sequence[LedgerEntry],
+    start_us: int,
+    end_us: int,
+) -> dict[str, pa.Table]:
+    """Return the rows of each table for a chunk, by the table's short name."""
+    dataset = deployment.dataset
+    tables = event_tables(dataset)
+    wanted = [entry for entry in entries if entry.may_hold(start_us, end_us, dataset)]
+    verify(deployment, wanted)
+    for short in _log_table_names():
+        files = [
+            (
+                source,
+                [
+                    LogFile(e.path, deployment.on_disk(e.path), e.sealed_until_us)
+                    for e in wanted
+                    if (e.table_name, e.source) == (short, number)
+                ],
+            )
+            for name, number, source in numbered_sources(dataset)
+            if name == short
+        ]
+        land(connection, dataset, tables[short], files, start_us, end_us)
+    parameters = {"start_us": start_us, "end_us": end_us, "horizon_us": dataset.horizon_us}
+
+    def make(name: str, query: str, kind: str = "TABLE") -> None:
+        connection.execute(
+            f"CREATE OR REPLACE TEMP {kind} {name} AS {query}", bound(query, parameters)
+        )
+
+    make("landed_rows", _landed_rows(tables), "VIEW")
+    make("seen_rows", _seen_rows(tables))
+    make("repeated", select("events.duplicates"))
+    _make_goals(connection, deployment)
+    for short in _log_table_names():
+        if short == "engagements":  # they come after the impressions that they are matched with
+            make("engagement_outcomes", select("events.engagement_outcomes"))
+        make(f"kept_{short}", select(f"events.{short}"))
+    make("held_rows", select("events.held_engagements"))
+    make("refused_rows", select("events.quarantine"))
+    make("kept_rows", _kept_rows(), "VIEW")
+    make(
+        "hours",
+        "SELECT names.table_name, hours.hour_us FROM (SELECT unnest($names) AS table_name) AS names, "
+        "(SELECT unnest(range($start_us, $end_us, $hour)) AS hour_us) AS hours".replace(
+            "$names", str(list(_log_table_names()))
+        ).replace("$hour", str(HOUR_US)).replace("$start_us", str(start_us)).replace(
+            "$end_us", str(end_us)
+        ),
+    )
+    relations = {short: f"kept_{short}" for short in _log_table_names()}
+    relations |= {
+        "held_engagements": "held_rows",
+        "quarantine": "refused_rows",
+        "duplicates": "repeated",
+        "accounting": f"({select('events.accounting')})",
+    }
+    found: dict[str, pa.Table] = {}
+    for short, relation in relations.items():
+        columns = ", ".join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in tables[short].columns)
+        query = f"SELECT {columns} FROM {relation} AS computed"
+        found[short] = connection.execute(query, bound(query, parameters)).to_arrow_table()
+    return found
+
+
+def _write(
+    connection: duckdb.DuckDBPyConnection,
+    deployment: Deployment,
+    computed: dict[str, pa.Table],
+    start_us: int,
+    end_us: int,
+) -> None:
+    for short, table in event_tables(deployment.dataset).items():
+        if short in computed:
+            connection.register("computed", computed[short])
+            replace_hours(connection, table, "SELECT * FROM computed", {}, start_us, end_us)
+            connection.unregister("computed")
+
+
+def _log_table_names() -> tuple[str, ...]:
+    return tuple(table.name.removeprefix("events.") for table in LOG_TABLES)
+
+
+def _landed_rows(tables: dict[str, Table]) -> str:
+    """Return the SELECT over what all landed tables share."""
+    return " UNION ALL ".join(
+        f"SELECT '{short}' AS table_name, {tables[short].key[0]} AS key, occurred_us, received_us, "
+        f"logged_us, reason, row_json, file, content_md5, landed_id FROM landed_{short}"
+        for short in _log_table_names()
+    )
+
+
+def _seen_rows(tables: dict[str, Table]) -> str:
+    """Return the SELECT of rows of the horizon before, kept or not, whose key landed again.
+
+    A kept engagement may have been read long before it entered, so its ``read_us`` counts; one that
+    was held is found among the held ones too, which changes no order.
+    """
+    earlier = "received_us >= $start_us - $horizon_us AND received_us < $start_us"
+    parts = []
+    for short in _log_table_names():
+        key = tables[short].key[0]
+        read = "read_us" if short == "engagements" else "received_us"
+        parts.append(
+            f"SELECT '{short}' AS table_name, {key} AS key, {read} AS received_us, logged_us, "
+            f"{content_md5(tables[short])} AS content_md5 FROM events.{short} WHERE {earlier} "
+            f"AND {key} IN (SELECT {key} FROM landed_{short} WHERE reason IS NULL)"
+        )
+    landed = "(table_name, key) IN (SELECT (table_name, key) FROM landed_rows WHERE reason IS NULL)"
+    parts += [
+        f"SELECT table_name, key, received_us, logged_us, content_md5 FROM events.duplicates "
+        f"WHERE {earlier} AND {landed}",
+        f"SELECT table_name, key, read_us, logged_us, content_md5 FROM events.quarantine "
+        f"WHERE {earlier} AND content_md5 IS NOT NULL AND {landed}",
+        "SELECT 'engagements', event_id, received_us, logged_us, content_md5 FROM "
+        f"events.held_engagements WHERE {earlier} AND event_id IN (SELECT event_id FROM "
+        "landed_engagements WHERE reason IS NULL)",
+    ]
+    return " UNION ALL ".join(parts)
+
+
+def _kept_rows() -> str:
+    return " UNION ALL ".join(
+        f"SELECT '{short}' AS table_name, received_us FROM kept_{short}"
+        for short in _log_table_names()
+    )
+
+
+def _make_goals(connection: duckdb.DuckDBPyConnection, deployment: Deployment) -> None:
+    dataset = deployment.dataset
+    connection.execute("CREATE OR REPLACE TEMP TABLE goals (goal VARCHAR, chain_window_us BIGINT)")
+    connection.executemany(
+        "INSERT INTO temp.goals VALUES ($goal, $window_us)",
+        [{"goal": g.name, "window_us": dataset.chain_window_us(g.name)} for g in dataset.goals],
+    )

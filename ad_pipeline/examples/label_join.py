@@ -1,0 +1,200 @@
+"""Runs the label join: the SELECTs of the room ``examples``, goal by goal, for a range of hours.
+
+What the rows mean stands in ``dbt_like_sql/examples``; this module knows only the order in which
+goals, hours and tables depend on each other. Two things follow from that order. A goal comes after
+the goal that anchors it. And the hours before a range must have been computed, since a chain's
+anchors and the retractions of long-emitted positives are looked up in the tables themselves;
+computing a range again gives the same rows.
+"""
+
+from dataclasses import dataclass
+
+import duckdb
+
+from ad_pipeline.clocks import HOUR_US, hour_of, timestamp
+from ad_pipeline.datasets import Dataset, Goal
+from ad_pipeline.examples.tables import (
+    LABEL_STATES,
+    LABELLED_IMPRESSIONS,
+    TABLES,
+    TRAINING_EXAMPLES,
+)
+from ad_pipeline.warehouse import Table, Warehouse, bound, select
+
+CHUNK_HOURS = 24
+"""Hours computed in one writer transaction: long enough that scanning a window of history for each
+chunk does not dominate, short enough that readers wait for a second, not for the whole range."""
+
+
+@dataclass(frozen=True)
+class HourCounts:
+    """Rows of one goal whose clock lies in one log hour.
+
+    Attributes
+    ----------
+    goal : str
+    hour_us : int
+        Start of the hour, microseconds since the epoch.
+    emitted : dict of str to int
+        Training examples by kind; a kind that did not occur is absent.
+    matured : int
+        Labels that became final.
+    matured_positives : int
+        Those of them with label 1.
+    states : dict of str to int
+        Label states by name; a state that nothing entered is absent.
+    """
+
+    goal: str
+    hour_us: int
+    emitted: dict[str, int]
+    matured: int
+    matured_positives: int
+    states: dict[str, int]
+
+
+def join_labels(
+    warehouse: Warehouse,
+    dataset: Dataset,
+    start_us: int,
+    end_us: int,
+    *,
+    chunk_hours: int = CHUNK_HOURS,
+) -> tuple[HourCounts, ...]:
+    """Compute the tables of the room for the hours ``[start_us, end_us)``.
+
+    Each goal of each chunk is one writer transaction, so an interrupted call leaves whole chunks
+    behind, and running it again completes them.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+        With the events of all hours before ``end_us``, and this room's tables for all hours before
+        ``start_us``.
+    dataset : Dataset
+    start_us, end_us : int
+        Starts of hours, microseconds since the epoch.
+    chunk_hours : int
+        Hours per transaction; changes no row.
+
+    Returns
+    -------
+    tuple of HourCounts
+        One for each hour of the range and each goal, by hour, goals in chain order; hours without
+        rows are there with zeros.
+
+    Raises
+    ------
+    ValueError
+        If a bound is not the start of an hour, or a goal's observation window is longer than its
+        attribution window and lateness together.
+    """
+    for name, us in (("start_us", start_us), ("end_us", end_us)):
+        if us != hour_of(us):
+            raise ValueError(f"{name} is {timestamp(us)}; pass the start of an hour")
+    goals = tuple(dataset.goals_in_chain_order())
+    for goal in goals:
+        if goal.observation_us > goal.window_us + goal.lateness_us:
+            raise ValueError(
+                f"goal {goal.name!r} waits {goal.observation_us} us for its first emission, past "
+                f"its maturity; make observation at most window + lateness"
+            )
+    warehouse.create(TABLES)
+    for chunk_start_us in range(start_us, end_us, chunk_hours * HOUR_US):
+        chunk_end_us = min(chunk_start_us + chunk_hours * HOUR_US, end_us)
+        for goal in goals:
+            with warehouse.writer() as connection:
+                for table in TABLES:
+                    replace_goal(connection, table, goal, chunk_start_us, chunk_end_us)
+    return count_labels(warehouse, dataset, start_us, end_us)
+
+
+def replace_goal(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    goal: Goal,
+    start_us: int,
+    end_us: int,
+    *,
+    query: str | None = None,
+) -> None:
+    """Replace one goal's rows of some hours, inside the caller's transaction.
+
+    Parameters
+    ----------
+    connection : DuckDBPyConnection
+        From :meth:`Warehouse.writer`.
+    table : Table
+        One of :data:`TABLES`.
+    goal : Goal
+    start_us, end_us : int
+        The hours ``[start_us, end_us)`` of the table's clock.
+    query : str, optional
+        SELECT in place of the table's own.
+    """
+    parameters = {
+        "goal": goal.name,
+        "anchor_goal": goal.anchor,
+        "window_us": goal.window_us,
+        "lateness_us": goal.lateness_us,
+        "observation_us": goal.observation_us,
+        "counting": goal.counting,
+        "start_us": start_us,
+        "end_us": end_us,
+    }
+    delete = (
+        f"DELETE FROM {table.name} WHERE goal = $goal "
+        f"AND {table.clock} >= $start_us AND {table.clock} < $end_us"
+    )
+    connection.execute(delete, bound(delete, parameters))
+    insert = f"INSERT INTO {table.name} BY NAME {query or select(table.name)}"
+    connection.execute(insert, bound(insert, parameters))
+
+
+def count_labels(
+    warehouse: Warehouse, dataset: Dataset, start_us: int, end_us: int
+) -> tuple[HourCounts, ...]:
+    """Count the rows of the room for the hours ``[start_us, end_us)``.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    dataset : Dataset
+    start_us, end_us : int
+        Starts of hours, microseconds since the epoch.
+
+    Returns
+    -------
+    tuple of HourCounts
+        As from :func:`join_labels`.
+    """
+    span = {"start_us": start_us, "end_us": end_us}
+    emitted: dict[tuple[int, str], dict[str, int]] = {}
+    matured: dict[tuple[int, str], dict[str, int]] = {}
+    states: dict[tuple[int, str], dict[str, int]] = {}
+    with warehouse.reader() as connection:
+        for counts, table, group in (
+            (emitted, TRAINING_EXAMPLES, "kind"),
+            (matured, LABELLED_IMPRESSIONS, "CAST(label AS VARCHAR)"),
+            (states, LABEL_STATES, "state"),
+        ):
+            rows = connection.execute(
+                f"SELECT {table.clock} - {table.clock} % {HOUR_US}, goal, {group}, count(*) "
+                f"FROM {table.name} WHERE {table.clock} >= $start_us AND {table.clock} < $end_us "
+                "GROUP BY ALL ORDER BY ALL",
+                span,
+            ).fetchall()
+            for hour_us, goal, name, number in rows:
+                counts.setdefault((hour_us, goal), {})[name] = number
+    return tuple(
+        HourCounts(
+            goal=goal.name,
+            hour_us=hour_us,
+            emitted=emitted.get((hour_us, goal.name), {}),
+            matured=sum(matured.get((hour_us, goal.name), {}).values()),
+            matured_positives=matured.get((hour_us, goal.name), {}).get("1", 0),
+            states=states.get((hour_us, goal.name), {}),
+        )
+        for hour_us in range(start_us, end_us, HOUR_US)
+        for goal in dataset.goals_in_chain_order()
+    )

@@ -1,0 +1,738 @@
+"""The feature contract: which columns a learner sees and how each becomes slots and numbers.
+
+One contract travels from the dataset file through training into the bundle, and one code path reads
+Arrow columns of a million impressions or of one request: explicit scalar loops, no fast-math, so
+that a row's encoding does not depend on the batch it came in. Counts of entities are looked up by
+:mod:`ad_pipeline.features.rates` and handed in; nothing here knows about hours, snapshots or
+tables, and neither DuckDB nor pandas is imported, since a scorer runs this.
+
+Tokens of the linear learner, in the order of :attr:`FeatureContract.token_names`:
+
+- a constant, ``(bias)``;
+- each categorical: the hash of its value;
+- each numeric: the hash of its log bucket, sign and ``floor(log2(1 + |x|) * 4)``;
+- each cross: the hash of its two values' hashes;
+- each entity and goal: the buckets of its smoothed rate (in logit space) and of its count (log2).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+from ad_pipeline import hashing
+
+if TYPE_CHECKING:
+    from ad_pipeline.datasets import Dataset
+
+FORMAT = 1
+
+Columns = Mapping[str, pa.Array | pa.ChunkedArray]
+
+BIAS = "(bias)"
+CROSS = "\u00d7"
+"""Between the two names, and the two values, of a cross."""
+
+IMPRESSION = "impression"
+"""The anchor of goals that are anchored on no other goal."""
+
+MISSING_WORD = -(2**62)
+"""Bucket of a null or NaN number."""
+
+_INFINITE_WORD = 2**61
+_PRIOR_ENGAGEMENTS = 1.0
+_PRIOR_ANCHORS = 100.0
+_LOWEST_RATE = 1e-6
+_RATE_STEPS = 4
+_NUMBER_STEPS = 4
+_ROWS_AT_A_TIME = 65_536
+
+_NUMBER_TYPES = {pa.float64(): np.float64, pa.int64(): np.int64, pa.int32(): np.int32}
+"""BIGINT and INTEGER too: prices of the contract are whole numbers."""
+
+
+@dataclass(frozen=True)
+class RateGoal:
+    """A goal as rates count it.
+
+    Attributes
+    ----------
+    name : str
+    anchor : str
+        ``"impression"``, or the goal whose engagements are this goal's anchors.
+    """
+
+    name: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class FeatureContract:
+    """Everything that turns an impression's columns into a learner's inputs.
+
+    Attributes
+    ----------
+    categorical, numeric : tuple of str
+        Columns of texts and of float64.
+    crosses : tuple of pairs of str
+        Pairs of text columns.
+    entities : tuple of str
+        Text columns whose values carry rates.
+    goals : tuple of RateGoal
+        Goals that each entity has a rate of.
+    rate_strength : float
+        Anchors' worth of the overall rate mixed into each entity's rate.
+    rate_window_hours, rate_lag_hours : int
+        Hours that a snapshot counts; hours between its last hour's end and its being served.
+    bits : int
+        Slots are in ``[0, 2^bits)``.
+    """
+
+    categorical: tuple[str, ...]
+    numeric: tuple[str, ...]
+    crosses: tuple[tuple[str, str], ...]
+    entities: tuple[str, ...]
+    goals: tuple[RateGoal, ...]
+    rate_strength: float
+    rate_window_hours: int
+    rate_lag_hours: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be encoded.
+
+        Raises
+        ------
+        ValueError
+            If two features have one name, a column is both text and number, or an anchor is
+            unknown.
+        """
+        names = self.token_names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"features named twice: {', '.join(twice)}; name each once")
+        both = sorted(set(self.text_columns) & set(self.numeric))
+        if both:
+            raise ValueError(f"{', '.join(both)}: a column is categorical or numeric, not both")
+        goals = {goal.name for goal in self.goals}
+        for goal in self.goals:
+            if goal.anchor != IMPRESSION and goal.anchor not in goals:
+                raise ValueError(f"goal {goal.name!r} is anchored on unknown {goal.anchor!r}")
+
+    @classmethod
+    def from_dataset(cls, dataset: "Dataset") -> Self:
+        """Read the contract out of a dataset file and its settings."""
+        return cls(
+            categorical=tuple(dataset.features.categorical),
+            numeric=tuple(dataset.features.numeric),
+            crosses=tuple((left, right) for left, right in dataset.features.crosses),
+            entities=tuple(dataset.entities),
+            goals=tuple(RateGoal(goal.name, goal.anchor) for goal in dataset.goals),
+            rate_strength=float(dataset.settings.rates.prior_strength),
+            rate_window_hours=dataset.settings.rates.window_hours,
+            rate_lag_hours=dataset.settings.rates.publication_lag_hours,
+            bits=dataset.settings.online.bits,
+        )
+
+    def to_json(self) -> str:
+        """Return the contract as canonical JSON; :meth:`from_json` gives it back exactly."""
+        return json.dumps(
+            asdict(self) | {"format": FORMAT},
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is of another format or lacks or adds a field.
+        """
+        fields = json.loads(text)
+        if fields.pop("format", None) != FORMAT:
+            raise ValueError(f"this feature contract is not of format {FORMAT}; train a new bundle")
+        expected = set(cls.__dataclass_fields__)
+        if set(fields) != expected:
+            difference = ", ".join(sorted(set(fields) ^ expected))
+            raise ValueError(f"feature contract and code disagree about: {difference}")
+        return cls(
+            **fields
+            | {name: tuple(fields[name]) for name in ("categorical", "numeric", "entities")}
+            | {
+                "crosses": tuple((left, right) for left, right in fields["crosses"]),
+                "goals": tuple(RateGoal(**goal) for goal in fields["goals"]),
+            }
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of :meth:`to_json`, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @cached_property
+    def counts_digest(self) -> str:
+        """SHA-256 of what the counts of a rate snapshot depend on, and of nothing else.
+
+        A new cross or another prior strength leaves published snapshots valid.
+        """
+        counted = {
+            "entities": self.entities,
+            "goals": [asdict(goal) for goal in self.goals],
+            "window_hours": self.rate_window_hours,
+        }
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def text_columns(self) -> tuple[str, ...]:
+        """Columns that are hashed, once each: categoricals, entities, members of crosses."""
+        members = (member for pair in self.crosses for member in pair)
+        return tuple(dict.fromkeys((*self.categorical, *self.entities, *members)))
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that encoding reads."""
+        return self.text_columns + self.numeric
+
+    @cached_property
+    def cross_names(self) -> tuple[str, ...]:
+        """Names of the crosses: both columns' names around :data:`CROSS`."""
+        return tuple(f"{left}{CROSS}{right}" for left, right in self.crosses)
+
+    @cached_property
+    def rate_names(self) -> tuple[str, ...]:
+        """Names of the rate and count of each entity and goal, in the order of both encodings."""
+        return tuple(
+            f"{entity}.{goal.name}.{what}"
+            for entity in self.entities
+            for goal in self.goals
+            for what in ("rate", "anchors")
+        )
+
+    @cached_property
+    def token_names(self) -> tuple[str, ...]:
+        """Feature of each column of :func:`slots`."""
+        return (BIAS, *self.categorical, *self.numeric, *self.cross_names, *self.rate_names)
+
+    @cached_property
+    def dense_names(self) -> tuple[str, ...]:
+        """Feature of each column of :func:`dense`."""
+        return self.numeric + self.rate_names
+
+    @cached_property
+    def entity_positions(self) -> np.ndarray:
+        """Positions of the entities among :attr:`text_columns`, int64 of shape (E,)."""
+        return self._positions(self.entities)
+
+    @cached_property
+    def categorical_positions(self) -> np.ndarray:
+        """Positions of the categoricals among :attr:`text_columns`, int64 of shape (C,)."""
+        return self._positions(self.categorical)
+
+    @cached_property
+    def cross_positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the crosses' left and right members, int64 of shape (X,) each."""
+        return (
+            self._positions(tuple(left for left, _ in self.crosses)),
+            self._positions(tuple(right for _, right in self.crosses)),
+        )
+
+    @cached_property
+    def text_seeds(self) -> tuple[int, ...]:
+        """Hash seed of each of :attr:`text_columns`."""
+        return tuple(hashing.seed_of(name) for name in self.text_columns)
+
+    @cached_property
+    def cross_seeds(self) -> np.ndarray:
+        """Hash seed of each cross, uint64 of shape (X,)."""
+        return _seeds(self.cross_names)
+
+    @cached_property
+    def word_seeds(self) -> np.ndarray:
+        """Hash seeds of the bias, the numerics and the rates, uint64 of shape (1 + N + 2EG,)."""
+        return _seeds((BIAS, *self.numeric, *self.rate_names))
+
+    def _positions(self, names: Sequence[str]) -> np.ndarray:
+        return np.array([self.text_columns.index(name) for name in names], np.int64)
+
+
+@dataclass(frozen=True)
+class ReadColumns:
+    """Columns hashed and read once, for tokens, crosses, rate lookups and the dense matrix alike.
+
+    Attributes
+    ----------
+    hashes : ndarray of shape (n, H), uint64
+        Hashes of the contract's ``text_columns``.
+    numbers : ndarray of shape (n, N), float64
+        The contract's ``numeric`` columns; nulls are NaN.
+    """
+
+    hashes: np.ndarray
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.hashes.shape[0]
+
+    def rows(self, start: int, end: int) -> "ReadColumns":
+        """Return the rows ``[start, end)``."""
+        return ReadColumns(self.hashes[start:end], self.numbers[start:end])
+
+
+@dataclass(frozen=True)
+class EntityCounts:
+    """What the snapshots in force say about the entities of each row.
+
+    Attributes
+    ----------
+    counts : ndarray of shape (n, E, 2G), int64
+        Per entity and goal: anchors, engagements.
+    totals : ndarray of shape (n, 2G), int64
+        The same over all impressions: the prior.
+    """
+
+    counts: np.ndarray
+    totals: np.ndarray
+
+    @classmethod
+    def nothing(cls, contract: FeatureContract, n: int) -> Self:
+        """Return the counts of ``n`` rows before anything was counted."""
+        width = 2 * len(contract.goals)
+        return cls(
+            np.zeros((n, len(contract.entities), width), np.int64), np.zeros((n, width), np.int64)
+        )
+
+    def rows(self, start: int, end: int) -> "EntityCounts":
+        """Return the rows ``[start, end)``."""
+        return EntityCounts(self.counts[start:end], self.totals[start:end])
+
+
+def read_columns(contract: FeatureContract, columns: Columns) -> ReadColumns:
+    """Hash the text columns and read the numbers, each column once.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    columns : mapping of str to Arrow column of shape (n,)
+        At least ``contract.columns``: texts as string, large_string or dictionary, numbers as
+        float64, int64 or int32; nulls allowed.
+
+    Returns
+    -------
+    ReadColumns
+
+    Raises
+    ------
+    KeyError
+        If a column is not there; a null must be said, not left out.
+    TypeError
+        If a column is of another type.
+    ValueError
+        If the columns differ in length.
+    """
+    missing = [name for name in contract.columns if name not in columns]
+    if missing:
+        raise KeyError(f"columns {missing} are missing; pass nulls where a value is unknown")
+    lengths = {len(columns[name]) for name in contract.columns}
+    if len(lengths) > 1:
+        raise ValueError(f"columns differ in length: {sorted(lengths)}")
+    n = lengths.pop() if lengths else 0
+    hashes = np.empty((n, len(contract.text_columns)), np.uint64)
+    for j, (name, seed) in enumerate(zip(contract.text_columns, contract.text_seeds, strict=True)):
+        hashes[:, j] = hashing.hash_strings(columns[name], seed)
+    numbers = np.empty((n, len(contract.numeric)), np.float64)
+    for j, name in enumerate(contract.numeric):
+        _read_numbers(name, columns[name], numbers[:, j])
+    return ReadColumns(hashes, numbers)
+
+
+def entity_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -> np.ndarray:
+    """Return the keys under which rate snapshots hold each row's entities.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    columns : mapping or ReadColumns of n rows
+        A mapping needs the entity columns only.
+
+    Returns
+    -------
+    ndarray of shape (n, E), uint64
+    """
+    if isinstance(columns, ReadColumns):
+        return np.ascontiguousarray(columns.hashes[:, contract.entity_positions])
+    hashed = [
+        hashing.hash_strings(columns[name], contract.text_seeds[position])
+        for name, position in zip(contract.entities, contract.entity_positions, strict=True)
+    ]
+    return np.column_stack(hashed) if hashed else np.empty((_rows_of(columns), 0), np.uint64)
+
+
+def category_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -> np.ndarray:
+    """Return the hash of each categorical, for learners that code their categories themselves.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    columns : mapping or ReadColumns of n rows
+        See :func:`read_columns`.
+
+    Returns
+    -------
+    ndarray of shape (n, C), uint64
+        In the order of ``contract.categorical``.
+    """
+    hashes = _read(contract, columns).hashes
+    return np.ascontiguousarray(hashes[:, contract.categorical_positions])
+
+
+def slots(
+    contract: FeatureContract, columns: Columns | ReadColumns, counts: EntityCounts | None = None
+) -> np.ndarray:
+    """Encode rows for the linear learner: one slot a feature.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    columns : mapping or ReadColumns of n rows
+        See :func:`read_columns`.
+    counts : EntityCounts of n rows, optional
+        From :mod:`ad_pipeline.features.rates`; None stands for nothing counted yet.
+
+    Returns
+    -------
+    ndarray of shape (n, F), uint32, C-contiguous
+        In ``[0, 2^bits)``; columns are ``contract.token_names``.
+
+    Raises
+    ------
+    ValueError
+        If rows and counts differ in number.
+    """
+    read = _read(contract, columns)
+    counts = _counts(contract, read, counts)
+    encoded = np.empty((len(read), len(contract.token_names)), np.uint32)
+    for start in range(0, len(read), _ROWS_AT_A_TIME):
+        end = min(start + _ROWS_AT_A_TIME, len(read))
+        hashes = _token_hashes(contract, read.rows(start, end), counts.rows(start, end))
+        encoded[start:end] = hashing.slot_of(hashes, contract.bits)
+    return encoded
+
+
+def dense(
+    contract: FeatureContract, columns: Columns | ReadColumns, counts: EntityCounts | None = None
+) -> np.ndarray:
+    """Encode rows for the tree learner: raw numbers, logits of rates, log counts.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    columns : mapping or ReadColumns of n rows
+        See :func:`read_columns`.
+    counts : EntityCounts of n rows, optional
+        From :mod:`ad_pipeline.features.rates`; None stands for nothing counted yet.
+
+    Returns
+    -------
+    ndarray of shape (n, D), float64, C-contiguous
+        Columns are ``contract.dense_names``; an unknown number is NaN.
+
+    Raises
+    ------
+    ValueError
+        If rows and counts differ in number.
+    """
+    read = _read(contract, columns)
+    counts = _counts(contract, read, counts)
+    matrix = np.empty((len(read), len(contract.dense_names)), np.float64)
+    _dense_rows(read.numbers, counts.counts, counts.totals, contract.rate_strength, matrix)
+    return matrix
+
+
+def smoothed_rates(counts: np.ndarray, totals: np.ndarray, strength: float) -> np.ndarray:
+    """Return each entity's rate, drawn towards the overall rate.
+
+    ``(engagements + strength * prior) / (anchors + strength)``, with
+    ``prior = (engagements of all + 1) / (anchors of all + 100)``, so that an empty log starts at
+    1 %; both are kept within ``[1e-6, 1 - 1e-6]``, since a window may hold an engagement whose
+    anchor has left it.
+
+    Parameters
+    ----------
+    counts : ndarray of shape (n, E, 2G), int64
+        Per entity and goal: anchors, engagements.
+    totals : ndarray of shape (n, 2G), int64
+        The same over all impressions.
+    strength : float
+        Anchors' worth of the prior.
+
+    Returns
+    -------
+    ndarray of shape (n, E, G), float64
+    """
+    n, entities, width = counts.shape
+    rates = np.empty((n, entities, width // 2), np.float64)
+    _smoothed_rates(counts, totals, strength, rates)
+    return rates
+
+
+def request_columns(
+    contract: FeatureContract, requests: Sequence[Mapping[str, str | float | None]]
+) -> dict[str, pa.Array]:
+    """Lay requests into the Arrow columns that encoding reads, without importing pandas.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    requests : sequence of mappings, length n
+        Each with all of ``contract.columns``; None is an unknown value.
+
+    Returns
+    -------
+    dict of str to Arrow array of length n
+
+    Raises
+    ------
+    KeyError
+        If a request lacks a column; an unknown value must be said, not left out.
+    """
+    columns: dict[str, pa.Array] = {}
+    for name in contract.text_columns:
+        columns[name] = hashing.string_array([request[name] for request in requests])
+    for name in contract.numeric:
+        numbers = np.array(
+            [math.nan if request[name] is None else request[name] for request in requests],
+            np.float64,
+        )
+        columns[name] = pa.Array.from_buffers(
+            pa.float64(), numbers.size, [None, pa.py_buffer(numbers)]
+        )
+    return columns
+
+
+def number_words(numbers: np.ndarray) -> np.ndarray:
+    """Return the log bucket of each number: the whole number that its token is the hash of.
+
+    Parameters
+    ----------
+    numbers : ndarray of shape (n, N), float64
+        NaN is unknown.
+
+    Returns
+    -------
+    ndarray of shape (n, N), int64
+        ``floor(log2(1 + x) * 4)`` for ``x >= 0``; ``-1 -`` that of ``-x`` for ``x < 0``.
+    """
+    words = np.empty(numbers.shape, np.int64)
+    _number_words(numbers, words)
+    return words
+
+
+def number_label(word: int) -> str:
+    """Return the range of numbers that a bucket stands for, e.g. ``[1, 1.378)``."""
+    if word == MISSING_WORD:
+        return hashing.MISSING_LABEL
+    if word in (_INFINITE_WORD, -1 - _INFINITE_WORD):
+        return "inf" if word > 0 else "-inf"
+    bucket = word if word >= 0 else -1 - word
+    low, high = (2.0 ** (edge / _NUMBER_STEPS) - 1 for edge in (bucket, bucket + 1))
+    return f"[{low:.4g}, {high:.4g})" if word >= 0 else f"(-{high:.4g}, -{low:.4g}]"
+
+
+def rate_words() -> dict[int, str]:
+    """Return every bucket that a rate can fall into, and the range it stands for."""
+    edge = math.log((1 - _LOWEST_RATE) / _LOWEST_RATE) * _RATE_STEPS
+    return {
+        word: " to ".join(
+            f"{1 / (1 + math.exp(-bound / _RATE_STEPS)):.3g}" for bound in (word, word + 1)
+        )
+        for word in range(math.floor(-edge), math.floor(edge) + 1)
+    }
+
+
+def anchor_words() -> dict[int, str]:
+    """Return every bucket that an int32 count of anchors can fall into, and its range."""
+    return {word: f"{2**word - 1} to {2 ** (word + 1) - 2}" for word in range(32)}
+
+
+def _read(contract: FeatureContract, columns: Columns | ReadColumns) -> ReadColumns:
+    return columns if isinstance(columns, ReadColumns) else read_columns(contract, columns)
+
+
+def _counts(
+    contract: FeatureContract, read: ReadColumns, counts: EntityCounts | None
+) -> EntityCounts:
+    if counts is None:
+        return EntityCounts.nothing(contract, len(read))
+    expected = (len(read), len(contract.entities), 2 * len(contract.goals))
+    if counts.counts.shape != expected or counts.totals.shape != (expected[0], expected[2]):
+        raise ValueError(
+            f"counts have shapes {counts.counts.shape} and {counts.totals.shape}; "
+            f"these rows need {expected} and {(expected[0], expected[2])}"
+        )
+    return EntityCounts(
+        np.ascontiguousarray(counts.counts, np.int64), np.ascontiguousarray(counts.totals, np.int64)
+    )
+
+
+def _token_hashes(contract: FeatureContract, read: ReadColumns, counts: EntityCounts) -> np.ndarray:
+    # Whole arrays, no strided views of one: for a single row Numba would take those for contiguous
+    # and compile a second variant of the kernel, and there is to be one.
+    rate_words_of_rows = np.empty((len(read), len(contract.rate_names)), np.int64)
+    _rate_words(counts.counts, counts.totals, contract.rate_strength, rate_words_of_rows)
+    words = np.concatenate(
+        (np.zeros((len(read), 1), np.int64), number_words(read.numbers), rate_words_of_rows), axis=1
+    )
+    hashed_words = hashing.hash_words(words, contract.word_seeds)
+    left, right = contract.cross_positions
+    return np.concatenate(
+        (
+            hashed_words[:, :1],
+            read.hashes[:, contract.categorical_positions],
+            hashed_words[:, 1 : 1 + len(contract.numeric)],
+            hashing.combine_columns(read.hashes, left, right, contract.cross_seeds),
+            hashed_words[:, 1 + len(contract.numeric) :],
+        ),
+        axis=1,
+    )
+
+
+def _rows_of(columns: Columns) -> int:
+    return len(next(iter(columns.values()), ()))
+
+
+def _seeds(names: Sequence[str]) -> np.ndarray:
+    return np.array([hashing.seed_of(name) for name in names], np.uint64)
+
+
+def _read_numbers(name: str, column: pa.Array | pa.ChunkedArray, numbers: np.ndarray) -> None:
+    at = 0
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else (column,):
+        target = numbers[at : at + len(chunk)]
+        at += len(chunk)
+        if pa.types.is_null(chunk.type):
+            target[:] = math.nan
+        elif chunk.type in _NUMBER_TYPES:
+            validity, data = chunk.buffers()
+            if len(chunk):
+                dtype = np.dtype(_NUMBER_TYPES[chunk.type])
+                target[:] = np.frombuffer(data, dtype, len(chunk), chunk.offset * dtype.itemsize)
+            if chunk.null_count:
+                bits = np.frombuffer(validity, np.uint8)
+                present = np.unpackbits(bits, bitorder="little")
+                target[present[chunk.offset : chunk.offset + len(chunk)] == 0] = math.nan
+        else:
+            raise TypeError(f"column {name} is {chunk.type}; cast it to float64 (DOUBLE) first")
+
+
+@njit(cache=True)
+def _number_word(x: float) -> int:
+    if math.isnan(x):
+        return MISSING_WORD
+    if math.isinf(x):
+        return _INFINITE_WORD if x > 0 else -1 - _INFINITE_WORD
+    bucket = np.int64(math.floor(math.log2(1.0 + abs(x)) * _NUMBER_STEPS))
+    return bucket if x >= 0 else -1 - bucket
+
+
+@njit(cache=True)
+def _number_words(numbers: np.ndarray, words: np.ndarray) -> None:
+    for i in range(numbers.shape[0]):
+        for j in range(numbers.shape[1]):
+            words[i, j] = _number_word(numbers[i, j])
+
+
+@njit(cache=True)
+def _within_rates(rate: float) -> float:
+    return min(max(rate, _LOWEST_RATE), 1.0 - _LOWEST_RATE)
+
+
+@njit(cache=True)
+def _smoothed_rate(
+    anchors: int, engagements: int, all_anchors: int, all_engagements: int, strength: float
+) -> float:
+    prior = _within_rates((all_engagements + _PRIOR_ENGAGEMENTS) / (all_anchors + _PRIOR_ANCHORS))
+    return _within_rates((engagements + strength * prior) / (anchors + strength))
+
+
+@njit(cache=True)
+def _smoothed_rates(
+    counts: np.ndarray, totals: np.ndarray, strength: float, rates: np.ndarray
+) -> None:
+    for i in range(rates.shape[0]):
+        for e in range(rates.shape[1]):
+            for g in range(rates.shape[2]):
+                rates[i, e, g] = _smoothed_rate(
+                    counts[i, e, 2 * g],
+                    counts[i, e, 2 * g + 1],
+                    totals[i, 2 * g],
+                    totals[i, 2 * g + 1],
+                    strength,
+                )
+
+
+@njit(cache=True)
+def _rate_logit(
+    anchors: int, engagements: int, all_anchors: int, all_engagements: int, strength: float
+) -> float:
+    rate = _smoothed_rate(anchors, engagements, all_anchors, all_engagements, strength)
+    return math.log(rate / (1.0 - rate))
+
+
+@njit(cache=True)
+def _rate_words(counts: np.ndarray, totals: np.ndarray, strength: float, words: np.ndarray) -> None:
+    goals = counts.shape[2] // 2
+    for i in range(counts.shape[0]):
+        at = 0
+        for e in range(counts.shape[1]):
+            for g in range(goals):
+                anchors = counts[i, e, 2 * g]
+                logit = _rate_logit(
+                    anchors,
+                    counts[i, e, 2 * g + 1],
+                    totals[i, 2 * g],
+                    totals[i, 2 * g + 1],
+                    strength,
+                )
+                words[i, at] = np.int64(math.floor(logit * _RATE_STEPS))
+                words[i, at + 1] = np.int64(math.floor(math.log2(1.0 + anchors)))
+                at += 2
+
+
+@njit(cache=True)
+def _dense_rows(
+    numbers: np.ndarray,
+    counts: np.ndarray,
+    totals: np.ndarray,
+    strength: float,
+    matrix: np.ndarray,
+) -> None:
+    goals = counts.shape[2] // 2
+    for i in range(matrix.shape[0]):
+        at = numbers.shape[1]
+        for j in range(at):
+            matrix[i, j] = numbers[i, j]
+        for e in range(counts.shape[1]):
+            for g in range(goals):
+                anchors = counts[i, e, 2 * g]
+                matrix[i, at] = _rate_logit(
+                    anchors,
+                    counts[i, e, 2 * g + 1],
+                    totals[i, 2 * g],
+                    totals[i, 2 * g + 1],
+                    strength,
+                )
+                matrix[i, at + 1] = math.log1p(np.float64(anchors))
+                at += 2

@@ -1,0 +1,442 @@
+"""The one path from a value to a 64-bit hash and on to a slot, in training and in scoring.
+
+XXH64 in Numba over Arrow's own buffers: a column of a million strings and the single string of a
+request pass through the same loop, so they cannot disagree. Pseudo-random draws are hashes too
+(seed, identity, purpose), so that a re-run draws the same. What gets hashed together (features,
+crosses, entities) is the feature contract's business and does not belong here.
+
+Nothing here imports pandas: pyarrow's ``array()`` and ``to_numpy()`` would, so values are laid into
+Arrow buffers by hand and read out of them with ``np.frombuffer``.
+
+Numba's cache of a function knows only the file that the function stands in. A compiled function of
+another module must therefore never call one of these; it hands arrays back and calls from Python.
+
+References
+----------
+Y. Collet, "xxHash fast digest algorithm", XXH64 specification, revision 0.1.1.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+MISSING = b"\xff"
+"""What a null hashes as. The byte 0xFF is in no UTF-8 text, so no value is taken for a null."""
+
+MISSING_LABEL = "(missing)"
+"""How a null reads where a value is shown."""
+
+MAXIMUM_BITS = 32
+"""Slots are uint32."""
+
+_P1 = np.uint64(0x9E3779B185EBCA87)
+_P2 = np.uint64(0xC2B2AE3D27D4EB4F)
+_P3 = np.uint64(0x165667B19E3779F9)
+_P4 = np.uint64(0x85EBCA77C2B2AE63)
+_P5 = np.uint64(0x27D4EB2F165667C5)
+
+_INDEX_TYPES = {
+    pa.int8(): np.int8,
+    pa.int16(): np.int16,
+    pa.int32(): np.int32,
+    pa.int64(): np.int64,
+    pa.uint8(): np.uint8,
+    pa.uint16(): np.uint16,
+    pa.uint32(): np.uint32,
+    pa.uint64(): np.uint64,
+}
+
+_MISSING_BYTES = np.frombuffer(MISSING, np.uint8)
+
+
+@njit(cache=True, inline="always")
+def _rotated(x: np.uint64, left: int) -> np.uint64:
+    return (x << np.uint64(left)) | (x >> np.uint64(64 - left))
+
+
+@njit(cache=True, inline="always")
+def _round(lane: np.uint64, word: np.uint64) -> np.uint64:
+    return _rotated(lane + word * _P2, 31) * _P1
+
+
+@njit(cache=True, inline="always")
+def _merged(h: np.uint64, lane: np.uint64) -> np.uint64:
+    return (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
+
+
+@njit(cache=True, inline="always")
+def _avalanched(h: np.uint64) -> np.uint64:
+    h = (h ^ (h >> np.uint64(33))) * _P2
+    h = (h ^ (h >> np.uint64(29))) * _P3
+    return h ^ (h >> np.uint64(32))
+
+
+@njit(cache=True, inline="always")
+def _word_taken(h: np.uint64, word: np.uint64) -> np.uint64:
+    return _rotated(h ^ _round(np.uint64(0), word), 27) * _P1 + _P4
+
+
+@njit(cache=True, inline="always")
+def _bytes_read(data: np.ndarray, at: int, size: int) -> np.uint64:
+    word = np.uint64(0)
+    for k in range(size):
+        word |= np.uint64(data[at + k]) << np.uint64(8 * k)
+    return word
+
+
+@njit(cache=True)
+def _xxh64(data: np.ndarray, start: int, end: int, seed: np.uint64) -> np.uint64:
+    """XXH64 of ``data[start:end]``, read as little-endian words."""
+    at = start
+    if end - start >= 32:
+        lane1 = seed + _P1 + _P2
+        lane2 = seed + _P2
+        lane3 = seed
+        lane4 = seed - _P1
+        while at + 32 <= end:
+            lane1 = _round(lane1, _bytes_read(data, at, 8))
+            lane2 = _round(lane2, _bytes_read(data, at + 8, 8))
+            lane3 = _round(lane3, _bytes_read(data, at + 16, 8))
+            lane4 = _round(lane4, _bytes_read(data, at + 24, 8))
+            at += 32
+        h = _rotated(lane1, 1) + _rotated(lane2, 7) + _rotated(lane3, 12) + _rotated(lane4, 18)
+        h = _merged(_merged(_merged(_merged(h, lane1), lane2), lane3), lane4)
+    else:
+        h = seed + _P5
+    h += np.uint64(end - start)
+    while at + 8 <= end:
+        h = _word_taken(h, _bytes_read(data, at, 8))
+        at += 8
+    if at + 4 <= end:
+        h = _rotated(h ^ (_bytes_read(data, at, 4) * _P1), 23) * _P2 + _P3
+        at += 4
+    while at < end:
+        h = _rotated(h ^ (np.uint64(data[at]) * _P5), 11) * _P1
+        at += 1
+    return _avalanched(h)
+
+
+@njit(cache=True)
+def _hash_texts(
+    data: np.ndarray,
+    offsets: np.ndarray,
+    validity: np.ndarray,
+    first: int,
+    seed: np.uint64,
+    missing: np.uint64,
+    hashes: np.ndarray,
+) -> None:
+    """Hash ``offsets``-delimited texts; ``validity`` is Arrow's bitmap, empty if all are there."""
+    for i in range(hashes.size):
+        bit = first + i
+        if validity.size > 0 and (validity[bit >> 3] >> (bit & 7)) & 1 == 0:
+            hashes[i] = missing
+        else:
+            hashes[i] = _xxh64(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), seed)
+
+
+@njit(cache=True)
+def _take_hashes(
+    of_values: np.ndarray,
+    indices: np.ndarray,
+    validity: np.ndarray,
+    first: int,
+    missing: np.uint64,
+    hashes: np.ndarray,
+) -> None:
+    """Spread the hashes of a dictionary's values over its indices."""
+    for i in range(hashes.size):
+        bit = first + i
+        if validity.size > 0 and (validity[bit >> 3] >> (bit & 7)) & 1 == 0:
+            hashes[i] = missing
+        else:
+            hashes[i] = of_values[indices[i]]
+
+
+@njit(cache=True)
+def _hash_bytes(data: np.ndarray, seed: np.uint64) -> np.uint64:
+    return _xxh64(data, 0, data.size, seed)
+
+
+@njit(cache=True)
+def _hash_words(words: np.ndarray, seeds: np.ndarray, hashes: np.ndarray) -> None:
+    """XXH64 of each word's eight little-endian bytes, one seed a column."""
+    for i in range(words.shape[0]):
+        for j in range(words.shape[1]):
+            h = seeds[j] + _P5 + np.uint64(8)
+            hashes[i, j] = _avalanched(_word_taken(h, words[i, j]))
+
+
+@njit(cache=True)
+def _hash_pairs(
+    hashes: np.ndarray, left: np.ndarray, right: np.ndarray, seeds: np.ndarray, pairs: np.ndarray
+) -> None:
+    """XXH64 of the sixteen little-endian bytes of two columns' words, one seed a pair."""
+    for i in range(hashes.shape[0]):
+        for j in range(left.size):
+            h = seeds[j] + _P5 + np.uint64(16)
+            h = _word_taken(h, hashes[i, left[j]])
+            pairs[i, j] = _avalanched(_word_taken(h, hashes[i, right[j]]))
+
+
+@njit(cache=True)
+def _unit_draws(hashes: np.ndarray, draws: np.ndarray) -> None:
+    for i in range(hashes.size):
+        draws[i] = np.float64(hashes[i] >> np.uint64(11)) * 2.0**-53
+
+
+def seed_of(name: str) -> int:
+    """Return the hash seed that belongs to a name, e.g. of a feature.
+
+    Parameters
+    ----------
+    name : str
+        Any text.
+
+    Returns
+    -------
+    int
+        XXH64 of the name's UTF-8 bytes under seed 0, in ``[0, 2^64)``.
+    """
+    return int(_hash_bytes(np.frombuffer(name.encode(), np.uint8), np.uint64(0)))
+
+
+def hash_strings(array: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
+    """Hash a column of texts without leaving its Arrow buffers.
+
+    Parameters
+    ----------
+    array : pa.Array or pa.ChunkedArray of shape (n,)
+        ``string``, ``large_string``, ``null``, or a dictionary of the first two; nulls allowed.
+    seed : int
+        In ``[0, 2^64)``; see :func:`seed_of`.
+
+    Returns
+    -------
+    ndarray of shape (n,), uint64
+        XXH64 of each value's UTF-8 bytes; a null hashes as :data:`MISSING`. A value's hash does not
+        depend on how Arrow stores it.
+
+    Raises
+    ------
+    TypeError
+        If the column is of another type.
+    """
+    hashes = np.empty(len(array), np.uint64)
+    missing = np.uint64(_hash_bytes(_MISSING_BYTES, np.uint64(seed)))
+    at = 0
+    for chunk in array.chunks if isinstance(array, pa.ChunkedArray) else (array,):
+        _hash_chunk(chunk, np.uint64(seed), missing, hashes[at : at + len(chunk)])
+        at += len(chunk)
+    return hashes
+
+
+def hash_values(values: Sequence[str | None], seed: int) -> np.ndarray:
+    """Hash Python strings through the loop that hashes columns.
+
+    Parameters
+    ----------
+    values : sequence of str or None, length n
+        ``None`` is a null.
+    seed : int
+        In ``[0, 2^64)``.
+
+    Returns
+    -------
+    ndarray of shape (n,), uint64
+        Equal to :func:`hash_strings` of the same values.
+    """
+    return hash_strings(string_array(values), seed)
+
+
+def string_array(values: Sequence[str | None]) -> pa.LargeStringArray:
+    """Lay Python strings into an Arrow array without importing pandas, as ``pa.array`` would.
+
+    Parameters
+    ----------
+    values : sequence of str or None, length n
+        ``None`` becomes a null.
+
+    Returns
+    -------
+    pa.LargeStringArray of length n
+    """
+    texts = [b"" if value is None else value.encode() for value in values]
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(text) for text in texts], out=offsets[1:])
+    validity = None
+    if any(value is None for value in values):
+        present = np.fromiter((value is not None for value in values), np.bool_, len(texts))
+        validity = pa.py_buffer(np.packbits(present, bitorder="little"))
+    return pa.LargeStringArray.from_buffers(
+        len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)), validity
+    )
+
+
+def hash_words(words: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Hash a matrix of whole numbers, one seed a column.
+
+    Parameters
+    ----------
+    words : ndarray of shape (n, k), int64 or uint64
+        Read as eight little-endian bytes each.
+    seeds : ndarray of shape (k,), uint64
+        One seed a column.
+
+    Returns
+    -------
+    ndarray of shape (n, k), uint64
+        XXH64 of the bytes.
+    """
+    words = np.ascontiguousarray(words).view(np.uint64)
+    hashes = np.empty(words.shape, np.uint64)
+    _hash_words(words, np.asarray(seeds, np.uint64), hashes)
+    return hashes
+
+
+def combine(a: np.ndarray, b: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Hash two columns of hashes into one; the order matters.
+
+    Parameters
+    ----------
+    a, b : ndarray of shape (n,), uint64
+        Hashes of the two values of each row.
+    seed : int
+        In ``[0, 2^64)``; a cross takes its own, see :func:`seed_of`.
+
+    Returns
+    -------
+    ndarray of shape (n,), uint64
+        XXH64 of the sixteen bytes ``a``, ``b`` (little-endian).
+    """
+    both = np.column_stack((np.asarray(a, np.uint64), np.asarray(b, np.uint64)))
+    return combine_columns(both, np.array([0]), np.array([1]), np.array([seed], np.uint64))[:, 0]
+
+
+def combine_columns(
+    hashes: np.ndarray, left: np.ndarray, right: np.ndarray, seeds: np.ndarray
+) -> np.ndarray:
+    """Hash pairs of columns of a matrix of hashes; see :func:`combine`.
+
+    Parameters
+    ----------
+    hashes : ndarray of shape (n, h), uint64
+        Hashes of each row's values.
+    left, right : ndarray of shape (k,), int64
+        Columns of each pair.
+    seeds : ndarray of shape (k,), uint64
+        One seed a pair.
+
+    Returns
+    -------
+    ndarray of shape (n, k), uint64
+    """
+    pairs = np.empty((hashes.shape[0], left.size), np.uint64)
+    _hash_pairs(hashes, left, right, np.asarray(seeds, np.uint64), pairs)
+    return pairs
+
+
+def slot_of(hashes: np.ndarray, bits: int) -> np.ndarray:
+    """Return the slots that hashes fall into: their highest bits.
+
+    Parameters
+    ----------
+    hashes : ndarray of any shape, uint64
+        Hashes of tokens.
+    bits : int
+        There are 2^bits slots; in [1, 32].
+
+    Returns
+    -------
+    ndarray of the same shape, uint32
+        In ``[0, 2^bits)``.
+
+    Raises
+    ------
+    ValueError
+        If ``bits`` is out of its range.
+    """
+    if not 1 <= bits <= MAXIMUM_BITS:
+        raise ValueError(f"bits is {bits}; slots are uint32, so write 1 to {MAXIMUM_BITS}")
+    return (np.asarray(hashes, np.uint64) >> np.uint64(64 - bits)).astype(np.uint32)
+
+
+def uniform(seed: int, ids: pa.Array | pa.ChunkedArray | np.ndarray, purpose: str) -> np.ndarray:
+    """Draw one number per identity, the same in every run and in any order.
+
+    Parameters
+    ----------
+    seed : int
+        The deployment's seed, in ``[-2^63, 2^64)``.
+    ids : Arrow column of texts, or ndarray of uint64, of shape (n,)
+        Whom the draws are for.
+    purpose : str
+        What the draw decides; two purposes draw independently.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+        In ``[0, 1)``: the 53 highest bits of the hash of (seed, purpose, identity).
+    """
+    drawing_seed = int(
+        combine(np.array([seed % 2**64], np.uint64), np.array([seed_of(purpose)], np.uint64))[0]
+    )
+    if isinstance(ids, np.ndarray):
+        words = ids.astype(np.uint64, copy=False).reshape(-1, 1)
+        hashes = hash_words(words, np.array([drawing_seed], np.uint64))[:, 0]
+    else:
+        hashes = hash_strings(ids, drawing_seed)
+    draws = np.empty(hashes.size, np.float64)
+    _unit_draws(hashes, draws)
+    return draws
+
+
+def _view(
+    buffer: pa.Buffer | None, dtype: type[np.generic], start: int = 0, count: int = -1
+) -> np.ndarray:
+    """View a buffer as an array; always read-only, so that Numba compiles one variant."""
+    if buffer is None:
+        view = np.zeros(0, dtype)
+    else:
+        view = np.frombuffer(buffer, dtype, count, start * np.dtype(dtype).itemsize)
+    view.flags.writeable = False
+    return view
+
+
+def _hash_chunk(chunk: pa.Array, seed: np.uint64, missing: np.uint64, hashes: np.ndarray) -> None:
+    kind = chunk.type
+    if pa.types.is_null(kind):
+        hashes[:] = missing
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        width = np.int32 if pa.types.is_string(kind) else np.int64
+        validity, offsets, data = chunk.buffers()
+        if hashes.size:
+            _hash_texts(
+                _view(data, np.uint8),
+                _view(offsets, width, chunk.offset, hashes.size + 1),
+                _view(validity, np.uint8),
+                chunk.offset,
+                seed,
+                missing,
+                hashes,
+            )
+    elif pa.types.is_dictionary(kind) and kind.index_type in _INDEX_TYPES:
+        of_values = np.empty(len(chunk.dictionary), np.uint64)
+        _hash_chunk(chunk.dictionary, seed, missing, of_values)
+        width = _INDEX_TYPES[kind.index_type]
+        validity, indices = chunk.buffers()[:2]
+        if hashes.size:
+            _take_hashes(
+                of_values,
+                _view(indices, width, chunk.offset, hashes.size),
+                _view(validity, np.uint8),
+                chunk.offset,
+                missing,
+                hashes,
+            )
+    else:
+        raise TypeError(
+            f"a column of type {kind} cannot be hashed; cast it to string (VARCHAR) first"
+        )

@@ -1,0 +1,1 @@
+"""Learners: FTRL, LightGBM, the ensemble that mixes them, and its calibration."""

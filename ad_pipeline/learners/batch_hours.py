@@ -1,0 +1,317 @@
+"""The batch learner over log hours: when a model is trained, on what, and what it said.
+
+A retrain after hour H reads what had matured by the end of H; the model is in force from hour H + 1
+until the next one. Training itself is :mod:`ad_pipeline.learners.batch`; which events ask for a
+retrain beyond the schedule is the business of sensors and people, who record it in
+``learners.retrains``.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, write_checkpoint
+from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
+from ad_pipeline.datasets import Deployment, Goal
+from ad_pipeline.features.as_served import read_as_served
+from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense
+from ad_pipeline.hashing import uniform
+from ad_pipeline.learners.batch import (
+    BatchModel,
+    TooFewPositives,
+    train_batch_model,
+    training_slices,
+)
+from ad_pipeline.learners.tables import BATCH_PREDICTIONS, RETRAINS, TABLES
+from ad_pipeline.warehouse import Warehouse, bound, replace_hours, select
+
+KIND = "learners.batch_model"
+CODE_VERSION = 1
+"""Raise when the same rows and settings would give another model."""
+
+CHUNK_HOURS = 24
+
+
+@dataclass(frozen=True)
+class TrainedHour:
+    """Which model of a goal is in force after an hour.
+
+    Attributes
+    ----------
+    goal : str
+    hour_us : int
+    digest : str or None
+        Its checkpoint; None while there is no model.
+    cause : str
+        Why it was trained in this hour, or "unchanged", or why there is none.
+    trained : dict or None
+        Facts about the training, if there was one.
+    """
+
+    goal: str
+    hour_us: int
+    digest: str | None
+    cause: str
+    trained: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ScoredHour:
+    """What the batch models scored of one hour.
+
+    Attributes
+    ----------
+    hour_us : int
+    rows : int
+    mean_probabilities : dict of str to float
+        By ``<goal>/mean_probability``.
+    """
+
+    hour_us: int
+    rows: int
+    mean_probabilities: dict[str, float]
+
+
+def pointer(goal: str, hour_us: int) -> str:
+    """Return the name of the model that is in force after an hour."""
+    return f"{KIND}/{goal}/{hour_key(hour_us)}"
+
+
+def digest_after(deployment: Deployment, goal: str, hour_us: int) -> str | None:
+    """Return the checkpoint of the model in force after an hour, None if there is none yet."""
+    name = pointer(goal, hour_us)
+    return resolve(deployment.checkpoints, name) if is_pointed(deployment.checkpoints, name) else None
+
+
+def open_batch_model(deployment: Deployment, digest: str) -> BatchModel:
+    """Read a batch model, every byte verified."""
+    checkpoint = read_checkpoint(deployment.checkpoints, digest)
+    return BatchModel.from_checkpoint(
+        checkpoint.arrays, checkpoint.manifest["model"], checkpoint.files
+    )
+
+
+def train_hours(
+    warehouse: Warehouse, deployment: Deployment, start_us: int, end_us: int
+) -> Iterator[TrainedHour]:
+    """Train where a retrain is due, and point every hour at the model in force after it.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+        With matured labels and online predictions of the hours before ``end_us``.
+    deployment : Deployment
+    start_us, end_us : int
+        Starts of hours, microseconds.
+
+    Yields
+    ------
+    TrainedHour
+        One per hour and goal, in order.
+    """
+    dataset = deployment.dataset
+    warehouse.create(TABLES)
+    contract = FeatureContract.from_dataset(dataset)
+    with warehouse.reader() as connection:
+        causes = dict(
+            connection.execute(
+                f"SELECT hour_us, cause FROM {RETRAINS.name} "
+                "WHERE hour_us >= $start_us AND hour_us < $end_us",
+                {"start_us": start_us, "end_us": end_us},
+            ).fetchall()
+        )
+    every_us = dataset.settings.batch.retrain_every_hours * HOUR_US
+    for hour_us in hours_between(start_us, end_us):
+        if (hour_us + HOUR_US - hour_of(dataset.start_us)) % every_us == 0:
+            causes.setdefault(hour_us, "schedule")
+        for goal in dataset.goals_in_chain_order():
+            digest = digest_after(deployment, goal.name, hour_us - HOUR_US)
+            cause, trained = "unchanged" if digest else "no model yet", None
+            if hour_us in causes:
+                cause = causes[hour_us]
+                model = _train(warehouse, deployment, contract, goal, hour_us)
+                if isinstance(model, TooFewPositives):
+                    cause = f"{cause}: {model}"
+                else:
+                    digest = _write(deployment, contract, goal, hour_us, digest, model)
+                    trained = {
+                        name: value
+                        for name, value in model.training.items()
+                        if isinstance(value, int | float)
+                    }
+            if digest is not None:
+                point(deployment.checkpoints, pointer(goal.name, hour_us), digest)
+            yield TrainedHour(goal.name, hour_us, digest, cause, trained)
+
+
+def score_hours(
+    warehouse: Warehouse, deployment: Deployment, start_us: int, end_us: int
+) -> Iterator[ScoredHour]:
+    """Score every impression by the model in force before the hour in which it was served.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+        With events and online predictions of the hours.
+    deployment : Deployment
+    start_us, end_us : int
+        Starts of hours, microseconds.
+
+    Yields
+    ------
+    ScoredHour
+        One per hour, after its rows are in the warehouse.
+    """
+    dataset = deployment.dataset
+    warehouse.create(TABLES)
+    contract = FeatureContract.from_dataset(dataset)
+    opened: dict[str, BatchModel] = {}
+    for chunk_us in range(start_us, end_us, CHUNK_HOURS * HOUR_US):
+        chunk_end_us = min(chunk_us + CHUNK_HOURS * HOUR_US, end_us)
+        span = {"start_us": chunk_us, "end_us": chunk_end_us}
+        in_force = {
+            (goal.name, hour_us): digest
+            for goal in dataset.goals
+            for hour_us in hours_between(chunk_us, chunk_end_us)
+            if (digest := digest_after(deployment, goal.name, hour_us - HOUR_US)) is not None
+        }
+        served_query = select("features.impressions_received")
+        with warehouse.reader() as connection:
+            served = connection.execute(served_query, bound(served_query, span)).to_arrow_table()
+            online = {
+                goal.name: _online_logits(connection, goal.name, chunk_us, chunk_end_us)
+                for goal in dataset.goals
+            }
+        rows: list[pa.Table] = []
+        means: dict[int, dict[str, float]] = {}
+        if in_force and served.num_rows:
+            read, counts = read_as_served(deployment, contract, served)
+            matrix, categories = dense(contract, read, counts), category_hashes(contract, read)
+            served_us = served.column("received_us").to_numpy()
+            for (goal, hour_us), digest in in_force.items():
+                first, last = np.searchsorted(served_us, [hour_us, hour_us + HOUR_US])
+                if digest not in opened:
+                    opened[digest] = open_batch_model(deployment, digest)
+                logits = opened[digest].predict_logits(
+                    matrix[first:last], categories[first:last], online[goal][first:last]
+                )
+                if len(logits):
+                    mean = float(np.mean(1 / (1 + np.exp(-logits))))
+                    means.setdefault(hour_us, {})[f"{goal}/mean_probability"] = mean
+                rows.append(_prediction_rows(served.slice(first, last - first), goal, logits, digest))
+        with warehouse.writer() as connection:
+            scored = pa.concat_tables(rows) if rows else _no_predictions()
+            connection.register("scored", scored)
+            replace_hours(
+                connection, BATCH_PREDICTIONS, "SELECT * FROM scored", {}, chunk_us, chunk_end_us
+            )
+        hour_of_row = scored.column("serving_us").to_numpy() // HOUR_US * HOUR_US
+        for hour_us in hours_between(chunk_us, chunk_end_us):
+            yield ScoredHour(
+                hour_us, int(np.count_nonzero(hour_of_row == hour_us)), means.get(hour_us, {})
+            )
+
+
+def _train(
+    warehouse: Warehouse, deployment: Deployment, contract: FeatureContract, goal: Goal, hour_us: int
+) -> BatchModel | TooFewPositives:
+    settings = deployment.dataset.settings.batch
+    query = select("learners.matured_examples")
+    parameters = {
+        "goal": goal.name,
+        "start_us": hour_us + HOUR_US - settings.lookback_hours * HOUR_US,
+        "end_us": hour_us + HOUR_US,
+    }
+    with warehouse.reader() as connection:
+        rows = connection.execute(query, bound(query, parameters)).to_arrow_table()
+    rows = _thinned(rows, settings.maximum_rows, deployment.dataset.settings.seed)
+    matured_us = rows.column("matured_us").to_numpy()
+    train, valid = training_slices(matured_us, settings.validation_share, goal.window_us)
+    read, counts = read_as_served(deployment, contract, rows)
+    return train_batch_model(
+        dense(contract, read, counts),
+        category_hashes(contract, read),
+        rows.column("online_logit").to_numpy(),
+        rows.column("label").to_numpy(),
+        train,
+        valid,
+        contract.dense_names,
+        contract.categorical,
+        settings,
+        deployment.dataset.settings.seed,
+    )
+
+
+def _thinned(rows: pa.Table, most: int, seed: int) -> pa.Table:
+    """Keep about ``most`` rows, each by the hash of its impression, so that memory stays flat."""
+    if rows.num_rows <= most:
+        return rows
+    draws = uniform(seed, rows.column("impression_id"), KIND)
+    return rows.filter(pc.less(pa.array(draws), most / rows.num_rows))
+
+
+def _write(
+    deployment: Deployment,
+    contract: FeatureContract,
+    goal: Goal,
+    hour_us: int,
+    parent: str | None,
+    model: BatchModel,
+) -> str:
+    arrays, described, files = model.to_checkpoint()
+    return write_checkpoint(
+        deployment.checkpoints,
+        KIND,
+        arrays,
+        {
+            "goal": goal.name,
+            "hour_us": hour_us,
+            "parent": parent,
+            "label_watermark_us": hour_us + HOUR_US,
+            "settings": deployment.dataset.settings.digest(),
+            "contract": contract.digest,
+            "code_version": CODE_VERSION,
+            "model": json.loads(json.dumps(described)),
+        },
+        files,
+    ).digest
+
+
+def _online_logits(connection: Any, goal: str, start_us: int, end_us: int) -> np.ndarray:
+    """Return the online logits of a goal, in the order of ``features.impressions_received``."""
+    return (
+        connection.execute(
+            "SELECT logit FROM learners.online_predictions WHERE goal = $goal "
+            "AND serving_us >= $start_us AND serving_us < $end_us "
+            "ORDER BY serving_us, impression_id",
+            {"goal": goal, "start_us": start_us, "end_us": end_us},
+        )
+        .to_arrow_table()
+        .column("logit")
+        .to_numpy()
+    )
+
+
+def _prediction_rows(served: pa.Table, goal: str, logits: np.ndarray, digest: str) -> pa.Table:
+    count = len(logits)
+    return pa.table(
+        {
+            "goal": pa.repeat(goal, count),
+            "impression_id": served.column("impression_id"),
+            "expert": pa.repeat("batch", count),
+            "logit": pa.array(logits),
+            "model_hash": pa.repeat(digest, count),
+            "micro_batch": pa.repeat(pa.scalar(0, pa.int16()), count),
+            "serving_us": served.column("received_us"),
+        }
+    )
+
+
+def _no_predictions() -> pa.Table:
+    empty = pa.table({"impression_id": pa.array([], pa.string()), "received_us": pa.array([], pa.int64())})
+    return _prediction_rows(empty, "", np.empty(0), "")

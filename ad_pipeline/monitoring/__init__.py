@@ -1,0 +1,1 @@
+"""Whether the world or the serving path has changed: drift of features, parity of decisions."""

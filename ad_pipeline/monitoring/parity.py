@@ -1,0 +1,379 @@
+"""Whether two ways of computing the same thing agree: features rate by rate, scores bit by bit.
+
+Pure comparisons of tables: candidate replay and production parity both call them with the rows they
+have made, and neither stands in for the other. Words are Chronon's (its online-offline consistency
+job): a *mismatch* where both sides have a value and differ, *missing* where only the recomputation
+has one, *extra* where only the log has one. No tolerance: two code paths that agree to six digits
+are two code paths. Nothing logged is a state of its own and never counts as passed. Fetching
+bundles, snapshots or decisions does not belong here.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+State = Literal["no decisions yet", "passed", "failed"]
+
+OFFENDERS = 5
+"""Keys named in a result, so that someone can look at the rows."""
+
+_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Agreement of one feature, or of one goal's scores.
+
+    Attributes
+    ----------
+    name : str
+    rows : int
+        Rows in which at least one side has a value.
+    equal, mismatches, missing, extra : int
+        They add up to ``rows``.
+    first_offending : tuple of str
+        The first keys, in order of key, that are not equal.
+    """
+
+    name: str
+    rows: int
+    equal: int
+    mismatches: int
+    missing: int
+    extra: int
+    first_offending: tuple[str, ...]
+
+    @property
+    def mismatch_rate(self) -> float:
+        """Mismatches a row; 0 without rows."""
+        return self.mismatches / self.rows if self.rows else 0.0
+
+    @property
+    def missing_rate(self) -> float:
+        """Rows that only the recomputation has, a row; 0 without rows."""
+        return self.missing / self.rows if self.rows else 0.0
+
+    @property
+    def extra_rate(self) -> float:
+        """Rows that only the log has, a row; 0 without rows."""
+        return self.extra / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The result of one comparison.
+
+    Attributes
+    ----------
+    state : {'no decisions yet', 'passed', 'failed'}
+    logged_rows, recomputed_rows : int
+    rates : tuple of Rates
+        Per feature or goal, by name.
+    largest_difference : float
+        Between numbers that mismatch; 0 when none does, infinity against a NaN.
+    """
+
+    state: State
+    logged_rows: int
+    recomputed_rows: int
+    rates: tuple[Rates, ...]
+    largest_difference: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was compared and all of it agreed."""
+        return self.state == "passed"
+
+    @property
+    def first_offending(self) -> tuple[str, ...]:
+        """Keys of all names together, each once, in order of name and key."""
+        return tuple(dict.fromkeys(key for rate in self.rates for key in rate.first_offending))
+
+
+class RepeatedKey(ValueError):
+    """A key occurs twice on one side, so rows cannot be paired."""
+
+
+def compare_features(logged: pa.Table, recomputed: pa.Table, key: str = "request_id") -> Parity:
+    """Compare features as logged with features as recomputed, one column a feature.
+
+    Parameters
+    ----------
+    logged, recomputed : pyarrow.Table
+        ``key`` and one column per feature, texts or numbers; a null is 'no value'. A feature column
+        on one side only is missing or extra in every row that has a value.
+    key : str
+        Column that identifies a row.
+
+    Returns
+    -------
+    Parity
+        Numbers are compared as float64 bit for bit, two NaNs being equal; a number and a text
+        mismatch, whatever they look like. A key on one side only makes its values missing or
+        extra.
+
+    Raises
+    ------
+    RepeatedKey
+        If a key occurs twice on one side.
+    """
+    if not logged.num_rows:
+        return _nothing_logged(recomputed.num_rows)
+    keys, at_logged, at_recomputed = _paired(_keys(logged, (key,)), _keys(recomputed, (key,)))
+    names = sorted((set(logged.column_names) | set(recomputed.column_names)) - {key})
+    compared = [
+        _compare(
+            name,
+            keys,
+            _values(logged, name, at_logged),
+            _values(recomputed, name, at_recomputed),
+        )
+        for name in names
+    ]
+    # A row without any value on either side still has to be there on both.
+    rows_agree = bool((at_logged >= 0).all() and (at_recomputed >= 0).all())
+    return _parity(compared, logged.num_rows, recomputed.num_rows, rows_agree=rows_agree)
+
+
+def compare_scores(
+    logged: pa.Table, recomputed: pa.Table, key: Sequence[str] = ("request_id", "goal")
+) -> Parity:
+    """Compare scores as logged with scores as recomputed, bit for bit, per goal.
+
+    Parameters
+    ----------
+    logged, recomputed : pyarrow.Table
+        Columns of ``key``, ``goal`` among them, and ``probability`` (float64).
+    key : sequence of str
+        Columns that identify a row.
+
+    Returns
+    -------
+    Parity
+        One :class:`Rates` per goal. Two NaNs are equal; 0.0 and -0.0 are not.
+
+    Raises
+    ------
+    RepeatedKey
+        If a key occurs twice on one side.
+    """
+    if not logged.num_rows:
+        return _nothing_logged(recomputed.num_rows)
+    goals = sorted(
+        set(logged.column("goal").to_pylist()) | set(recomputed.column("goal").to_pylist())
+    )
+    compared = []
+    for goal in goals:
+        ours = _of_goal(logged, goal)
+        theirs = _of_goal(recomputed, goal)
+        keys, at_ours, at_theirs = _paired(_keys(ours, key), _keys(theirs, key))
+        # A null score is a key that is there without a value: count it as a row of that side.
+        compared.append(
+            _compare(
+                goal,
+                keys,
+                _values(ours, "probability", at_ours),
+                _values(theirs, "probability", at_theirs),
+                all_rows=True,
+            )
+        )
+    return _parity(compared, logged.num_rows, recomputed.num_rows, rows_agree=True)
+
+
+def features_of(decisions: Iterable[Mapping[str, Any]], key: str = "request_id") -> pa.Table:
+    """Lay the logged features of decisions out as one column a feature.
+
+    Parameters
+    ----------
+    decisions : iterable of mapping
+        Rows of ``events.decisions``: ``key`` and ``features``, a JSON object.
+    key : str
+
+    Returns
+    -------
+    pyarrow.Table
+        ``key`` and every feature that any decision names: float64 when all its values are numbers,
+        texts when all are texts, else each value's JSON text.
+    """
+    keys: list[str] = []
+    parsed: list[dict[str, Any]] = []
+    for decision in decisions:
+        keys.append(decision[key])
+        parsed.append(json.loads(decision["features"]) if decision["features"] else {})
+    names = sorted({name for features in parsed for name in features})
+    columns = {name: _column([features.get(name) for features in parsed]) for name in names}
+    return pa.table({key: pa.array(keys, pa.string()), **columns})
+
+
+def scores_of(decisions: Iterable[Mapping[str, Any]], key: str = "request_id") -> pa.Table:
+    """Lay the logged scores of decisions out, one row per decision and goal.
+
+    Parameters
+    ----------
+    decisions : iterable of mapping
+        Rows of ``events.decisions``: ``key`` and ``scores``, a JSON object goal -> probability.
+    key : str
+
+    Returns
+    -------
+    pyarrow.Table
+        ``key``, goal, probability (float64). JSON keeps a float64 exactly when its writer gives 17
+        digits or the shortest that reads back, as Python's does.
+    """
+    rows = [
+        (decision[key], goal, probability)
+        for decision in decisions
+        for goal, probability in (json.loads(decision["scores"] or "{}")).items()
+    ]
+    return pa.table(
+        {
+            key: pa.array([row[0] for row in rows], pa.string()),
+            "goal": pa.array([row[1] for row in rows], pa.string()),
+            "probability": pa.array([row[2] for row in rows], pa.float64()),
+        }
+    )
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        return pa.array([None if v is None else float(v) for v in values], pa.float64())
+    if all(isinstance(value, str) for value in present):
+        return pa.array(values, pa.string())
+    return pa.array([None if v is None else json.dumps(v) for v in values], pa.string())
+
+
+def _nothing_logged(recomputed_rows: int) -> Parity:
+    return Parity("no decisions yet", 0, recomputed_rows, (), 0.0)
+
+
+def _parity(
+    compared: Sequence[tuple[Rates, float]],
+    logged_rows: int,
+    recomputed_rows: int,
+    *,
+    rows_agree: bool,
+) -> Parity:
+    rates = tuple(rate for rate, _ in compared)
+    agreed = rows_agree and bool(rates) and all(rate.equal == rate.rows for rate in rates)
+    return Parity(
+        state="passed" if agreed else "failed",
+        logged_rows=logged_rows,
+        recomputed_rows=recomputed_rows,
+        rates=rates,
+        largest_difference=max((difference for _, difference in compared), default=0.0),
+    )
+
+
+def _of_goal(table: pa.Table, goal: str) -> pa.Table:
+    return table.filter(pc.call_function("equal", [table.column("goal"), pa.scalar(goal)]))
+
+
+def _keys(table: pa.Table, names: Sequence[str]) -> pa.Array:
+    parts = [table.column(name).cast(pa.string()) for name in names]
+    joined = (
+        pc.call_function("binary_join_element_wise", [*parts, _SEPARATOR])
+        if len(parts) > 1
+        else parts[0]
+    )
+    keys = joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+    if len(keys.unique()) != len(keys) or keys.null_count:
+        counted = [e for e in keys.value_counts().to_pylist() if e["counts"] > 1]
+        first = counted[0]["values"] if counted else None
+        raise RepeatedKey(f"{', '.join(names)} must identify a row; {first!r} does not")
+    return keys
+
+
+def _paired(
+    logged: pa.Array, recomputed: pa.Array
+) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Return all keys in order and where each stands on both sides, -1 for nowhere."""
+    keys = pa.concat_arrays([logged, recomputed]).unique().sort()
+
+    def places(side: pa.Array) -> NDArray[np.int64]:
+        found = pc.call_function("index_in", [keys], pc.SetLookupOptions(value_set=side))
+        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    return keys, places(logged), places(recomputed)
+
+
+def _values(table: pa.Table, name: str, at: NDArray[np.int64]) -> pa.Array:
+    if name not in table.column_names or not table.num_rows:
+        return pa.nulls(len(at))
+    indices = pa.array(at, mask=at < 0)
+    column = table.column(name).take(indices)
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if _is_number(values.type):
+        return values.cast(pa.float64())
+    return values if pa.types.is_null(values.type) else values.cast(pa.string())
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    return pa.types.is_integer(type_) or pa.types.is_floating(type_)
+
+
+def _compare(
+    name: str,
+    keys: pa.Array,
+    logged: pa.Array,
+    recomputed: pa.Array,
+    *,
+    all_rows: bool = False,
+) -> tuple[Rates, float]:
+    has_logged = logged.is_valid().to_numpy(zero_copy_only=False)
+    has_recomputed = recomputed.is_valid().to_numpy(zero_copy_only=False)
+    both = has_logged & has_recomputed
+    same, difference = _same(logged, recomputed, both)
+    present = np.ones(len(keys), dtype=bool) if all_rows else has_logged | has_recomputed
+    equal = both & same
+    offending = np.flatnonzero(present & ~equal)[:OFFENDERS]
+    missing = int((has_recomputed & ~has_logged).sum())
+    # With ``all_rows``, a null on both sides is a row without a score: nothing that agrees.
+    extra = int((has_logged & ~has_recomputed).sum())
+    neither = int((present & ~has_logged & ~has_recomputed).sum())
+    return (
+        Rates(
+            name=name,
+            rows=int(present.sum()),
+            equal=int(equal.sum()),
+            mismatches=int((both & ~same).sum()) + neither,
+            missing=missing,
+            extra=extra,
+            first_offending=tuple(
+                key.replace(_SEPARATOR, " ") for key in keys.take(pa.array(offending)).to_pylist()
+            ),
+        ),
+        difference,
+    )
+
+
+def _same(
+    logged: pa.Array, recomputed: pa.Array, both: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], float]:
+    """Return which rows agree (where both have a value) and the largest numeric difference."""
+    same = np.zeros(len(both), dtype=bool)
+    if not both.any():
+        return same, 0.0
+    if _is_number(logged.type) != _is_number(recomputed.type):
+        return same, 0.0
+    if not _is_number(logged.type):
+        equal = pc.call_function("equal", [logged, recomputed]).fill_null(False)
+        return equal.to_numpy(zero_copy_only=False), 0.0
+    ours = logged.to_numpy(zero_copy_only=False)[both]
+    theirs = recomputed.to_numpy(zero_copy_only=False)[both]
+    not_numbers = np.isnan(ours) & np.isnan(theirs)
+    agree = (ours.view(np.int64) == theirs.view(np.int64)) | not_numbers
+    same[both] = agree
+    if agree.all():
+        return same, 0.0
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(ours[~agree] - theirs[~agree])
+    return same, float(np.nan_to_num(gaps, nan=np.inf, posinf=np.inf).max())

@@ -1,0 +1,178 @@
+"""The tables of this room: drift verdicts, production parity, candidate replay.
+
+Only definitions, and how a result becomes rows; what is compared is in
+:mod:`ad_pipeline.monitoring.drift` and :mod:`ad_pipeline.monitoring.parity`.
+"""
+
+import pyarrow as pa
+
+from ad_pipeline.evaluation.tables import arrow_rows
+from ad_pipeline.monitoring.drift import DriftVerdict, Reference
+from ad_pipeline.monitoring.parity import Parity
+from ad_pipeline.warehouse import Column, Table
+
+_RANGES = (
+    Column("reference_start_us", "BIGINT", "First reference hour."),
+    Column("reference_end_us", "BIGINT", "End of the last reference hour, excluded."),
+    Column("current_start_us", "BIGINT", "First hour under test."),
+    Column("current_end_us", "BIGINT", "End of the hours under test, excluded."),
+)
+
+DRIFT = Table(
+    name="monitoring.drift",
+    columns=(
+        *_RANGES,
+        Column("reference_rule", "VARCHAR", "How reference hours match: hour of week or of day."),
+        Column("column_name", "VARCHAR", "Column of events.impressions."),
+        Column("kind", "VARCHAR", "categorical or numeric."),
+        Column("psi", "DOUBLE", "Population stability index."),
+        Column("noise_limit", "DOUBLE", "Index that noise alone exceeds once in 1,000."),
+        Column("threshold", "DOUBLE", "Index from which a change is worth an alarm."),
+        Column("reference_rows", "BIGINT", "Rows of the reference sample."),
+        Column("current_rows", "BIGINT", "Rows of the current sample."),
+        Column("drifted", "BOOLEAN", "The index reaches the threshold and exceeds the noise."),
+    ),
+    key=(*(column.name for column in _RANGES), "column_name"),
+    clock=None,
+    description="The drift verdicts so far: one row per pair of ranges and column.",
+)
+
+_PARITY = (
+    Column("comparison", "VARCHAR", "features or scores."),
+    Column("name", "VARCHAR", "Feature or goal; '' when nothing was logged."),
+    Column("state", "VARCHAR", "Of the whole comparison: no decisions yet, passed or failed."),
+    Column("rows", "BIGINT", "Rows in which either side has a value."),
+    Column("equal", "BIGINT", "Rows that agree bit for bit."),
+    Column("mismatches", "BIGINT", "Both sides have a value and differ."),
+    Column("missing", "BIGINT", "Only the recomputation has a value."),
+    Column("extra", "BIGINT", "Only the log has a value."),
+    Column("first_offending", "VARCHAR", "First keys that do not agree, comma-separated."),
+)
+
+PRODUCTION_PARITY = Table(
+    name="monitoring.production_parity",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour of the decisions."),
+        Column("bundle_hash", "VARCHAR", "Bundle that the decisions name; '' without decisions."),
+        *_PARITY,
+    ),
+    key=("hour_us", "bundle_hash", "comparison", "name"),
+    clock="hour_us",
+    description=(
+        "Logged decisions re-checked by the bundle and snapshot each names: one row per log hour, "
+        "bundle, comparison and feature or goal. An hour without decisions says so."
+    ),
+)
+
+CANDIDATE_REPLAY = Table(
+    name="monitoring.candidate_replay",
+    columns=(
+        Column("bundle_hash", "VARCHAR", "Candidate bundle."),
+        Column("replayed_start_us", "BIGINT", "First replayed log hour."),
+        Column("replayed_end_us", "BIGINT", "End of the replayed hours, excluded."),
+        *_PARITY,
+    ),
+    key=("bundle_hash", "replayed_start_us", "replayed_end_us", "comparison", "name"),
+    clock=None,
+    description=(
+        "A candidate bundle, run in a fresh process on raw requests, against the batch path: one "
+        "row per bundle, replayed range, comparison and feature or goal."
+    ),
+)
+
+TABLES = (DRIFT, PRODUCTION_PARITY, CANDIDATE_REPLAY)
+
+
+def drift_rows(
+    verdict: DriftVerdict, reference: Reference, current_start_us: int, current_end_us: int
+) -> pa.Table:
+    """Return a verdict as rows of ``monitoring.drift``.
+
+    Raises
+    ------
+    ValueError
+        If the reference has no hours: there is no verdict without one.
+    """
+    if reference.start_us is None or reference.end_us is None:
+        raise ValueError("a verdict needs reference hours")
+    return arrow_rows(
+        DRIFT,
+        [
+            {
+                "reference_start_us": reference.start_us,
+                "reference_end_us": reference.end_us,
+                "current_start_us": current_start_us,
+                "current_end_us": current_end_us,
+                "reference_rule": reference.rule,
+                "column_name": column.column,
+                "kind": column.kind,
+                "psi": column.psi,
+                "noise_limit": column.noise_limit,
+                "threshold": column.threshold,
+                "reference_rows": column.reference_rows,
+                "current_rows": column.current_rows,
+                "drifted": column.drifted,
+            }
+            for column in verdict.columns
+        ],
+    )
+
+
+def production_parity_rows(
+    hour_us: int, bundle_hash: str, *, features: Parity, scores: Parity
+) -> pa.Table:
+    """Return both comparisons of one hour and bundle as ``monitoring.production_parity`` rows."""
+    where = {"hour_us": hour_us, "bundle_hash": bundle_hash}
+    return arrow_rows(PRODUCTION_PARITY, _parity_records(where, features, scores))
+
+
+def candidate_replay_rows(
+    bundle_hash: str,
+    replayed_start_us: int,
+    replayed_end_us: int,
+    *,
+    features: Parity,
+    scores: Parity,
+) -> pa.Table:
+    """Return the two comparisons of one candidate as rows of ``monitoring.candidate_replay``."""
+    where = {
+        "bundle_hash": bundle_hash,
+        "replayed_start_us": replayed_start_us,
+        "replayed_end_us": replayed_end_us,
+    }
+    return arrow_rows(CANDIDATE_REPLAY, _parity_records(where, features, scores))
+
+
+def _parity_records(
+    where: dict[str, int | str], features: Parity, scores: Parity
+) -> list[dict[str, int | str]]:
+    records: list[dict[str, int | str]] = []
+    for comparison, parity in (("features", features), ("scores", scores)):
+        shared = {**where, "comparison": comparison, "state": parity.state}
+        if not parity.rates:
+            records.append(
+                {
+                    **shared,
+                    "name": "",
+                    "rows": 0,
+                    "equal": 0,
+                    "mismatches": 0,
+                    "missing": 0,
+                    "extra": 0,
+                    "first_offending": "",
+                }
+            )
+        records.extend(
+            {
+                **shared,
+                "name": rate.name,
+                "rows": rate.rows,
+                "equal": rate.equal,
+                "mismatches": rate.mismatches,
+                "missing": rate.missing,
+                "extra": rate.extra,
+                "first_offending": ", ".join(rate.first_offending),
+            }
+            for rate in parity.rates
+        )
+    return records

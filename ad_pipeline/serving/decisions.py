@@ -1,0 +1,345 @@
+"""What a scorer decided and why, and its way into the serving log ``events.decisions``.
+
+Columns of Arrow buffers and NumPy in, text out: two hundred thousand decisions are written without
+a Python object for each of their values, and without pandas, which ``pa.array()`` would import. A
+float is written by ``repr``, so that reading it gives the same bits back.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ad_pipeline.features.encoding import EntityCounts, FeatureContract, request_columns
+from ad_pipeline.hashing import string_array
+
+EVERYTHING = "(all)"
+"""Stands for an entity in the names of the overall counts."""
+
+RATES_AGE = "rates"
+"""Name of the one age that a decision has: of every rate and count it used."""
+
+JSON_COLUMNS = ("features", "ages_us", "scores", "fallbacks")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The decision about one request.
+
+    Attributes
+    ----------
+    request_id : str or None
+    probabilities : dict of str to float
+        By goal.
+    logits : dict of str to dict of str to float
+        By goal and expert.
+    features : dict of str to (str, float, int or None)
+        As used; see :func:`feature_names`.
+    ages_us : dict of str to int
+        Microseconds from the end of the counted hours to the request; empty without a snapshot or
+        a request time.
+    fallbacks : tuple of str
+        What was missing and what stood in for it.
+    bundle_hash, snapshot_hash : str
+        ``snapshot_hash`` is empty when there was no snapshot.
+    """
+
+    request_id: str | None
+    probabilities: dict[str, float]
+    logits: dict[str, dict[str, float]]
+    features: dict[str, Any]
+    ages_us: dict[str, int]
+    fallbacks: tuple[str, ...]
+    bundle_hash: str
+    snapshot_hash: str
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Something that was missing, and for which rows.
+
+    Attributes
+    ----------
+    reason : str
+    rows : ndarray of shape (n,), bool
+    """
+
+    reason: str
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The decisions about n requests, by column.
+
+    Attributes
+    ----------
+    contract : FeatureContract
+    identity : dict of str to Arrow array of length n
+        ``request_id`` and ``impression_id``, as far as given.
+    occurred_us : ndarray of shape (n,), int64, or None
+        When each request was made, microseconds; None if the requests did not say.
+    columns : dict of str to Arrow array of length n
+        The contract's columns, as used.
+    counts : EntityCounts of n rows
+        The snapshot's integers, as used.
+    probabilities : dict of str to ndarray of shape (n,), float64
+        By goal.
+    logits : dict of str to dict of str to ndarray of shape (n,), float64
+        By goal and expert; an expert that has no model is not there.
+    snapshot_end_us : int or None
+        End of the counted hours, microseconds.
+    fallbacks : tuple of Fallback
+    bundle_hash, snapshot_hash : str
+    """
+
+    contract: FeatureContract
+    identity: dict[str, pa.Array]
+    occurred_us: np.ndarray | None
+    columns: dict[str, pa.Array]
+    counts: EntityCounts
+    probabilities: dict[str, np.ndarray]
+    logits: dict[str, dict[str, np.ndarray]]
+    snapshot_end_us: int | None
+    fallbacks: tuple[Fallback, ...]
+    bundle_hash: str
+    snapshot_hash: str
+
+    def __len__(self) -> int:
+        """Return the number of decisions."""
+        return len(self.counts.totals)
+
+    @property
+    def ages_us(self) -> np.ndarray | None:
+        """Microseconds from the end of the counted hours to each request, int64 of shape (n,)."""
+        if self.snapshot_end_us is None or self.occurred_us is None:
+            return None
+        return self.occurred_us - self.snapshot_end_us
+
+    def one(self, row: int) -> Decision:
+        """Return the decision of one row."""
+        features: dict[str, Any] = {
+            name: _value(self.columns[name][row].as_py()) for name in self.contract.columns
+        } | {
+            name: int(values[row]) for name, values in count_columns(self.contract, self.counts)
+        }
+        identity = self.identity.get("request_id")
+        ages = self.ages_us
+        return Decision(
+            request_id=None if identity is None else identity[row].as_py(),
+            probabilities={goal: float(p[row]) for goal, p in self.probabilities.items()},
+            logits={
+                goal: {expert: float(logit[row]) for expert, logit in experts.items()}
+                for goal, experts in self.logits.items()
+            },
+            features=features,
+            ages_us={} if ages is None else {RATES_AGE: int(ages[row])},
+            fallbacks=tuple(found.reason for found in self.fallbacks if found.rows[row]),
+            bundle_hash=self.bundle_hash,
+            snapshot_hash=self.snapshot_hash,
+        )
+
+    def to_table(self) -> pa.Table:
+        """Return the rows of ``events.decisions``, but for ``received_us``, which the log gives.
+
+        Returns
+        -------
+        pa.Table of n rows
+            request_id, impression_id (as far as given), occurred_us, bundle_hash, snapshot_hash,
+            and the JSON texts features, ages_us, scores and fallbacks.
+        """
+        columns: dict[str, pa.Array] = dict(self.identity)
+        if self.occurred_us is not None:
+            columns["occurred_us"] = numbers_array(self.occurred_us)
+        n = len(self)
+        columns["bundle_hash"] = _repeated(self.bundle_hash, n)
+        columns["snapshot_hash"] = _repeated(self.snapshot_hash, n)
+        columns["features"] = string_array(features_json(self.contract, self.columns, self.counts))
+        ages = self.ages_us
+        columns["ages_us"] = (
+            _repeated("{}", n)
+            if ages is None
+            else string_array(_objects({RATES_AGE: list(map(str, ages.tolist()))}))
+        )
+        columns["scores"] = string_array(
+            _objects({goal: number_texts(p) for goal, p in self.probabilities.items()})
+        )
+        columns["fallbacks"] = string_array(self._fallbacks_json())
+        return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+    def _fallbacks_json(self) -> list[str]:
+        if not self.fallbacks:
+            return ["[]"] * len(self)
+        happened = np.column_stack([found.rows for found in self.fallbacks])
+        patterns, pattern_of = np.unique(happened, axis=0, return_inverse=True)
+        texts = [
+            json.dumps(
+                [
+                    found.reason
+                    for found, there in zip(self.fallbacks, pattern, strict=True)
+                    if there
+                ],
+                ensure_ascii=False,
+            )
+            for pattern in patterns
+        ]
+        return [texts[pattern] for pattern in pattern_of.reshape(-1).tolist()]
+
+
+def feature_names(contract: FeatureContract) -> tuple[str, ...]:
+    """Return the names under which a decision logs its features.
+
+    The contract's columns, then ``<entity>.<goal>.anchors`` and ``<entity>.<goal>.engagements`` of
+    every entity and goal, then the overall counts under :data:`EVERYTHING`.
+    """
+    return contract.columns + tuple(
+        name
+        for entity in (*contract.entities, EVERYTHING)
+        for name in _count_names(contract, entity)
+    )
+
+
+def count_columns(
+    contract: FeatureContract, counts: EntityCounts
+) -> list[tuple[str, np.ndarray]]:
+    """Return each count under the name it is logged by, int64 of shape (n,)."""
+    columns = [
+        (name, counts.counts[:, place, cell])
+        for place, entity in enumerate(contract.entities)
+        for cell, name in enumerate(_count_names(contract, entity))
+    ]
+    columns += [
+        (name, counts.totals[:, cell])
+        for cell, name in enumerate(_count_names(contract, EVERYTHING))
+    ]
+    return columns
+
+
+def features_json(
+    contract: FeatureContract, columns: Mapping[str, pa.Array], counts: EntityCounts
+) -> list[str]:
+    """Return each row's features as used, a JSON object of :func:`feature_names`.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    columns : mapping of str to Arrow array of length n
+        The contract's columns: texts, and numbers as float64.
+    counts : EntityCounts of n rows
+    """
+    texts: dict[str, list[str]] = {}
+    for name in contract.columns:
+        is_number = pa.types.is_float64(columns[name].type)
+        written = number_texts(float_values(columns[name])) if is_number else None
+        texts[name] = _string_texts(columns[name]) if written is None else written
+    for name, values in count_columns(contract, counts):
+        texts[name] = list(map(str, values.tolist()))
+    return _objects(texts)
+
+
+def logged_inputs(
+    contract: FeatureContract, features: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, pa.Array], EntityCounts]:
+    """Read logged features back into what a scorer needs to give the same scores again.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    features : sequence of mappings, length n
+        Parsed ``events.decisions.features``.
+
+    Returns
+    -------
+    columns : dict of str to Arrow array of length n
+        The contract's columns.
+    counts : EntityCounts of n rows
+
+    Raises
+    ------
+    KeyError
+        If a feature of the contract was not logged.
+    """
+    requests = [
+        {name: row[name] for name in contract.text_columns}
+        | {
+            name: None if row[name] is None else float(row[name])  # "Infinity" is a text in JSON
+            for name in contract.numeric
+        }
+        for row in features
+    ]
+    counts = EntityCounts.nothing(contract, len(features))
+    for name, values in count_columns(contract, counts):
+        values[:] = [int(row[name]) for row in features]
+    return request_columns(contract, requests), counts
+
+
+def float_values(column: pa.Array) -> np.ndarray:
+    """Read a float64 column out of its buffers, nulls as NaN, shape (n,)."""
+    validity, data = column.buffers()
+    if not len(column):
+        return np.zeros(0)
+    values = np.frombuffer(data, np.float64, len(column), column.offset * 8).copy()
+    if column.null_count:
+        present = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
+        values[present[column.offset : column.offset + len(column)] == 0] = math.nan
+    return values
+
+
+def numbers_array(values: np.ndarray) -> pa.Array:
+    """Lay int64 or float64 numbers of shape (n,) into an Arrow array without pandas."""
+    kind = {"int64": pa.int64(), "float64": pa.float64()}[str(values.dtype)]
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(kind, len(values), [None, buffer])
+
+
+def number_texts(values: np.ndarray) -> list[str]:
+    """Return float64 numbers as JSON that reads back to the same bits.
+
+    NaN is ``null``; JSON has no infinity, so it is the text ``"Infinity"``, which both Python and
+    SQL read as one.
+    """
+    texts = list(map(repr, values.tolist()))
+    for row in np.flatnonzero(~np.isfinite(values)).tolist():
+        texts[row] = {"nan": "null", "inf": '"Infinity"', "-inf": '"-Infinity"'}[texts[row]]
+    return texts
+
+
+def _count_names(contract: FeatureContract, entity: str) -> list[str]:
+    return [
+        f"{entity}.{goal.name}.{what}"
+        for goal in contract.goals
+        for what in ("anchors", "engagements")
+    ]
+
+
+def _string_texts(column: pa.Array) -> list[str]:
+    """Return texts as JSON: each distinct one is escaped once."""
+    if pa.types.is_null(column.type):
+        return ["null"] * len(column)
+    coded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
+    texts = [_text(value) for value in coded.dictionary.to_pylist()]
+    return ["null" if code is None else texts[code] for code in coded.indices.to_pylist()]
+
+
+def _value(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _text(value: str | None) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _objects(texts: Mapping[str, list[str]]) -> list[str]:
+    """Return JSON objects, one a row, out of the JSON of their values by name."""
+    members = ", ".join(_text(name).replace("%", "%%") + ": %s" for name in texts)
+    written: Callable[[tuple[str, ...]], str] = f"{{{members}}}".__mod__
+    return list(map(written, zip(*texts.values(), strict=True)))
+
+
+def _repeated(text: str, n: int) -> pa.Array:
+    return string_array([text] * n)

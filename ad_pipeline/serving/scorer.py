@@ -1,0 +1,358 @@
+"""Probabilities for requests, from a bundle and the last published counts.
+
+What a bidder or an ad server embeds: it imports NumPy, Numba and Arrow, but neither Dagster nor
+DuckDB, pandas, scikit-learn or River (a test starts a fresh process and looks). Many requests go
+through the loops that one goes through, so a score does not depend on its company. What is missing
+is replaced by what the training path would see in its place, and said so in the decision's
+fallbacks; nothing here guesses silently. Which bundle serves is decided elsewhere
+(:mod:`ad_pipeline.serving.promotion`); this module only follows the pointers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.features.encoding import (
+    EntityCounts,
+    FeatureContract,
+    entity_hashes,
+    read_columns,
+)
+from ad_pipeline.features.rates import RateSnapshot, check_contract, counts_of, read_snapshot
+from ad_pipeline.hashing import string_array
+from ad_pipeline.serving.bundle import Bundle, open_bundle
+from ad_pipeline.serving.decisions import Decision, Decisions, Fallback, numbers_array
+from ad_pipeline.serving.pointers import CURRENT, SNAPSHOT, NothingServed, read_pointer
+
+IDENTITY = ("request_id", "impression_id")
+OCCURRED = "occurred_us"
+
+Requests = pa.Table | Mapping[str, pa.Array | pa.ChunkedArray]
+
+
+@dataclass(frozen=True)
+class PublishedSnapshot:
+    """A rate snapshot and the name that decisions log it by.
+
+    Attributes
+    ----------
+    digest : str
+    counts : RateSnapshot
+    """
+
+    digest: str
+    counts: RateSnapshot
+
+    @classmethod
+    def read(cls, snapshots: Path, digest: str) -> Self:
+        """Open a snapshot by its digest; see :func:`ad_pipeline.features.rates.read_snapshot`."""
+        return cls(digest, read_snapshot(snapshots, digest))
+
+    @property
+    def end_us(self) -> int:
+        """End of the counted hours, microseconds."""
+        return self.counts.hour_us + HOUR_US
+
+
+@dataclass(frozen=True)
+class _Folders:
+    serving: Path
+    bundles: Path
+    snapshots: Path
+
+
+class Scorer:
+    """Scores requests with one bundle and one snapshot.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    snapshot : PublishedSnapshot, optional
+        Without one every count is 0, as it is for an impression at the start of a log, and each
+        decision says so.
+
+    Raises
+    ------
+    WrongSnapshot
+        If the snapshot counts other entities, goals or hours than the bundle's feature contract.
+    """
+
+    def __init__(self, bundle: Bundle, snapshot: PublishedSnapshot | None = None) -> None:
+        if snapshot is not None:
+            check_contract(bundle.contract, snapshot.counts)
+        self.bundle = bundle
+        self.snapshot = snapshot
+        self._folders: _Folders | None = None
+
+    @classmethod
+    def current(
+        cls, serving: Path, *, bundles: Path | None = None, snapshots: Path | None = None
+    ) -> Self:
+        """Open what the pointers ``serving/current`` and ``serving/snapshot`` name.
+
+        Parameters
+        ----------
+        serving : Path
+            The deployment's serving folder.
+        bundles, snapshots : Path, optional
+            Roots of the bundles and snapshots; beside ``serving`` unless given.
+
+        Raises
+        ------
+        NothingServed
+            If no bundle was ever promoted.
+        MissingCheckpoint, CorruptBundle, CorruptCheckpoint
+            If what a pointer names is not there or not intact.
+        """
+        folders = _Folders(
+            serving, bundles or serving.parent / "bundles", snapshots or serving.parent / "snapshots"
+        )
+        pointer = read_pointer(serving, CURRENT)
+        if pointer is None:
+            raise NothingServed(f"{serving / CURRENT} does not exist; promote a bundle first")
+        scorer = cls(open_bundle(folders.bundles, pointer.digest), _published(folders))
+        scorer._folders = folders
+        return scorer
+
+    def refresh(self) -> bool:
+        """Follow the pointers to where they are now; what did not move is not opened again.
+
+        If what a pointer names cannot be opened, this scorer stays as it was and goes on serving.
+
+        Returns
+        -------
+        bool
+            Whether anything moved.
+
+        Raises
+        ------
+        NothingServed
+            If this scorer was not made by :meth:`current`, or the pointer is gone.
+        MissingCheckpoint, CorruptBundle, CorruptCheckpoint, WrongSnapshot
+            If what a pointer names is not there, not intact, or does not fit together.
+        """
+        if self._folders is None:
+            raise NothingServed("this scorer follows no pointers; make it by Scorer.current()")
+        pointer = read_pointer(self._folders.serving, CURRENT)
+        if pointer is None:
+            raise NothingServed(f"{self._folders.serving / CURRENT} is gone; promote a bundle")
+        bundle = self.bundle
+        if pointer.digest != bundle.digest:
+            bundle = open_bundle(self._folders.bundles, pointer.digest)
+        snapshot = _published(self._folders, self.snapshot)
+        if bundle is self.bundle and snapshot is self.snapshot:
+            return False
+        if snapshot is not None:
+            check_contract(bundle.contract, snapshot.counts)
+        self.bundle, self.snapshot = bundle, snapshot
+        return True
+
+    def with_snapshot(self, snapshot: PublishedSnapshot | None) -> "Scorer":
+        """Return a scorer of the same opened bundle with another snapshot."""
+        return Scorer(self.bundle, snapshot)
+
+    def score(self, request: Mapping[str, Any]) -> Decision:
+        """Score one request.
+
+        Parameters
+        ----------
+        request : mapping
+            The feature contract's columns; ``request_id``, ``impression_id`` and ``occurred_us``
+            (microseconds) if known. Other keys are not looked at.
+
+        Returns
+        -------
+        Decision
+            Equal, to the bit, to the same request's among many.
+        """
+        return self.score_requests([request]).one(0)
+
+    def score_requests(self, requests: Sequence[Mapping[str, Any]]) -> Decisions:
+        """Score requests given as mappings; see :meth:`score`.
+
+        Parameters
+        ----------
+        requests : sequence of mappings, length n
+
+        Returns
+        -------
+        Decisions of length n
+
+        Raises
+        ------
+        TypeError
+            If a text column holds a number or the other way round.
+        """
+        contract = self.bundle.contract
+        fallbacks: list[Fallback] = []
+        columns: dict[str, pa.Array] = {}
+        for name in contract.columns:
+            absent = np.array([name not in request for request in requests], np.bool_)
+            if absent.any():
+                fallbacks.append(Fallback(_missing(name), absent))
+            values = [request.get(name) for request in requests]
+            is_text = name in contract.text_columns
+            columns[name] = _texts(name, values) if is_text else _numbers(name, values)
+        identity = {
+            name: _texts(name, [request.get(name) for request in requests])
+            for name in IDENTITY
+            if any(request.get(name) is not None for request in requests)
+        }
+        moments = [request.get(OCCURRED) for request in requests]
+        has_moments = len(moments) > 0 and all(moment is not None for moment in moments)
+        occurred = np.array(moments, np.int64) if has_moments else None
+        return self._decided(columns, identity, occurred, fallbacks, len(requests))
+
+    def score_many(self, requests: Requests) -> Decisions:
+        """Score requests given as columns.
+
+        Parameters
+        ----------
+        requests : pa.Table, or mapping of str to Arrow column of shape (n,)
+            As for :meth:`score`: texts as string, large_string or dictionary, whole-number texts
+            are written out; numbers of any type; nulls allowed.
+
+        Returns
+        -------
+        Decisions of length n
+
+        Raises
+        ------
+        TypeError
+            If a text column is not of texts.
+        ValueError
+            If the columns differ in length, or a request has no time and others have.
+        """
+        contract = self.bundle.contract
+        given = _arrays(requests)
+        lengths = {len(column) for column in given.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"request columns differ in length: {sorted(lengths)}")
+        n = lengths.pop() if lengths else 0
+        fallbacks: list[Fallback] = []
+        columns: dict[str, pa.Array] = {}
+        for name in contract.columns:
+            is_text = name in contract.text_columns
+            if name in given:
+                columns[name] = _cast(given[name], is_text)
+            else:
+                fallbacks.append(Fallback(_missing(name), np.ones(n, np.bool_)))
+                columns[name] = _texts(name, [None] * n) if is_text else _numbers(name, [None] * n)
+        identity = {name: _cast(given[name], True) for name in IDENTITY if name in given}
+        occurred = _moments(given[OCCURRED]) if OCCURRED in given else None
+        return self._decided(columns, identity, occurred, fallbacks, n)
+
+    def _decided(
+        self,
+        columns: dict[str, pa.Array],
+        identity: dict[str, pa.Array],
+        occurred_us: np.ndarray | None,
+        fallbacks: list[Fallback],
+        n: int,
+    ) -> Decisions:
+        contract = self.bundle.contract
+        everywhere = np.ones(n, np.bool_)
+        read = read_columns(contract, columns)
+        end_us = None
+        if self.snapshot is None:
+            counts = EntityCounts.nothing(contract, n)
+            if contract.entities:
+                fallbacks.append(Fallback("no snapshot: every count is 0", everywhere))
+        else:
+            counts = counts_of(contract, self.snapshot.counts, entity_hashes(contract, read))
+            end_us = self.snapshot.end_us
+            fallbacks.extend(_untimely(contract, end_us, occurred_us, n))
+        fallbacks.extend(Fallback(reason, everywhere) for reason in self.bundle.missing())
+        scores = self.bundle.score(read, counts)
+        return Decisions(
+            contract=contract,
+            identity=identity,
+            occurred_us=occurred_us,
+            columns=columns,
+            counts=counts,
+            probabilities=scores.probabilities,
+            logits=scores.logits,
+            snapshot_end_us=end_us,
+            fallbacks=tuple(fallbacks),
+            bundle_hash=self.bundle.digest,
+            snapshot_hash="" if self.snapshot is None else self.snapshot.digest,
+        )
+
+
+def _published(folders: _Folders, opened: PublishedSnapshot | None = None) -> PublishedSnapshot | None:
+    pointer = read_pointer(folders.serving, SNAPSHOT)
+    if pointer is None:
+        return None
+    if opened is not None and opened.digest == pointer.digest:
+        return opened
+    return PublishedSnapshot.read(folders.snapshots, pointer.digest)
+
+
+def _untimely(
+    contract: FeatureContract, end_us: int, occurred_us: np.ndarray | None, n: int
+) -> list[Fallback]:
+    """Say where a snapshot is not the one that training would have used for the request."""
+    if occurred_us is None:
+        return [Fallback("no request time: the age of the counts is unknown", np.ones(n, np.bool_))]
+    due_us = occurred_us - occurred_us % HOUR_US - contract.rate_lag_hours * HOUR_US
+    found = [
+        Fallback("stale snapshot: a later one was due", end_us < due_us),
+        Fallback("early snapshot: it was not due yet", end_us > due_us),
+    ]
+    return [fallback for fallback in found if fallback.rows.any()]
+
+
+def _missing(name: str) -> str:
+    return f"missing column {name}: null"
+
+
+def _texts(name: str, values: Sequence[Any]) -> pa.Array:
+    wrong = next((v for v in values if v is not None and not isinstance(v, str)), None)
+    if wrong is not None:
+        raise TypeError(f"{name} is a text column, got {wrong!r}; pass a string or None")
+    return string_array(values)
+
+
+def _numbers(name: str, values: Sequence[Any]) -> pa.Array:
+    wrong = next((v for v in values if isinstance(v, str)), None)
+    if wrong is not None:
+        raise TypeError(f"{name} is a numeric column, got {wrong!r}; pass a number or None")
+    return numbers_array(np.array([math.nan if v is None else float(v) for v in values], np.float64))
+
+
+def _arrays(requests: Requests) -> dict[str, pa.Array]:
+    names = requests.column_names if isinstance(requests, pa.Table) else list(requests)
+    arrays: dict[str, pa.Array] = {}
+    for name in names:
+        column = requests[name]
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+            if isinstance(column, pa.ChunkedArray):  # a text column past 2 GiB stays in chunks
+                column = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in column.chunks])
+        arrays[name] = column
+    return arrays
+
+
+def _cast(column: pa.Array, is_text: bool) -> pa.Array:
+    kind = column.type
+    if not is_text:
+        return column if pa.types.is_float64(kind) else pc.cast(column, pa.float64())
+    if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return pc.cast(column, pa.large_string())
+    return column
+
+
+def _moments(column: pa.Array) -> np.ndarray:
+    if column.null_count:
+        raise ValueError(f"{column.null_count} requests have no {OCCURRED}; give it to all or none")
+    whole = column if pa.types.is_int64(column.type) else pc.cast(column, pa.int64())
+    if not len(whole):
+        return np.zeros(0, np.int64)
+    return np.frombuffer(whole.buffers()[1], np.int64, len(whole), whole.offset * 8)

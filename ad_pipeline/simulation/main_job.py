@@ -1,0 +1,151 @@
+"""The main job as a stranger meets it: both datasets, from log files to a verified bundle.
+
+Everything real happens in other processes, by the commands that anyone can type: ``dagster asset
+materialize`` for ranges of log hours, ``ad_pipeline drive`` for the bidder. This module only
+orders them, shows their progress and prints what they left in the warehouse.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key, hour_of
+from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
+from ad_pipeline.simulation.marketplace import simulate_days
+from ad_pipeline.simulation.spec import MarketplaceSpec
+
+Say = Callable[[str], None]
+
+_STEP_ENDED = re.compile(
+    r"STEP_SUCCESS - Finished execution of step \"(?P<step>\w+)\" in (?P<took>.+)\."
+)
+_SAID = re.compile(r" - INFO - \S+ - \S+ - (?:\w+ - )?(?P<text>.+)$")
+_WRONG = re.compile(r"(STEP_FAILURE|RUN_FAILURE|Error: |Traceback|Failed asset check)")
+
+
+class MainJobFailed(RuntimeError):
+    """A command of the main job failed; the message holds the end of its log."""
+
+
+def run_open_bandit(home: Path, say: Say) -> Deployment:
+    """Run the whole path on the real log, in one range.
+
+    Parameters
+    ----------
+    home : Path
+        Folder of all deployments.
+    say : callable
+        Receives one line of progress at a time.
+    """
+    deployment = _deployment("open_bandit", home)
+    dataset = deployment.dataset
+    say("open_bandit: a real log of 60,000 impressions, six files, one week")
+    _materialize(deployment, dataset.start_us, _last_hour_end(deployment), say)
+    return deployment
+
+
+def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -> Deployment:
+    """Simulate, learn, promote, serve the last day through the bundle, learn that, promote again.
+
+    Parameters
+    ----------
+    home : Path
+        Folder of all deployments.
+    say : callable
+        Receives one line of progress at a time.
+    spec : MarketplaceSpec, optional
+        Another market than the default one.
+    """
+    spec = spec or MarketplaceSpec()
+    deployment = _deployment("marketplace", home)
+    last_day = spec.days - 1
+    say(f"marketplace: simulating {last_day} of {spec.days} days of a seeded exchange")
+    summary = simulate_days(spec, deployment.logs, deployment.truth, range(last_day))
+    say(
+        f"  {summary.rows['impressions']:,} impressions, {summary.rows['engagements']:,} engagements"
+    )
+    served_from_us = spec.start_us + last_day * DAY_US
+    _materialize(deployment, deployment.dataset.start_us, served_from_us, say)
+    say(f"  a driver serves day {last_day + 1} through serving/current and writes its logs")
+    _run(
+        deployment, [sys.executable, "-m", "ad_pipeline.cli", "drive", "--day", str(last_day)], say
+    )
+    _materialize(deployment, served_from_us, _last_hour_end(deployment), say)
+    return deployment
+
+
+def _deployment(name: str, home: Path) -> Deployment:
+    dataset = load_dataset(DATA_FOLDER / name / "dataset.yaml")
+    return Deployment(dataset, (home / name).resolve())
+
+
+def _last_hour_end(deployment: Deployment) -> int:
+    dataset = deployment.dataset
+    if dataset.end_us is None:
+        raise ValueError(f"dataset {dataset.name} has no end, so the main job has no last hour")
+    return hour_of(dataset.end_us + dataset.horizon_us - 1) + HOUR_US
+
+
+def _materialize(deployment: Deployment, start_us: int, end_us: int, say: Say) -> None:
+    """Materialize every asset for the log hours ``[start_us, end_us)``, as the CLI does."""
+    span = f"{hour_key(start_us)}...{hour_key(end_us - HOUR_US)}"
+    say(f"  dagster asset materialize --select '*' --partition-range {span}")
+    command = [
+        sys.executable, "-m", "dagster", "asset", "materialize", "--select", "*",
+        "-m", "ad_pipeline.definitions", "--partition-range", span,
+    ]  # fmt: skip
+    _run(deployment, command, say)
+
+
+def _run(deployment: Deployment, command: Sequence[str], say: Say) -> None:
+    """Run a command for a deployment and pass on what it says that people want to read.
+
+    Raises
+    ------
+    MainJobFailed
+        If it fails.
+    """
+    environment = os.environ | {
+        "AD_PIPELINE_DATASET": deployment.dataset.name,
+        "AD_PIPELINE_HOME": str(deployment.home.parent),
+        "DAGSTER_HOME": os.environ.get("DAGSTER_HOME", str(deployment.home / "dagster_home")),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    Path(environment["DAGSTER_HOME"]).mkdir(parents=True, exist_ok=True)
+    log = deployment.home / "main_job.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with (
+        log.open("a") as kept,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            kept.write(line)
+            if text := _told(line.rstrip()):
+                say(f"  {time.monotonic() - started:6.1f} s  {text}")
+    if process.returncode != 0:
+        end = "\n".join(log.read_text().splitlines()[-40:])
+        raise MainJobFailed(
+            f"{' '.join(command)} ended with {process.returncode}; all of it is in {log}:\n{end}"
+        )
+
+
+def _told(line: str) -> str:
+    """Return the part of a log line that is worth a line of progress, or ''."""
+    if ended := _STEP_ENDED.search(line):
+        return f"{ended['step']} done in {ended['took']}"
+    if _WRONG.search(line):
+        return line[-300:]
+    if said := _SAID.search(line):
+        return said["text"]
+    return line.removeprefix("progress: ") if line.startswith("progress: ") else ""

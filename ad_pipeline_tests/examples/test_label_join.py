@@ -1,0 +1,673 @@
+"""The label join against a brute-force oracle that looks at one impression at a time.
+
+The oracle reads the definitions of design.md §5 as a story: it walks through what the log received
+about an impression, in order. The SQL works on sets and on short scans, so an error is unlikely to
+be in both.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US, hour_of
+from ad_pipeline.datasets import Dataset, Goal
+from ad_pipeline.examples.label_join import join_labels, replace_goal
+from ad_pipeline.examples.tables import (
+    LABEL_STATES,
+    LABELLED_IMPRESSIONS,
+    TABLES,
+    TRAINING_EXAMPLES,
+)
+from ad_pipeline.warehouse import Warehouse, select
+
+START_US = 500_000 * HOUR_US
+HOURS = 24
+END_US = START_US + HOURS * HOUR_US
+STEP_US = 5 * MINUTE_US  # a coarse clock, so that moments coincide often
+
+Rows = dict[str, set[tuple[Any, ...]]]
+
+
+# --- facts -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Impression:
+    key: str
+    occurred_us: int
+    received_us: int
+
+
+@dataclass(frozen=True)
+class Engagement:
+    key: str
+    impression: str
+    goal: str
+    occurred_us: int
+    received_us: int
+
+
+@dataclass(frozen=True)
+class Retraction:
+    key: str
+    engagement: str
+    received_us: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    impressions: tuple[Impression, ...]
+    engagements: tuple[Engagement, ...]
+    retractions: tuple[Retraction, ...]
+
+    def received_by(self, us: int) -> "Facts":
+        return Facts(
+            tuple(fact for fact in self.impressions if fact.received_us <= us),
+            tuple(fact for fact in self.engagements if fact.received_us <= us),
+            tuple(fact for fact in self.retractions if fact.received_us <= us),
+        )
+
+
+def seeded(seed: int) -> random.Random:
+    return random.Random(seed)  # noqa: S311 - test data, no secret
+
+
+def drawn_goals(rng: random.Random) -> tuple[Goal, ...]:
+    """Draw click -> install -> open and a second goal on the impression, parents first."""
+    chain: list[Goal] = []
+    horizon_us = 0
+    for name, anchor in (("click", "impression"), ("install", "click"), ("open", "install")):
+        window_us = rng.randrange(0, 25) * STEP_US
+        lateness_us = rng.randrange(0, 13) * STEP_US
+        window_us += max(0, horizon_us - window_us - lateness_us)
+        horizon_us = window_us + lateness_us
+        chain.append(_drawn_goal(rng, name, anchor, window_us, lateness_us))
+    view = _drawn_goal(rng, "view", "impression", rng.randrange(0, 25) * STEP_US, STEP_US)
+    return (*chain, view)
+
+
+def _drawn_goal(
+    rng: random.Random, name: str, anchor: str, window_us: int, lateness_us: int
+) -> Goal:
+    return Goal(
+        name=name,
+        anchor=anchor,
+        window_us=window_us,
+        lateness_us=lateness_us,
+        observation_us=rng.randrange(0, (window_us + lateness_us) // STEP_US + 1) * STEP_US,
+        counting=rng.choice(["first", "all"]),
+    )
+
+
+def drawn_facts(rng: random.Random, impressions: int) -> Facts:
+    """Draw impressions, engagements and retractions: late, held, too early, too late, retracted.
+
+    What the events room promises is kept: nothing is received before it occurred, and an
+    engagement is never of an earlier log hour than its impression (else it is held).
+    """
+    shown: list[Impression] = []
+    engaged: list[Engagement] = []
+    taken_back: list[Retraction] = []
+    for number in range(impressions):
+        occurred_us = START_US + rng.randrange(0, 96) * STEP_US
+        late_us = rng.choice([0, 0, 1, 4, 13, 40]) * STEP_US
+        shown.append(Impression(f"i{number}", occurred_us, occurred_us + late_us))
+        for goal in ("click", "install", "open", "view"):
+            for _ in range(rng.choice([0, 1, 1, 2, 3])):
+                engaged_us = max(START_US, occurred_us + rng.randrange(-3, 50) * STEP_US)
+                received_us = engaged_us + rng.choice([0, 0, 1, 2, 6, 13, 40]) * STEP_US
+                key = f"e{rng.getrandbits(40):010x}"
+                engaged.append(
+                    Engagement(
+                        key,
+                        f"i{number}",
+                        goal,
+                        engaged_us,
+                        max(received_us, hour_of(occurred_us + late_us)),
+                    )
+                )
+                for _ in range(rng.choice([0, 0, 0, 0, 0, 1, 1, 2])):
+                    retracted_us = received_us + rng.choice([-2, 0, 1, 5, 20, 90]) * STEP_US
+                    taken_back.append(
+                        Retraction(
+                            f"r{rng.getrandbits(40):010x}", key, max(engaged_us, retracted_us)
+                        )
+                    )
+    return Facts(tuple(shown), tuple(engaged), tuple(taken_back))
+
+
+# --- the oracle --------------------------------------------------------------------------------
+
+
+def expected(goals: Sequence[Goal], facts: Facts, end_us: int = END_US) -> Rows:
+    """Work out all rows before ``end_us`` from all facts received before it."""
+    known = facts.received_by(end_us - 1)
+    engagements: dict[tuple[str, str], list[Engagement]] = defaultdict(list)
+    for engagement in known.engagements:
+        engagements[engagement.impression, engagement.goal].append(engagement)
+    retracted_us: dict[str, int] = {}
+    for retraction in known.retractions:
+        earlier_us = retracted_us.get(retraction.engagement, retraction.received_us)
+        retracted_us[retraction.engagement] = min(earlier_us, retraction.received_us)
+    rows: Rows = {table.name: set() for table in TABLES}
+    for impression in known.impressions:
+        _tell(goals, impression, engagements, retracted_us, end_us, rows)
+    return rows
+
+
+def _tell(
+    goals: Sequence[Goal],
+    impression: Impression,
+    engagements: dict[tuple[str, str], list[Engagement]],
+    retracted_us: dict[str, int],
+    end_us: int,
+    rows: Rows,
+) -> None:
+    serving_us = impression.received_us
+    at_once = (impression.occurred_us, impression.received_us, "")
+    seen_anchor: dict[str, tuple[int, int, str] | None] = {"impression": at_once}
+    final_anchor: dict[str, tuple[int, int] | None] = {"impression": at_once[:2]}
+
+    def is_retracted(engagement: Engagement, by_us: int) -> bool:
+        return engagement.key in retracted_us and retracted_us[engagement.key] <= by_us
+
+    def in_window(goal: Goal, anchor_us: int, matured_us: int) -> list[Engagement]:
+        return [
+            engagement
+            for engagement in engagements[impression.key, goal.name]
+            if anchor_us <= engagement.occurred_us <= anchor_us + goal.window_us
+            and engagement.received_us <= matured_us
+        ]
+
+    for goal in goals:
+        states: list[tuple[str, int, str]] = []
+        seen_anchor[goal.name] = final_anchor[goal.name] = None
+
+        anchor = seen_anchor[goal.anchor]
+        if anchor is not None:
+            anchor_us, known_us, cause = anchor
+            first_us = max(anchor_us + goal.observation_us, known_us)
+            matured_us = max(anchor_us + goal.window_us + goal.lateness_us, known_us)
+            emitted: list[tuple[str, int, str, int]] = []
+            positives: list[tuple[int, Engagement]] = []
+            by_receipt = sorted(
+                in_window(goal, anchor_us, matured_us), key=lambda e: (e.received_us, e.key)
+            )
+            at_first = [
+                e for e in by_receipt if e.received_us <= first_us and not is_retracted(e, first_us)
+            ]
+            if at_first:
+                emitted.append(("immediate_positive", 1, at_first[0].key, first_us))
+                positives.append((first_us, at_first[0]))
+            else:
+                emitted.append(("negative", 0, "", first_us))
+            for engagement in by_receipt:
+                if engagement.received_us <= first_us:
+                    continue
+                if is_retracted(engagement, engagement.received_us):
+                    continue
+                if goal.counting == "first" and positives:
+                    continue
+                emitted.append(("delayed_positive", 1, engagement.key, engagement.received_us))
+                positives.append((engagement.received_us, engagement))
+            if not positives:
+                emitted.append(("confirmed_negative", 0, "", matured_us))
+            for _, engagement in positives:
+                if engagement.key in retracted_us:
+                    emitted.append(("retraction", 0, engagement.key, retracted_us[engagement.key]))
+            emitted = [row for row in emitted if row[3] < end_us]
+            for kind, label, source, us in emitted:
+                rows[TRAINING_EXAMPLES.name].add(
+                    (
+                        goal.name, impression.key, kind, label, goal.observation_us, source,
+                        anchor_us, us, serving_us,
+                    )
+                )  # fmt: skip
+            states.append(("pending", known_us, cause))
+            named = {"negative": "provisional_negative", "retraction": "retracted"}
+            states += [
+                (named.get(kind, kind), us, source)
+                for kind, _, source, us in emitted
+                if kind != "confirmed_negative"
+            ]
+            positives = [(us, e) for us, e in positives if us < end_us]
+            if positives:
+                us, engagement = min(positives, key=lambda p: (p[0], p[1].key))
+                seen_anchor[goal.name] = (engagement.occurred_us, us, engagement.key)
+
+        final = final_anchor[goal.anchor]
+        if final is not None:
+            anchor_us, known_us = final
+            matured_us = max(anchor_us + goal.window_us + goal.lateness_us, known_us)
+            if matured_us < end_us:
+                counted = sorted(
+                    (
+                        engagement
+                        for engagement in in_window(goal, anchor_us, matured_us)
+                        if not is_retracted(engagement, matured_us)
+                    ),
+                    key=lambda e: (e.occurred_us, e.key),
+                )
+                first = counted[0] if counted else None
+                number = len(counted) if goal.counting == "all" else min(len(counted), 1)
+                rows[LABELLED_IMPRESSIONS.name].add(
+                    (
+                        goal.name, impression.key, anchor_us, matured_us, 1 if first else 0,
+                        first.occurred_us - anchor_us if first else None, number,
+                        first.key if first else None, first.occurred_us if first else None,
+                        serving_us, hour_of(serving_us),
+                    )
+                )  # fmt: skip
+                name = "matured_positive" if first else "matured_negative"
+                states.append((name, matured_us, first.key if first else ""))
+                if first:
+                    final_anchor[goal.name] = (first.occurred_us, matured_us)
+        rows[LABEL_STATES.name] |= {
+            (goal.name, impression.key, state, us, source) for state, us, source in states
+        }
+
+
+# --- the SQL -----------------------------------------------------------------------------------
+
+EVENTS = {
+    "events.impressions": "impression_id VARCHAR",
+    "events.engagements": "event_id VARCHAR, impression_id VARCHAR, goal VARCHAR, value BIGINT",
+    "events.retractions": "event_id VARCHAR, engagement_event_id VARCHAR, reason VARCHAR",
+}
+CLOCKS = "occurred_us BIGINT, received_us BIGINT, logged_us BIGINT"
+
+
+def filled(connection: duckdb.DuckDBPyConnection, facts: Facts) -> duckdb.DuckDBPyConnection:
+    """Write facts into new tables of events."""
+    connection.execute("CREATE SCHEMA IF NOT EXISTS events")
+    for name, columns in EVENTS.items():
+        connection.execute(f"CREATE TABLE {name} ({columns}, {CLOCKS})")
+    rows = {
+        "events.impressions": [
+            (i.key, i.occurred_us, i.received_us, i.received_us) for i in facts.impressions
+        ],
+        "events.engagements": [
+            (e.key, e.impression, e.goal, 0, e.occurred_us, e.received_us, e.received_us)
+            for e in facts.engagements
+        ],
+        "events.retractions": [
+            (r.key, r.engagement, "refund", r.received_us, r.received_us, r.received_us)
+            for r in facts.retractions
+        ],
+    }
+    for name, values in rows.items():
+        if values:
+            marks = ", ".join(["?"] * len(values[0]))
+            text = ", ".join([f"({marks})"] * len(values))
+            connection.execute(
+                f"INSERT INTO {name} VALUES {text}", [x for row in values for x in row]
+            )
+    return connection
+
+
+def warehouse_of(facts: Facts) -> duckdb.DuckDBPyConnection:
+    """Return a connection with events and the room's empty tables."""
+    connection = filled(duckdb.connect(config={"threads": 1}), facts)
+    connection.execute("CREATE SCHEMA examples")
+    for table in TABLES:
+        columns = ", ".join(f"{column.name} {column.type}" for column in table.columns)
+        connection.execute(f"CREATE TABLE {table.name} ({columns})")
+    return connection
+
+
+def run(
+    connection: duckdb.DuckDBPyConnection,
+    goals: Iterable[Goal],
+    first_hour: int = 0,
+    last_hour: int = HOURS,
+    *,
+    queries: dict[str, str] | None = None,
+) -> None:
+    """Compute the hours [first, last), counted from the start."""
+    for goal in goals:
+        for table in TABLES:
+            replace_goal(
+                connection,
+                table,
+                goal,
+                START_US + first_hour * HOUR_US,
+                START_US + last_hour * HOUR_US,
+                query=(queries or {}).get(table.name),
+            )
+
+
+def found(connection: duckdb.DuckDBPyConnection) -> Rows:
+    """Read the tables, failing if a key is there twice."""
+    rows: Rows = {}
+    for table in TABLES:
+        read = connection.execute(f"SELECT * FROM {table.name}").fetchall()
+        keys = [table.column_names.index(column) for column in table.key]
+        counted = Counter(tuple(row[k] for k in keys) for row in read)
+        assert not [key for key, number in counted.items() if number > 1], table.name
+        rows[table.name] = set(read)
+    return rows
+
+
+def by_then(rows: Rows, us: int) -> Rows:
+    """Keep the rows whose clock is at most a moment."""
+    kept: Rows = {}
+    for table in TABLES:
+        clock = table.column_names.index(str(table.clock))
+        kept[table.name] = {row for row in rows[table.name] if row[clock] <= us}
+    return kept
+
+
+def assert_no_row_knew_the_future(
+    goals: Sequence[Goal], facts: Facts, cuts: Iterable[int], queries: dict[str, str] | None = None
+) -> None:
+    """Check that what is emitted by a cut is the same without the facts received after it."""
+    with warehouse_of(facts) as connection:
+        run(connection, goals, queries=queries)
+        everything = found(connection)
+    for cut_us in cuts:
+        with warehouse_of(facts.received_by(cut_us)) as connection:
+            run(connection, goals, queries=queries)
+            assert by_then(found(connection), cut_us) == by_then(everything, cut_us)
+
+
+# --- properties --------------------------------------------------------------------------------
+
+few = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+seeds = st.integers(0, 2**32 - 1)
+sizes = st.integers(0, 40)
+
+
+@few
+@given(seed=seeds, size=sizes)
+def test_the_tables_are_those_of_the_oracle(seed: int, size: int) -> None:
+    rng = seeded(seed)
+    goals, facts = drawn_goals(rng), drawn_facts(rng, size)
+    with warehouse_of(facts) as connection:
+        run(connection, goals)
+        assert found(connection) == expected(goals, facts)
+
+
+@few
+@given(
+    seed=seeds,
+    cuts=st.lists(st.integers(1, HOURS - 1), unique=True, max_size=6),
+    again=st.lists(st.tuples(st.integers(0, HOURS), st.integers(0, HOURS)), max_size=3),
+)
+def test_any_split_into_ranges_and_any_rerun_gives_the_same_tables(
+    seed: int, cuts: list[int], again: list[tuple[int, int]]
+) -> None:
+    rng = seeded(seed)
+    goals, facts = drawn_goals(rng), drawn_facts(rng, 30)
+    bounds = [0, *sorted(cuts), HOURS]
+    with warehouse_of(facts) as connection:
+        for first, last in pairwise(bounds):
+            run(connection, goals, first, last)
+        assert found(connection) == expected(goals, facts)
+        for first, last in again:
+            run(connection, goals, min(first, last), max(first, last))
+        assert found(connection) == expected(goals, facts)
+
+
+@few
+@given(seed=seeds, hours=st.lists(st.integers(0, HOURS * 12), min_size=1, max_size=4))
+def test_no_row_uses_a_fact_received_after_its_cut_off(seed: int, hours: list[int]) -> None:
+    rng = seeded(seed)
+    goals, facts = drawn_goals(rng), drawn_facts(rng, 30)
+    cuts = [START_US + step * STEP_US for step in hours]
+    assert_no_row_knew_the_future(goals, facts, cuts)
+
+
+@pytest.mark.parametrize(
+    ("table", "honest", "leaking"),
+    [
+        (
+            LABELLED_IMPRESSIONS,
+            "AND engagements.received_us <= maturing.matured_us",
+            "",
+        ),
+        (LABELLED_IMPRESSIONS, "OR first_retractions.retracted_us > maturing.matured_us", ""),
+        (LABELLED_IMPRESSIONS, "received_us) AS matured_us", "0) AS matured_us"),
+        (
+            TRAINING_EXAMPLES,
+            "greatest(engagements.received_us, anchors.first_emit_us)",
+            "anchors.first_emit_us",
+        ),
+        (TRAINING_EXAMPLES, ", parent.known_us)", ", 0)"),
+        (TRAINING_EXAMPLES, "anchors.matured_us AS emit_us", "anchors.anchor_us AS emit_us"),
+    ],
+    ids=[
+        "a label counts an engagement received after maturity",
+        "a label heeds a retraction known after maturity",
+        "a label matures before its impression is known",
+        "a positive is emitted before its engagement is known",
+        "a chain is anchored before its anchor is known",
+        "a negative is confirmed at its anchor",
+    ],
+)
+def test_a_leaking_query_is_caught(table: Any, honest: str, leaking: str) -> None:
+    """Negative control of the property above, on six planted leaks."""
+    text = select(table.name)
+    assert honest in text
+    rng = seeded(7)
+    goals = (
+        Goal(name="click", anchor="impression", window_us=HOUR_US, lateness_us=HOUR_US,
+             observation_us=HOUR_US // 2, counting="first"),
+        Goal(name="install", anchor="click", window_us=2 * HOUR_US, lateness_us=HOUR_US,
+             observation_us=HOUR_US // 2, counting="all"),
+    )  # fmt: skip
+    facts = drawn_facts(rng, 150)
+    cuts = [START_US + hour * HOUR_US + 30 * MINUTE_US for hour in range(1, 14, 2)]
+    assert_no_row_knew_the_future(goals, facts, cuts)
+    with pytest.raises(AssertionError):
+        assert_no_row_knew_the_future(
+            goals, facts, cuts, queries={table.name: text.replace(honest, leaking)}
+        )
+
+
+@few
+@given(seed=seeds)
+def test_any_order_of_receipt_within_lateness_gives_the_same_final_labels(seed: int) -> None:
+    rng = seeded(seed)
+    goals, facts = drawn_goals(rng), drawn_facts(rng, 30)
+    lateness = min(goal.lateness_us for goal in goals) // STEP_US
+    occurred_us = {engagement.key: engagement.occurred_us for engagement in facts.engagements}
+    prompt = {r.key for r in facts.retractions if rng.random() < 0.5}
+
+    def received_in_some_order() -> Facts:
+        def late() -> int:
+            return rng.randrange(0, lateness + 1) * STEP_US
+
+        shown = {i.key: replace(i, received_us=i.occurred_us + late()) for i in facts.impressions}
+        engaged = tuple(
+            replace(
+                e, received_us=max(e.occurred_us + late(), hour_of(shown[e.impression].received_us))
+            )
+            for e in facts.engagements
+            if e.occurred_us >= shown[e.impression].occurred_us
+        )
+        # A retraction is kept on its side of maturity; by when it is known is what it changes.
+        retracted = tuple(
+            replace(
+                r,
+                received_us=occurred_us[r.engagement] + (late() if r.key in prompt else DAY_US * 9),
+            )
+            for r in facts.retractions
+        )
+        return Facts(tuple(shown.values()), engaged, retracted)
+
+    labels = []
+    for _ in range(3):
+        with warehouse_of(received_in_some_order()) as connection:
+            run(connection, goals)
+            labels.append(
+                connection.execute(
+                    "SELECT * EXCLUDE (serving_us, serving_hour_us) "
+                    "FROM examples.labelled_impressions ORDER BY ALL"
+                ).fetchall()
+            )
+    assert labels[0] == labels[1] == labels[2]
+
+
+@few
+@given(seed=seeds)
+def test_every_anchor_is_pending_once_and_has_one_first_emission(seed: int) -> None:
+    rng = seeded(seed)
+    goals, facts = drawn_goals(rng), drawn_facts(rng, 30)
+    with warehouse_of(facts) as connection:
+        run(connection, goals)
+        rows = found(connection)
+    pending = Counter(row[:2] for row in rows[LABEL_STATES.name] if row[2] == "pending")
+    emitted = Counter(
+        row[:2]
+        for row in rows[TRAINING_EXAMPLES.name]
+        if row[2] in ("immediate_positive", "negative")
+    )
+    assert set(pending.values()) <= {1}
+    assert set(emitted.values()) <= {1}
+    assert emitted.keys() <= pending.keys()
+    on_impressions = {goal.name for goal in goals if goal.anchor == "impression"}
+    matured = {row[:2] for row in rows[LABELLED_IMPRESSIONS.name] if row[0] in on_impressions}
+    assert matured <= emitted.keys()
+
+
+@pytest.mark.slow
+def test_many_logs_hour_by_hour_are_those_of_the_oracle() -> None:
+    for seed in range(20):
+        rng = seeded(seed)
+        goals, facts = drawn_goals(rng), drawn_facts(rng, 150)
+        with warehouse_of(facts) as connection:
+            for hour in range(HOURS):
+                run(connection, goals, hour, hour + 1)
+            assert found(connection) == expected(goals, facts), seed
+
+
+# --- single cases, and the runner ---------------------------------------------------------------
+
+CLICK = Goal(
+    name="click", anchor="impression", window_us=HOUR_US, lateness_us=HOUR_US,
+    observation_us=10 * MINUTE_US, counting="first",
+)  # fmt: skip
+
+
+def story(*engaged: Engagement, retracted: Sequence[Retraction] = ()) -> Facts:
+    return Facts((Impression("i", START_US, START_US),), engaged, tuple(retracted))
+
+
+def click(minutes: int, received: int | None = None, key: str = "e") -> Engagement:
+    received_us = START_US + (minutes if received is None else received) * MINUTE_US
+    return Engagement(key, "i", "click", START_US + minutes * MINUTE_US, received_us)
+
+
+def kinds(facts: Facts, goal: Goal = CLICK) -> list[tuple[str, int]]:
+    with warehouse_of(facts) as connection:
+        run(connection, (goal,))
+        return connection.execute(
+            "SELECT kind, (emit_us - $start) // 60000000 FROM examples.training_examples "
+            "ORDER BY emit_us, kind",
+            {"start": START_US},
+        ).fetchall()
+
+
+def label(facts: Facts) -> tuple[int, int | None]:
+    with warehouse_of(facts) as connection:
+        run(connection, (CLICK,))
+        row = connection.execute(
+            "SELECT label, delay_us FROM examples.labelled_impressions"
+        ).fetchone()
+    assert row is not None
+    return row
+
+
+def test_a_click_within_the_wait_is_an_immediate_positive_and_never_confirmed_negative() -> None:
+    assert kinds(story(click(9))) == [("immediate_positive", 10)]
+
+
+def test_a_click_after_the_wait_corrects_the_negative() -> None:
+    assert kinds(story(click(30))) == [("negative", 10), ("delayed_positive", 30)]
+
+
+def test_no_click_is_confirmed_at_maturity() -> None:
+    assert kinds(story()) == [("negative", 10), ("confirmed_negative", 120)]
+
+
+def test_a_retraction_days_later_is_emitted_and_leaves_the_label() -> None:
+    facts = story(click(9), retracted=[Retraction("r", "e", START_US + 20 * HOUR_US)])
+    assert kinds(facts) == [("immediate_positive", 10), ("retraction", 1200)]
+    assert label(facts) == (1, 9 * MINUTE_US)
+
+
+def test_a_click_retracted_before_its_emission_was_never_a_positive() -> None:
+    facts = story(click(5), retracted=[Retraction("r", "e", START_US + 10 * MINUTE_US)])
+    assert kinds(facts) == [("negative", 10), ("confirmed_negative", 120)]
+    assert label(facts) == (0, None)
+
+
+def test_a_click_received_past_lateness_or_occurring_past_the_window_does_not_count() -> None:
+    assert label(story(click(60, received=121))) == (0, None)
+    assert label(story(click(61))) == (0, None)
+    assert label(story(click(60, received=120))) == (1, HOUR_US)
+
+
+def test_counting_all_gives_every_later_engagement_an_emission() -> None:
+    facts = story(click(20, key="a"), click(40, key="b"))
+    every = CLICK.model_copy(update={"counting": "all"})
+    assert kinds(facts)[1:] == [("delayed_positive", 20)]
+    assert kinds(facts, every)[1:] == [("delayed_positive", 20), ("delayed_positive", 40)]
+
+
+@dataclass(frozen=True)
+class GoalsOnly:
+    """What the label join asks of a dataset."""
+
+    goals: tuple[Goal, ...]
+
+    def goals_in_chain_order(self) -> tuple[Goal, ...]:
+        return self.goals
+
+
+def dataset_of(*goals: Goal) -> Dataset:
+    return GoalsOnly(goals)  # type: ignore[return-value]
+
+
+def test_the_runner_chunks_a_range_counts_by_hour_and_may_be_repeated(tmp_path: Path) -> None:
+    rng = seeded(3)
+    goals, facts = drawn_goals(rng), drawn_facts(rng, 40)
+    warehouse = Warehouse(tmp_path / "warehouse.duckdb", wait_seconds=5)
+    with warehouse.writer() as connection:
+        filled(connection, facts)
+    dataset = dataset_of(*goals)
+    first = join_labels(warehouse, dataset, START_US, END_US, chunk_hours=7)
+    again = join_labels(warehouse, dataset, START_US, END_US)
+    with warehouse.reader() as connection:
+        rows = found(connection)
+    assert rows == expected(goals, facts)
+    assert first == again
+    assert [(hour.hour_us, hour.goal) for hour in first] == [
+        (START_US + hour * HOUR_US, goal.name) for hour in range(HOURS) for goal in goals
+    ]
+    assert sum(sum(hour.emitted.values()) for hour in first) == len(rows[TRAINING_EXAMPLES.name])
+    assert sum(hour.matured for hour in first) == len(rows[LABELLED_IMPRESSIONS.name])
+    assert sum(hour.matured_positives for hour in first) == sum(
+        row[4] for row in rows[LABELLED_IMPRESSIONS.name]
+    )
+    assert sum(sum(hour.states.values()) for hour in first) == len(rows[LABEL_STATES.name])
+
+
+def test_half_an_hour_and_a_wait_past_maturity_are_refused(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path / "warehouse.duckdb")
+    with pytest.raises(ValueError, match="start of an hour"):
+        join_labels(warehouse, dataset_of(CLICK), START_US, START_US + 1)
+    patient = CLICK.model_copy(update={"observation_us": 3 * HOUR_US})
+    with pytest.raises(ValueError, match="at most window \\+ lateness"):
+        join_labels(warehouse, dataset_of(patient), START_US, END_US)

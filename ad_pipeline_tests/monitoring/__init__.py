@@ -1,0 +1,1 @@
+"""Tests of the room that watches for drift and parity."""

@@ -1,0 +1,134 @@
+"""A checkpoint is whole or absent, has the bytes it says it has, and depends on its content only."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ad_pipeline import checkpoints
+
+ARRAYS = {"z": np.arange(12, dtype=np.float64).reshape(6, 2), "slots": np.arange(6, dtype=np.uint32)}
+MANIFEST = {"goal": "click", "stream_position": 7}
+FILES = {"model.txt": b"tree\n"}
+
+
+def write(root: Path, **changes) -> checkpoints.Checkpoint:
+    return checkpoints.write_checkpoint(root, "test", ARRAYS, MANIFEST | changes, FILES)
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path):
+    written = write(tmp_path)
+    read = checkpoints.read_checkpoint(tmp_path, written.digest)
+    assert read.manifest["stream_position"] == 7
+    assert read.files["model.txt"].read_bytes() == b"tree\n"
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(read.arrays[name], array)
+        assert read.arrays[name].dtype == array.dtype
+
+
+def test_the_same_content_has_the_same_name_in_any_folder_and_another_content_another(
+    tmp_path: Path,
+):
+    first, second = write(tmp_path / "a"), write(tmp_path / "b")
+    assert first.digest == second.digest
+    assert write(tmp_path / "a").digest == first.digest
+    assert write(tmp_path / "a", stream_position=8).digest != first.digest
+
+
+@pytest.mark.parametrize("name", ["z.npy", "slots.npy", "model.txt", "manifest.json"])
+def test_a_flipped_byte_in_any_file_is_refused_and_the_file_named(tmp_path: Path, name: str):
+    written = write(tmp_path)
+    path = written.path / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(checkpoints.CorruptCheckpoint, match=name.replace(".", r"\.")):
+        checkpoints.read_checkpoint(tmp_path, written.digest)
+
+
+def test_a_missing_and_a_foreign_file_are_refused(tmp_path: Path):
+    written = write(tmp_path)
+    (written.path / "z.npy").unlink()
+    with pytest.raises(checkpoints.CorruptCheckpoint, match="z.npy"):
+        checkpoints.read_checkpoint(tmp_path, written.digest)
+    other = write(tmp_path, goal="purchase")
+    (other.path / "extra.npy").write_bytes(b"")
+    with pytest.raises(checkpoints.CorruptCheckpoint, match="extra.npy"):
+        checkpoints.read_checkpoint(tmp_path, other.digest)
+
+
+def test_writing_again_mends_a_corrupt_checkpoint(tmp_path: Path):
+    written = write(tmp_path)
+    (written.path / "z.npy").write_bytes(b"not what it was")
+    assert write(tmp_path).digest == written.digest
+    checkpoints.read_checkpoint(tmp_path, written.digest)
+
+
+def test_an_array_of_python_objects_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="Python objects"):
+        checkpoints.write_checkpoint(tmp_path, "test", {"o": np.array([{}])}, {})
+
+
+def test_a_pointer_names_the_last_checkpoint_it_was_moved_to_and_never_dangles(tmp_path: Path):
+    first, second = write(tmp_path), write(tmp_path, stream_position=8)
+    name = "learners.online_model/click/2026-03-02-07:00"
+    with pytest.raises(checkpoints.MissingCheckpoint):
+        checkpoints.resolve(tmp_path, name)
+    checkpoints.point(tmp_path, name, first.digest)
+    checkpoints.point(tmp_path, name, second.digest)
+    assert checkpoints.resolve(tmp_path, name) == second.digest
+    with pytest.raises(checkpoints.MissingCheckpoint):
+        checkpoints.point(tmp_path, name, "0" * 64)
+    assert checkpoints.resolve(tmp_path, name) == second.digest
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(allow_nan=True, width=64), max_size=20))
+def test_floats_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, values: list[float]):
+    array = np.array(values, dtype=np.float64)
+    root = tmp_path_factory.mktemp("floats")
+    written = checkpoints.write_checkpoint(root, "test", {"x": array}, {})
+    read = checkpoints.read_checkpoint(root, written.digest).arrays["x"]
+    assert read.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("call", ["rename", "fsync", "replace"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_at_any_durable_call_leaves_a_whole_checkpoint_or_none(
+    tmp_path: Path, call: str, moment: str
+):
+    """The process really dies, in the middle of the call; a second try then succeeds."""
+    script = textwrap.dedent(f"""
+        import os, signal, sys
+        from pathlib import Path
+        import numpy as np
+        from ad_pipeline import checkpoints
+        root = Path(sys.argv[1])
+        true_call = os.{call}
+        def deadly(*args, **kwargs):
+            if {moment!r} == "after":
+                true_call(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.{call} = deadly
+        written = checkpoints.write_checkpoint(
+            root, "test", {{"x": np.arange(5.0)}}, {{"goal": "click"}}
+        )
+        checkpoints.point(root, "p", written.digest)
+    """)
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    for folder in (tmp_path / "objects").iterdir():
+        if not folder.name.startswith("."):
+            checkpoints.open_folder(folder)
+    written = checkpoints.write_checkpoint(
+        tmp_path, "test", {"x": np.arange(5.0)}, {"goal": "click"}
+    )
+    checkpoints.point(tmp_path, "p", written.digest)
+    assert checkpoints.resolve(tmp_path, "p") == written.digest
+    checkpoints.read_checkpoint(tmp_path, written.digest)

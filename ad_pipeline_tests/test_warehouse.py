@@ -1,0 +1,202 @@
+"""Readers share, a writer excludes, a kill undoes half a transaction, and errors name the holder."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from ad_pipeline.warehouse import (
+    Column,
+    Table,
+    Warehouse,
+    WarehouseBusy,
+    WarehouseMismatch,
+    bound,
+    replace_hours,
+)
+
+TABLE = Table(
+    name="events.things",
+    columns=(
+        Column("id", "VARCHAR", "Key."),
+        Column("received_us", "BIGINT", "When."),
+        Column("delay_us", "BIGINT", "A span, not a moment."),
+    ),
+    key=("id",),
+    clock="received_us",
+    description="Somebody's things.",
+)
+
+HOLD = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    from ad_pipeline.warehouse import Warehouse
+    with getattr(Warehouse(Path(sys.argv[1])), sys.argv[2])() as connection:
+        if sys.argv[2] == "writer":
+            connection.execute("INSERT INTO events.things VALUES ('half', 1, 1)")
+        print("held", flush=True)
+        time.sleep(60)
+""")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    warehouse = Warehouse(tmp_path / "warehouse.duckdb")
+    warehouse.create([TABLE])
+    return warehouse.path
+
+
+def held(path: Path, how: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), how], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def rows(path: Path) -> list[tuple]:
+    with Warehouse(path).reader() as connection:
+        return connection.execute("SELECT id FROM events.things ORDER BY id").fetchall()
+
+
+def test_replacing_hours_touches_no_other_hour_and_a_second_time_changes_nothing(path: Path):
+    query = "SELECT $id AS id, $us AS received_us, 0 AS delay_us"
+    for _ in range(2):
+        for name, us in (("a", 5), ("b", 15)):
+            with Warehouse(path).writer() as connection:
+                start = us - 5
+                inserted = replace_hours(
+                    connection, TABLE, query, {"id": name, "us": us, "unused": 1}, start, start + 10
+                )
+            assert inserted == 1
+    assert rows(path) == [("a",), ("b",)]
+
+
+def test_an_error_inside_a_writer_undoes_everything_and_frees_the_warehouse_at_once(path: Path):
+    with pytest.raises(RuntimeError, match="planted"), Warehouse(path).writer() as connection:
+        connection.execute("INSERT INTO events.things VALUES ('a', 1, 1)")
+        raise RuntimeError("planted")
+    with Warehouse(path, wait_seconds=1).writer() as connection:
+        connection.execute("INSERT INTO events.things VALUES ('b', 1, 1)")
+    assert rows(path) == [("b",)]
+
+
+def test_readers_share_the_warehouse(path: Path):
+    other = held(path, "reader")
+    try:
+        with Warehouse(path, wait_seconds=1).reader() as connection:
+            assert connection.execute("SELECT count(*) FROM events.things").fetchone() == (0,)
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize("how", ["reader", "writer"])
+def test_a_writer_waits_and_then_says_which_process_holds_the_warehouse(path: Path, how: str):
+    other = held(path, how)
+    try:
+        with (
+            pytest.raises(WarehouseBusy, match=f"process {other.pid}"),
+            Warehouse(path, wait_seconds=0.3).writer(),
+        ):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_killed_writer_leaves_no_half_transaction_and_no_lock(path: Path):
+    other = held(path, "writer")
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    started = time.monotonic()
+    assert rows(path) == []
+    assert time.monotonic() - started < 5
+    with Warehouse(path, wait_seconds=1).writer() as connection:
+        connection.execute("INSERT INTO events.things VALUES ('a', 1, 1)")
+    assert rows(path) == [("a",)]
+
+
+def test_a_waiting_writer_is_not_starved_by_readers_that_keep_coming(path: Path):
+    """Readers that overlap without a gap would keep a writer out for ever without the turnstile."""
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from ad_pipeline.warehouse import Warehouse
+        warehouse = Warehouse(Path(sys.argv[1]))
+        print("held", flush=True)
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            with warehouse.reader():
+                time.sleep(0.2)
+    """)
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    try:
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        time.sleep(0.5)
+        with Warehouse(path, wait_seconds=4).writer() as connection:
+            connection.execute("INSERT INTO events.things VALUES ('a', 1, 1)")
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_another_program_with_the_file_open_is_named(path: Path):
+    script = (
+        "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('held', flush=True); "
+        "time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(WarehouseBusy, match=str(other.pid)), Warehouse(path).reader():
+            pass
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_reading_before_anything_was_written_says_what_to_materialize(tmp_path: Path):
+    with (
+        pytest.raises(FileNotFoundError, match="materialize the events first"),
+        Warehouse(tmp_path / "none.duckdb").reader(),
+    ):
+        pass
+
+
+def test_a_table_with_other_columns_is_an_error_that_names_the_table(path: Path):
+    with pytest.raises(WarehouseMismatch, match=r"events\.things"):
+        Warehouse(path).create([TABLE.with_columns(Column("more", "VARCHAR", "New."))])
+
+
+def test_a_readable_view_shows_moments_with_their_zone_and_spans_as_numbers(path: Path):
+    with Warehouse(path).writer() as connection:
+        connection.execute("INSERT INTO events.things VALUES ('a', 3600000000, 60)")
+    with Warehouse(path).reader() as connection:
+        seen = connection.execute("SELECT * FROM events.things_readable").fetchone()
+    assert seen is not None
+    assert seen[1].isoformat() == "1970-01-01T01:00:00+00:00"
+    assert seen[2] == 60
+
+
+def test_only_named_parameters_are_bound():
+    query = "SELECT $a + $b_us"
+    assert bound(query, {"a": 1, "b_us": 2, "b": 3}) == {"a": 1, "b_us": 2}
+    assert duckdb.execute(query, bound(query, {"a": 1, "b_us": 2, "b": 3})).fetchone() == (3,)

@@ -1,0 +1,92 @@
+"""How fast the simulated exchange writes its logs, as whole processes.
+
+Each run is a fresh Python that imports, simulates, writes six days with their tail and truth, and
+ends: what a user waits for. Memory is shown for two days and for six, since it must not grow.
+
+    python -m benchmarks.speed.simulation [--json] [--runs 5]
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ad_pipeline.simulation.marketplace import simulate_days
+from ad_pipeline.simulation.spec import MarketplaceSpec
+
+
+def write_days(target: Path, days: int) -> dict[str, int]:
+    """Simulate the first days of the default world in this process.
+
+    Parameters
+    ----------
+    target : Path
+        Folder to write into.
+    days : int
+
+    Returns
+    -------
+    dict of str to int
+        Rows by table, and "peak_rss_kb" of this process.
+    """
+    summary = simulate_days(MarketplaceSpec(), target / "logs", target / "truth", range(days))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {**summary.rows, "peak_rss_kb": peak}
+
+
+def timed_run(days: int) -> tuple[float, dict[str, int]]:
+    """Run `write_days` in a fresh process.
+
+    Returns
+    -------
+    seconds : float
+        Wall time from before the process starts to after it ends.
+    counts : dict of str to int
+        See `write_days`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", __spec__.name, "--write", folder, "--days", str(days)]
+        start = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        return time.perf_counter() - start, json.loads(done.stdout)
+
+
+def main() -> None:
+    """Print a table, then one JSON object on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the JSON object only")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--days", type=int, default=MarketplaceSpec().days, help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.write is not None:
+        sys.stdout.write(json.dumps(write_days(arguments.write, arguments.days)))
+        return
+    runs = [timed_run(arguments.days) for _ in range(arguments.runs)]
+    seconds = statistics.median(wall for wall, _ in runs)
+    counts = runs[0][1]
+    _, short = timed_run(2)
+    result = {
+        "impressions_per_s": round(counts["impressions"] / seconds),
+        "log_rows_per_s": round(
+            sum(counts[name] for name in counts if name not in {"peak_rss_kb", "truth"}) / seconds
+        ),
+        "impressions": counts["impressions"],
+        "seconds": round(seconds, 3),
+        "runs": arguments.runs,
+        "peak_rss_mb": round(counts["peak_rss_kb"] / 1024),
+        "peak_rss_mb_two_days": round(short["peak_rss_kb"] / 1024),
+    }
+    if not arguments.json:
+        for name, value in result.items():
+            sys.stdout.write(f"{name:<22}{value:>14,}\n")
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
