@@ -12,13 +12,14 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import sqlglot
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.tokens import Token, TokenType
@@ -30,6 +31,9 @@ DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 
 SOURCE_FILE = "source_file"
 """Column every source has beside its own: the base name of the file a row came from."""
+
+RESERVED = frozenset({"occurred_us", "received_us", "logged_us", "read_us"})
+"""Columns of ``events.impressions`` that no feature may be called."""
 
 CLOCKS = {"occurred_us": "BIGINT", "received_us": "BIGINT"}
 
@@ -116,24 +120,12 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 """Columns without which a row breaks the contract; the first one is the table's key."""
 
 FUNCTIONS = frozenset(
-    """
-    abs cast ceil ceiling coalesce concat concat_ws contains date_part date_trunc decode
-    ends_with epoch epoch_ms epoch_ns epoch_us exp extract floor format greatest hour if ifnull
-    instr isfinite isinf isnan isodow dayofweek json_extract json_extract_string json_valid least
-    left len length list_contains list_extract ln log log10 log2 lower lpad ltrim make_timestamp
-    make_timestamptz md5 minute mod month nullif parse_filename pow power regexp_extract
-    regexp_full_match regexp_matches regexp_replace replace reverse right round rpad rtrim
-    sha256 sign split_part sqrt starts_with strftime strip_accents strlen strpos strptime substr
-    substring second timezone to_timestamp trim trunc try_cast try_strptime upper weekday xor year
-    """.split()
+    ["abs", "cast", "ceil", "ceiling", "coalesce", "concat", "concat_ws", "contains", "date_part", "date_trunc", "decode", "ends_with", "epoch", "epoch_ms", "epoch_ns", "epoch_us", "exp", "extract", "floor", "format", "greatest", "hour", "if", "ifnull", "instr", "isfinite", "isinf", "isnan", "isodow", "dayofweek", "json_extract", "json_extract_string", "json_valid", "least", "left", "len", "length", "list_contains", "list_extract", "ln", "log", "log10", "log2", "lower", "lpad", "ltrim", "make_timestamp", "make_timestamptz", "md5", "minute", "mod", "month", "nullif", "parse_filename", "pow", "power", "regexp_extract", "regexp_full_match", "regexp_matches", "regexp_replace", "replace", "reverse", "right", "round", "rpad", "rtrim", "sha256", "sign", "split_part", "sqrt", "starts_with", "strftime", "strip_accents", "strlen", "strpos", "strptime", "substr", "substring", "second", "timezone", "to_timestamp", "trim", "trunc", "try_cast", "try_strptime", "upper", "weekday", "xor", "year"]
 )
 """Functions that an expression may call: scalar, deterministic, and blind to files and clock."""
 
 _BEFORE_PARENTHESIS = frozenset(
-    """
-    and or not in when then else between like ilike similar to is case distinct from as decimal
-    numeric varchar char any all escape at zone for
-    """.split()
+    ["and", "or", "not", "in", "when", "then", "else", "between", "like", "ilike", "similar", "to", "is", "case", "distinct", "from", "as", "decimal", "numeric", "varchar", "char", "any", "all", "escape", "at", "zone", "for"]
 )
 """Keywords and types that may stand before a parenthesis without being a call."""
 
@@ -205,15 +197,11 @@ class DatasetError(ValueError):
         self.remedy = remedy
 
 
-def _microseconds_of(value: object) -> object:
-    return parse_duration(value) if isinstance(value, str) else value
-
-
-DurationUs = Annotated[int, BeforeValidator(_microseconds_of), Field(ge=0)]
+MicrosecondSpan = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Goal(_Record):
@@ -236,9 +224,9 @@ class Goal(_Record):
 
     name: str
     anchor: str = "impression"
-    window_us: DurationUs = Field(alias="window")
-    lateness_us: DurationUs = Field(0, alias="lateness")
-    observation_us: DurationUs = Field(0, alias="observation")
+    window_us: MicrosecondSpan
+    lateness_us: MicrosecondSpan = 0
+    observation_us: MicrosecondSpan = 0
     counting: Literal["first", "all"] = "first"
 
 
@@ -300,6 +288,9 @@ class Dataset(_Record):
     features : Features
     entities : tuple of str
         Columns of an impression for which engagement rates are kept.
+    whole_hours : bool
+        Whether a log file appears only when the hour of its last row is over. If not, that hour is
+        complete only when a later row says so.
     settings : Settings
     path : Path
         The file.
@@ -312,6 +303,7 @@ class Dataset(_Record):
     goals: tuple[Goal, ...]
     features: Features = Features()
     entities: tuple[str, ...] = ()
+    whole_hours: bool = False
     settings: Settings = Settings()
     path: Path = Path("dataset.yaml")
 
@@ -476,7 +468,9 @@ def deployment_from_env() -> Deployment:
     """
     named = os.environ.get("AD_PIPELINE_DATASET", "open_bandit")
     home = Path(os.environ.get("AD_PIPELINE_HOME", ".ad_pipeline"))
-    path = Path(named) if named.endswith((".yaml", ".yml")) else DATA_FOLDER / named / "dataset.yaml"
+    path = (
+        Path(named) if named.endswith((".yaml", ".yml")) else DATA_FOLDER / named / "dataset.yaml"
+    )
     if not path.exists():
         known = sorted(found.parent.name for found in DATA_FOLDER.glob("*/dataset.yaml"))
         raise FileNotFoundError(
@@ -540,7 +534,9 @@ def parse_expression(text: str) -> exp.Expression:
         if name not in FUNCTIONS:
             near = difflib.get_close_matches(name, FUNCTIONS, n=1)
             hint = f"write {near[0]}()" if near else "prepare such a column before the log is read"
-            raise ValueError(f"the function {name}() is not among those an expression may call; {hint}")
+            raise ValueError(
+                f"the function {name}() is not among those an expression may call; {hint}"
+            )
     tree = trees[0]
     if tree is None:
         raise ValueError("the expression is empty; write a column or an expression over columns")
@@ -565,7 +561,7 @@ def parse_expression(text: str) -> exp.Expression:
 
 def _called(tokens: list[Token]) -> Iterable[str]:
     """Yield, in lower case, every name that stands before a parenthesis as a function would."""
-    for token, following in zip(tokens, tokens[1:], strict=False):
+    for token, following in pairwise(tokens):
         if following.token_type != TokenType.L_PAREN:
             continue
         quoted = token.token_type == TokenType.IDENTIFIER
@@ -624,7 +620,9 @@ class _Place:
             line = key_node.start_mark.line + 1
             if names is not None and name not in names:
                 near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-                remedy = f"write {near[0]!r}" if near else f"write one of {', '.join(sorted(names))}"
+                remedy = (
+                    f"write {near[0]!r}" if near else f"write one of {', '.join(sorted(names))}"
+                )
                 raise here.error("unknown key", remedy, line=line)
             if name in found:
                 raise here.error("the key stands here twice", "leave one of the two out", line=line)
@@ -633,8 +631,12 @@ class _Place:
 
     def items(self) -> list["_Place"]:
         if not isinstance(self.node, yaml.SequenceNode):
-            raise self.error("a list is wanted here", "write [one, two] or lines that start with '-'")
-        return [_Place(self.path, node, f"{self.key}[{i}]") for i, node in enumerate(self.node.value)]
+            raise self.error(
+                "a list is wanted here", "write [one, two] or lines that start with '-'"
+            )
+        return [
+            _Place(self.path, node, f"{self.key}[{i}]") for i, node in enumerate(self.node.value)
+        ]
 
     def text(self) -> str:
         """Return the scalar as it is written."""
@@ -705,10 +707,21 @@ class _Place:
         return place
 
 
+_KEYS = (
+    "name",
+    "start",
+    "end",
+    "whole_hours",
+    "goals",
+    "sources",
+    "features",
+    "entities",
+    "settings",
+)
+
+
 def _read_dataset(top: _Place) -> Dataset:
-    entries = top.mapping(
-        ("name", "start", "end", "goals", "sources", "features", "entities", "settings")
-    )
+    entries = top.mapping(_KEYS)
     for key in ("name", "start", "goals", "sources"):
         if key not in entries:
             raise top.error(f"the key {key!r} is missing", f"write '{key}: ...' at the top level")
@@ -733,6 +746,8 @@ def _read_dataset(top: _Place) -> Dataset:
         goals=goals,
         features=features,
         entities=entities,
+        whole_hours="whole_hours" in entries
+        and entries["whole_hours"].choice(("true", "false")) == "true",
         settings=_read_settings(entries.get("settings")),
         path=top.path,
     )
@@ -763,7 +778,9 @@ def _read_goals(place: _Place) -> tuple[Goal, ...]:
             window_us=window_us,
             lateness_us=entries["lateness"].duration() if "lateness" in entries else 0,
             observation_us=entries["observation"].duration() if "observation" in entries else 0,
-            counting=entries["counting"].choice(("first", "all")) if "counting" in entries else "first",
+            counting=entries["counting"].choice(("first", "all"))
+            if "counting" in entries
+            else "first",
         )
         if goals[name].observation_us > window_us:
             raise entries["observation"].error(
@@ -800,9 +817,14 @@ def _read_features(place: _Place | None) -> Features:
     entries = place.mapping(("categorical", "numeric", "crosses"))
     categorical = entries["categorical"].texts() if "categorical" in entries else ()
     numeric = entries["numeric"].texts() if "numeric" in entries else ()
-    for column in (*categorical, *numeric):
-        if not column.isidentifier():
-            raise place.error(f"{column!r} cannot name a feature", "write a plain word")
+    listed = [
+        here
+        for key in ("categorical", "numeric")
+        if key in entries
+        for here in entries[key].items()
+    ]
+    for here in listed:
+        _check_name(here)
     for here in entries["numeric"].items() if numeric else ():
         if here.text() in categorical:
             raise here.error("the column is categorical already", "leave it out of one of the two")
@@ -815,7 +837,9 @@ def _read_features(place: _Place | None) -> Features:
     for here in entries["crosses"].items() if "crosses" in entries else ():
         pair = here.texts()
         if len(pair) != 2:
-            raise here.error(f"a cross of {len(pair)} columns", "write two, as in [user_id, category]")
+            raise here.error(
+                f"a cross of {len(pair)} columns", "write two, as in [user_id, category]"
+            )
         for column, member in zip(pair, here.items(), strict=True):
             if column not in categorical:
                 near = difflib.get_close_matches(column, categorical, n=1)
@@ -823,6 +847,15 @@ def _read_features(place: _Place | None) -> Features:
                 raise member.error(f"{column!r} is not a categorical feature", remedy)
         crosses.append((pair[0], pair[1]))
     return Features(categorical=categorical, numeric=numeric, crosses=tuple(crosses))
+
+
+def _check_name(place: _Place) -> None:
+    name = place.text()
+    if not name.isidentifier() or name.startswith("landed_") or name in RESERVED:
+        raise place.error(
+            f"{name!r} cannot name a feature",
+            f"write a plain word other than {', '.join(sorted(RESERVED))} and landed_...",
+        )
 
 
 def _read_settings(place: _Place | None) -> Settings:
@@ -892,7 +925,9 @@ def _read_source(place: _Place, table: str, dataset: Dataset) -> Source:
     return Source(
         table=table,
         files=files,
-        format=entries["format"].choice(("parquet", "csv", "jsonl")) if "format" in entries else None,
+        format=entries["format"].choice(("parquet", "csv", "jsonl"))
+        if "format" in entries
+        else None,
         columns=expressions,
         where=entries["where"].expression() if "where" in entries else None,
         line=place.line,
@@ -904,10 +939,13 @@ def _check_entities(
 ) -> None:
     """Refuse entities and features that no source fills or that are numbers."""
     for here in entries["entities"].items() if "entities" in entries else ():
+        _check_name(here)
         name = here.text()
         numeric = name in dataset.features.numeric
         if numeric or CONTRACT["impressions"].get(name, "VARCHAR") != "VARCHAR":
-            raise here.error("an entity is text, this column is a number", "list a categorical column")
+            raise here.error(
+                "an entity is text, this column is a number", "list a categorical column"
+            )
     wanted = {*dataset.features.categorical, *dataset.features.numeric, *dataset.entities}
     for source in sources:
         missing = sorted(wanted - set(source.columns)) if source.table == "impressions" else ()
@@ -919,4 +957,3 @@ def _check_entities(
                 f"the column {missing[0]!r} is missing",
                 "it is listed under features or entities: map it here or take it out there",
             )
-

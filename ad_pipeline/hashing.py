@@ -17,6 +17,7 @@ Y. Collet, "xxHash fast digest algorithm", XXH64 specification, revision 0.1.1.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -134,7 +135,7 @@ def _hash_texts(
         if validity.size > 0 and (validity[bit >> 3] >> (bit & 7)) & 1 == 0:
             hashes[i] = missing
         else:
-            hashes[i] = _xxh64(data, np.int64(offsets[i]), np.int64(offsets[i + 1]), seed)
+            hashes[i] = _xxh64(data, offsets[i], offsets[i + 1], seed)
 
 
 @njit(cache=True)
@@ -251,6 +252,38 @@ def hash_values(values: Sequence[str | None], seed: int) -> np.ndarray:
     return hash_strings(string_array(values), seed)
 
 
+def hash_rows(columns: Sequence[Sequence[str | None]], seeds: Sequence[int]) -> np.ndarray:
+    """Hash several short columns of Python strings at once: what :func:`hash_values` gives, sooner.
+
+    Parameters
+    ----------
+    columns : sequence of h sequences of str or None, of length n each
+        ``None`` is a null.
+    seeds : sequence of int, length h
+        One seed a column.
+
+    Returns
+    -------
+    ndarray of shape (n, h), uint64, C-contiguous
+    """
+    rows = len(columns[0]) if columns else 0
+    texts = string_array([value for column in columns for value in column])
+    validity, offsets, data = texts.buffers()
+    validity, data = _view(validity, np.uint8), _view(data, np.uint8)
+    by_column = np.empty((len(columns), rows), np.uint64)
+    for j, seed in enumerate(seeds):
+        _hash_texts(
+            data,
+            _view(offsets, np.int64, j * rows, rows + 1),
+            validity,
+            j * rows,
+            np.uint64(seed),
+            np.uint64(_hash_bytes(_MISSING_BYTES, np.uint64(seed))),
+            by_column[j],
+        )
+    return np.ascontiguousarray(by_column.T)
+
+
 def string_array(values: Sequence[str | None]) -> pa.LargeStringArray:
     """Lay Python strings into an Arrow array without importing pandas, as ``pa.array`` would.
 
@@ -265,9 +298,9 @@ def string_array(values: Sequence[str | None]) -> pa.LargeStringArray:
     """
     texts = [b"" if value is None else value.encode() for value in values]
     offsets = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(text) for text in texts], out=offsets[1:])
+    offsets[1:] = list(accumulate(map(len, texts)))
     validity = None
-    if any(value is None for value in values):
+    if None in values:
         present = np.fromiter((value is not None for value in values), np.bool_, len(texts))
         validity = pa.py_buffer(np.packbits(present, bitorder="little"))
     return pa.LargeStringArray.from_buffers(

@@ -84,6 +84,7 @@ class RateSettings(Group):
 class EnsembleSettings(Group):
     """Mixing and calibration: shares of the matured hours, in order of maturity."""
 
+    lookback_hours: PositiveInt = Field(168, description="Matured hours that are split.")
     fit_share: Share = 0.5
     calibration_share: Share = 0.25
     folds: Annotated[int, Field(ge=2)] = 5

@@ -57,6 +57,9 @@ def test_a_value_hashes_the_same_in_every_arrow_layout_and_as_a_single_request(
         )
     singles = [int(hashing.hash_values([value], 3)[0]) for value in values]
     assert singles == expected.tolist()
+    together = hashing.hash_rows([values, values[::-1]], [3, 4])
+    np.testing.assert_array_equal(together[:, 0], expected)
+    np.testing.assert_array_equal(together[:, 1], hashing.hash_values(values[::-1], 4))
 
 
 def test_a_null_is_no_text_and_the_same_in_every_layout() -> None:

@@ -7,9 +7,11 @@ import pytest
 import sqlglot
 from sqlglot import exp
 
+import ad_pipeline
 from ad_pipeline.warehouse import SQL_FOLDER, bound
 
 FILES = sorted(SQL_FOLDER.rglob("*.sql"))
+ROOMS = {path.parent.name for path in Path(ad_pipeline.__path__[0]).glob("*/__init__.py")}
 MARKS_OF_PASTING = ("{", "}", "%(", "%s")
 
 
@@ -35,11 +37,10 @@ def faults(text: str) -> list[str]:
         for mark in statement.find_all(exp.Placeholder)
         if not mark.args.get("this")
     ]
-    ctes = {cte.alias for cte in statement.find_all(exp.CTE)}
     found += [
-        f"table {table.name} has no schema"
+        f"{table.db} is no room"
         for table in statement.find_all(exp.Table)
-        if table.name and not table.db and table.name not in ctes
+        if table.db and table.db not in ROOMS
     ]
     # DuckDB refuses a value for a name that only a comment holds; ``bound`` cannot tell the two.
     code = {mark.name for mark in statement.find_all(exp.Placeholder)}
@@ -65,7 +66,7 @@ GOOD = """-- Rows.
 -- grain: a row
 -- key:   a
 -- clock: a_us
-SELECT a FROM room.t WHERE a_us < $end_us
+SELECT a FROM events.t WHERE a_us < $end_us
 """
 
 
@@ -81,10 +82,10 @@ def test_a_good_file_has_no_faults() -> None:
         ("-- clock: a_us\n", "", "clock"),
         ("-- Rows.\n", "\n-- Rows.\n", "no header"),
         ("$end_us", "$end_us; SELECT 1", "2 statements"),
-        ("SELECT a FROM room.t WHERE a_us < $end_us", "DELETE FROM room.t", "not a SELECT"),
+        ("SELECT a FROM events.t WHERE a_us < $end_us", "DELETE FROM events.t", "not a SELECT"),
         ("$end_us", "{end_us}", "pastes"),
         ("$end_us", "?", "no name"),
-        ("room.t", "t", "no schema"),
+        ("events.t", "cellar.t", "no room"),
         ("-- Rows.", "-- Rows before $last_us.", "comment only"),
     ],
 )

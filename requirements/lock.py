@@ -123,7 +123,7 @@ def compile_locks(pyproject: Path, folder: Path, upgrade: bool) -> None:
         command += ["--upgrade"] if upgrade else []
         if name != "runtime":
             command += ["--constraint", str(folder / "runtime.lock")]
-        subprocess.run([sys.executable, "-m", *command], cwd=pyproject.parent, check=True)  # noqa: S603 - our own arguments
+        subprocess.run([sys.executable, "-m", *command], cwd=pyproject.parent, check=True)
         _, body = _split(path.read_text())
         path.write_text(header(pyproject, name, body) + body)
 

@@ -102,7 +102,7 @@ def intervals(
     replicates: int,
     level: float = 0.95,
 ) -> Intervals:
-    """Bootstrap every measure over blocks (Kunsch 1989, non-overlapping; percentile bounds).
+    """Bootstrap every measure over blocks (Carlstein 1986, non-overlapping; percentile bounds).
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ entropy of a forecast that always says the mean label, which is that same entrop
 ``RCE = 100 * (1 - NE)`` exactly. The code published as twitter/the-algorithm-ml
 (``metrics/rce.py``) clips predictions to [1e-7, 1 - 1e-7] as we do, then also adds 1e-7 inside each
 logarithm (a Keras habit), for the reference too, and offers label smoothing, off by default, which
-moves the labels and the reference. We neither add nor smooth: on rates above 1e-3 and predictions
+moves the labels and the reference. We neither add nor smooth: on rates above 1 % and predictions
 above 1e-4 the two agree to better than 0.1 of a point; a tiny prediction differs, by up to
 log 2 of loss at the clip.
 """

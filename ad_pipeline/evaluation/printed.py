@@ -70,9 +70,7 @@ def _cell(row: Row, form: str) -> str:
 def _differences(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row["metric"] == "relative_log_loss" and row["value"] is not None:
-            bounds = (
-                f" [{row['low']:+.3%}, {row['high']:+.3%}]" if row["low"] is not None else ""
-            )
+            bounds = f" [{row['low']:+.3%}, {row['high']:+.3%}]" if row["low"] is not None else ""
             yield f"  {row['expert']}: log loss {row['value']:+.3%}{bounds}, paired by hour"
 
 

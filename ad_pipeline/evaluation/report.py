@@ -2,7 +2,7 @@
 
 A figure without its range invites the question whether the model was fitted on it; so a range has
 a name (fit, calibration, test) and its hours stand beside the figure. Choosing the ranges belongs
-to ``learners``; printing belongs to ``cli`` and ``defs``.
+to ``learners``; comparing experts to :mod:`ad_pipeline.evaluation.held_out`.
 """
 
 import pyarrow as pa

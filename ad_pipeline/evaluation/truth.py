@@ -127,7 +127,8 @@ def _distance(
     p = np.clip(forecast, metrics.CLIP, 1 - metrics.CLIP)
     divergence = q * np.log(q / p) + (1 - q) * (np.log1p(-q) - np.log1p(-p))
     true_logit, logit = metrics.logits_of(q), metrics.logits_of(p)
-    varies = true_logit.std() > 0 and logit.std() > 0
+    # Peak to peak is exactly 0 for a constant; a standard deviation may be off by rounding.
+    varies = np.ptp(true_logit) > 0 and np.ptp(logit) > 0
     return TruthDistance(
         rows=len(q),
         unmatched=unmatched,

@@ -171,7 +171,9 @@ FILES = Table(
             "End of the last hour that was sealed when the file appeared, microseconds; 0 if none.",
         ),
         Column("rows", "BIGINT", "Rows of the source, unreadable ones included."),
-        Column("rows_before_start", "BIGINT", "Rows received before the dataset's start: left out."),
+        Column(
+            "rows_before_start", "BIGINT", "Rows received before the dataset's start: left out."
+        ),
         Column("rows_without_clock", "BIGINT", "Rows without a readable time of receipt."),
         Column("first_received_us", "BIGINT", "Earliest receipt after the start; null if none."),
         Column("last_received_us", "BIGINT", "Latest receipt, microseconds; null if none."),
@@ -211,7 +213,11 @@ QUARANTINE = Table(
         Column("table_name", "VARCHAR", "Table the row was meant for."),
         Column("key", "VARCHAR", "The row's key, if it has one."),
         Column("reason", "VARCHAR", "Which rule of the contract it breaks."),
-        Column("row_json", "VARCHAR", "The row as JSON: as in the file, or as mapped if its impression was sought."),
+        Column(
+            "row_json",
+            "VARCHAR",
+            "The row as JSON: as in the file, or as mapped if its impression was sought.",
+        ),
         Column("file", "VARCHAR", "Log file, as named in events.files."),
         Column("occurred_us", "BIGINT", "When it happened, microseconds, if readable."),
         Column("received_us", "BIGINT", "When it was quarantined, microseconds."),
@@ -290,7 +296,11 @@ def event_tables(dataset: Dataset) -> dict[str, Table]:
         ``duplicates``, ``accounting``.
     """
     features = [
-        Column(name, type_, "Feature as served." if type_ == "VARCHAR" else "Feature as served, a number.")
+        Column(
+            name,
+            type_,
+            "Feature as served." if type_ == "VARCHAR" else "Feature as served, a number.",
+        )
         for name, type_ in dataset.feature_columns.items()
     ]
     tables = {table.name.removeprefix("events."): table for table in LOG_TABLES + FIXED_TABLES}

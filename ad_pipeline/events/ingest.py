@@ -118,15 +118,14 @@ def ingest_hours(
             f"{timestamp(dataset.start_us)}"
         )
     registration = register_files(warehouse, deployment)
-    with warehouse.reader() as connection:
-        complete_us = watermark_us(connection, dataset)
-        if end_us > complete_us:
-            raise PastWatermark(_past_watermark(deployment, end_us, complete_us))
-        _require_earlier_hours(connection, deployment, start_us)
     accounts: list[HourAccount] = []
     chunk_start = start_us
     while chunk_start < end_us:
         with warehouse.reader() as connection:
+            complete_us = watermark_us(connection, dataset)
+            if end_us > complete_us:
+                raise PastWatermark(_past_watermark(deployment, end_us, complete_us))
+            _require_earlier_hours(connection, deployment, chunk_start)
             entries = read_ledger(connection)
             chunk_end = _chunk_end(entries, deployment, chunk_start, end_us, chunk_rows)
             computed = _compute(connection, deployment, entries, chunk_start, chunk_end)
@@ -232,36 +231,31 @@ def _compute(
 
     make("landed_rows", _landed_rows(tables), "VIEW")
     make("seen_rows", _seen_rows(tables))
+    make("repeated_keys", _repeated_keys())
+    make("landed_copies", _landed_copies(tables))
     make("repeated", select("events.duplicates"))
     _make_goals(connection, deployment)
+    found: dict[str, pa.Table] = {}
+
+    def compute(short: str, relation: str, query: str) -> None:
+        columns = ", ".join(
+            f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in tables[short].columns
+        )
+        text = f"SELECT {columns} FROM ({query}) AS computed"
+        found[short] = connection.sql(text, params=bound(text, parameters)).to_arrow_table()
+        connection.register(relation, found[short])
+
     for short in _log_table_names():
         if short == "engagements":  # they come after the impressions that they are matched with
-            make("engagement_outcomes", select("events.engagement_outcomes"))
-        make(f"kept_{short}", select(f"events.{short}"))
-    make("held_rows", select("events.held_engagements"))
-    make("refused_rows", select("events.quarantine"))
+            outcomes = _with_row_json(tables[short], select("events.engagement_outcomes"))
+            make("engagement_outcomes", outcomes)
+        compute(short, f"kept_{short}", select(f"events.{short}"))
     make("kept_rows", _kept_rows(), "VIEW")
-    make(
-        "hours",
-        "SELECT names.table_name, hours.hour_us FROM (SELECT unnest($names) AS table_name) AS names, "
-        "(SELECT unnest(range($start_us, $end_us, $hour)) AS hour_us) AS hours".replace(
-            "$names", str(list(_log_table_names()))
-        ).replace("$hour", str(HOUR_US)).replace("$start_us", str(start_us)).replace(
-            "$end_us", str(end_us)
-        ),
-    )
-    relations = {short: f"kept_{short}" for short in _log_table_names()}
-    relations |= {
-        "held_engagements": "held_rows",
-        "quarantine": "refused_rows",
-        "duplicates": "repeated",
-        "accounting": f"({select('events.accounting')})",
-    }
-    found: dict[str, pa.Table] = {}
-    for short, relation in relations.items():
-        columns = ", ".join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in tables[short].columns)
-        query = f"SELECT {columns} FROM {relation} AS computed"
-        found[short] = connection.execute(query, bound(query, parameters)).to_arrow_table()
+    compute("held_engagements", "held_rows", select("events.held_engagements"))
+    compute("quarantine", "refused_rows", select("events.quarantine"))
+    compute("duplicates", "duplicate_rows", "SELECT * FROM repeated")
+    _make_hours(connection, start_us, end_us)
+    compute("accounting", "accounts", select("events.accounting"))
     return found
 
 
@@ -287,7 +281,8 @@ def _landed_rows(tables: dict[str, Table]) -> str:
     """Return the SELECT over what all landed tables share."""
     return " UNION ALL ".join(
         f"SELECT '{short}' AS table_name, {tables[short].key[0]} AS key, occurred_us, received_us, "
-        f"logged_us, reason, row_json, file, content_md5, landed_id FROM landed_{short}"
+        "logged_us, landed_reason AS reason, landed_json AS row_json, landed_file AS file, "
+        f"landed_id FROM landed_{short}"
         for short in _log_table_names()
     )
 
@@ -306,7 +301,7 @@ def _seen_rows(tables: dict[str, Table]) -> str:
         parts.append(
             f"SELECT '{short}' AS table_name, {key} AS key, {read} AS received_us, logged_us, "
             f"{content_md5(tables[short])} AS content_md5 FROM events.{short} WHERE {earlier} "
-            f"AND {key} IN (SELECT {key} FROM landed_{short} WHERE reason IS NULL)"
+            f"AND {key} IN (SELECT {key} FROM landed_{short} WHERE landed_reason IS NULL)"
         )
     landed = "(table_name, key) IN (SELECT (table_name, key) FROM landed_rows WHERE reason IS NULL)"
     parts += [
@@ -316,9 +311,43 @@ def _seen_rows(tables: dict[str, Table]) -> str:
         f"WHERE {earlier} AND content_md5 IS NOT NULL AND {landed}",
         "SELECT 'engagements', event_id, received_us, logged_us, content_md5 FROM "
         f"events.held_engagements WHERE {earlier} AND event_id IN (SELECT event_id FROM "
-        "landed_engagements WHERE reason IS NULL)",
+        "landed_engagements WHERE landed_reason IS NULL)",
     ]
     return " UNION ALL ".join(parts)
+
+
+def _with_row_json(table: Table, outcomes: str) -> str:
+    """Return the outcomes with the hash and the JSON of each row, for duplicates and quarantine."""
+    mapped = ", ".join(
+        f"'{c.name}', {'logged_us' if c.name == 'received_us' else c.name}"
+        for c in table.columns
+        if c.name not in {"logged_us", "read_us"}
+    )
+    return (
+        f"SELECT *, {content_md5(table)} AS content_md5, CASE WHEN outcome <> 'kept' THEN "
+        f"CAST(json_object({mapped}) AS VARCHAR) END AS row_json FROM ({outcomes})"
+    )
+
+
+def _repeated_keys() -> str:
+    """Return the SELECT of keys that occur more than once in the hours and the horizon before."""
+    landed = " UNION ALL ".join(
+        f"SELECT table_name, key FROM landed_rows WHERE table_name = '{short}' AND reason IS NULL "
+        "GROUP BY table_name, key HAVING count(*) > 1"
+        for short in _log_table_names()
+    )
+    return f"SELECT DISTINCT table_name, key FROM ({landed} UNION ALL SELECT table_name, key FROM seen_rows)"
+
+
+def _landed_copies(tables: dict[str, Table]) -> str:
+    """Return the SELECT of landed rows whose key is repeated, with the hash of their content."""
+    return " UNION ALL ".join(
+        f"SELECT '{short}' AS table_name, {tables[short].key[0]} AS key, received_us, logged_us, "
+        f"{content_md5(tables[short])} AS content_md5, landed_file AS file, landed_id "
+        f"FROM landed_{short} WHERE landed_reason IS NULL AND {tables[short].key[0]} IN "
+        f"(SELECT key FROM repeated_keys WHERE table_name = '{short}')"
+        for short in _log_table_names()
+    )
 
 
 def _kept_rows() -> str:
@@ -335,3 +364,17 @@ def _make_goals(connection: duckdb.DuckDBPyConnection, deployment: Deployment) -
         "INSERT INTO temp.goals VALUES ($goal, $window_us)",
         [{"goal": g.name, "window_us": dataset.chain_window_us(g.name)} for g in dataset.goals],
     )
+
+
+def _make_hours(connection: duckdb.DuckDBPyConnection, start_us: int, end_us: int) -> None:
+    """Make the grid of log tables and hours, so that hours without rows are accounted for too."""
+    hours = range(start_us, end_us, HOUR_US)
+    grid = pa.table(
+        {
+            "table_name": [short for short in _log_table_names() for _ in hours],
+            "hour_us": [hour for _ in _log_table_names() for hour in hours],
+        }
+    )
+    connection.register("grid", grid)
+    connection.execute("CREATE OR REPLACE TEMP TABLE hours AS SELECT * FROM grid")
+    connection.unregister("grid")

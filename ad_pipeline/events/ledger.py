@@ -142,11 +142,11 @@ def register_files(warehouse: Warehouse, deployment: Deployment) -> Registration
                 )
                 for file in files
             ]
+    entries = known
     if new:
         with warehouse.writer() as connection:
             _enter(connection, new)
-    with warehouse.reader() as connection:
-        entries = read_ledger(connection)
+            entries = read_ledger(connection)
     entered = {(entry.table_name, entry.source, entry.path) for entry in new}
     return Registration(
         entries=entries,
@@ -206,7 +206,7 @@ def watermark_us(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -> int
     A log with an ``end`` is complete once an impression of its last hour was received: then
     nothing is waited for, and the hours until the last label matures are complete too. Before that,
     and in a log without end, it is complete up to the hour of the latest impression, since later
-    ones may still be added to that hour.
+    ones may still be added to that hour, or up to its end if files hold whole hours.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def watermark_us(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -> int
         return 0
     if dataset.end_us is not None and latest_us >= dataset.end_us - HOUR_US:
         return hour_of(dataset.end_us + dataset.horizon_us - 1) + HOUR_US
-    return hour_of(latest_us)
+    return hour_of(latest_us) + (HOUR_US if dataset.whole_hours else 0)
 
 
 def sealed_until(connection: duckdb.DuckDBPyConnection) -> int:
@@ -268,5 +268,3 @@ def _changed(entry: LedgerEntry, path: Path) -> str:
         f"(SHA-256 {entry.sha256[:12]}..., {entry.bytes} bytes); logs are append-only: put the old "
         "bytes back and write new rows to a new file"
     )
-
-

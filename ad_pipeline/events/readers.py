@@ -29,11 +29,8 @@ from ad_pipeline.warehouse import Table
 LATEST_CLOCK_US = 7_258_118_400_000_000
 """2200-01-01: a clock past it was written in nanoseconds or by a broken machine."""
 
-BOOKKEEPING = ("reason", "row_json", "file", "content_md5")
-"""Columns of a landed row beyond its table's own."""
-
 _INTEGERS = frozenset(
-    "TINYINT SMALLINT INTEGER BIGINT HUGEINT UTINYINT USMALLINT UINTEGER UBIGINT UHUGEINT".split()
+    ["TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"]
 )
 _ENDINGS: dict[str, Literal["parquet", "csv", "jsonl"]] = {
     "parquet": "parquet",
@@ -116,7 +113,7 @@ def statistics(
         counted = connection.execute(
             f"""
             SELECT
-                file,
+                landed_file,
                 count(*),
                 count(*) FILTER (WHERE received_us < $start_us),
                 count(*) FILTER (WHERE received_us IS NULL),
@@ -124,7 +121,7 @@ def statistics(
                 max(received_us),
                 max(received_us) FILTER (WHERE {sound})
             FROM ({rows}) AS mapped
-            GROUP BY file
+            GROUP BY landed_file
             """,
             {"start_us": dataset.start_us, "horizon_us": dataset.horizon_us},
         ).fetchall()
@@ -152,8 +149,9 @@ def land(
 ) -> None:
     """Fill the temporary table ``landed_<table>`` with the rows received in some hours.
 
-    Its columns are the table's (``received_us`` already bumped for late files), ``reason`` (null
-    for a row that fits the contract), ``row_json``, ``file``, ``content_md5`` and ``landed_id``.
+    Its columns are the table's (``received_us`` already bumped for late files), ``landed_reason``
+    (null for a row that fits the contract), ``landed_json`` (of the others), ``landed_file`` and
+    ``landed_id`` (null for an unreadable line).
 
     Parameters
     ----------
@@ -169,35 +167,40 @@ def land(
     name = f"temp.landed_{table.name.removeprefix('events.')}"
     columns = ", ".join(f'"{c.name}" {c.type}' for c in table.columns if c.name != "read_us")
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE {name.removeprefix('temp.')} ({columns}, reason VARCHAR, "
-        "row_json VARCHAR, file VARCHAR, content_md5 VARCHAR, landed_id BIGINT)"
+        f"CREATE OR REPLACE TEMP TABLE {name.removeprefix('temp.')} ({columns}, landed_reason "
+        "VARCHAR, landed_json VARCHAR, landed_file VARCHAR, landed_id BIGINT)"
     )
     clocks = {"start_us": start_us, "end_us": end_us}
+    landed = 0
     for source, chosen in files:
         for layout, group in layouts(connection, source, chosen):
             rows = _mapped_rows(connection, dataset, table, source, layout, group)
             log_start = f"greatest({group[0].sealed_until_us}, {dataset.start_us})"
-            connection.execute(
-                f"INSERT INTO {name} BY NAME {_landed(table, dataset, rows, log_start)}", clocks
-            )
+            inserted = connection.execute(
+                f"INSERT INTO {name} BY NAME SELECT *, {landed} + row_number() OVER () AS landed_id "
+                f"FROM ({_landed(table, dataset, rows, log_start, layout)})",
+                clocks,
+            ).fetchone()
+            landed += int(inserted[0]) if inserted else 0
             unreadable = _rejected(connection, layout, group)
             base_us = max(group[0].sealed_until_us, dataset.start_us)
             if start_us <= base_us < end_us and unreadable:
                 connection.executemany(
                     f"INSERT INTO {name} BY NAME SELECT $at AS received_us, "
-                    "'unreadable line' AS reason, to_json($line::VARCHAR) AS row_json, $file AS file",
+                    "'unreadable line' AS landed_reason, to_json($line::VARCHAR) AS landed_json, "
+                    "$file AS landed_file",
                     [{"at": base_us, "line": line, "file": path} for path, line in unreadable],
                 )
-    connection.execute(f"UPDATE {name} SET landed_id = rowid")
 
 
 def content_md5(table: Table) -> str:
     """Return the SQL of a row's content hash: every column but the times of receipt.
 
-    The same text over landed and over committed rows, since both have the table's types.
+    The same text over landed and over committed rows, since both have the table's types. It is
+    computed for rows that may be duplicates only: over all rows it would double the cost of an hour.
     """
     parts = ", ".join(
-        f"coalesce(CAST(\"{column.name}\" AS VARCHAR), chr(30))"
+        f'coalesce(CAST("{column.name}" AS VARCHAR), chr(30))'
         for column in table.columns
         if column.name not in {"received_us", "logged_us", "read_us"}
     )
@@ -239,9 +242,7 @@ def layouts(
         yield layout, group
 
 
-def _layout_of(
-    connection: duckdb.DuckDBPyConnection, source: Source, path: Path
-) -> Layout | None:
+def _layout_of(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> Layout | None:
     format_ = format_of(source, path)
     if format_ == "jsonl":
         return Layout("jsonl", "", ())
@@ -251,9 +252,7 @@ def _layout_of(
                 "DESCRIBE SELECT * FROM read_parquet($path)", {"path": str(path)}
             ).fetchall()
             return Layout("parquet", "", tuple((name, type_) for name, type_, *_ in described))
-        header = connection.execute(
-            f"SELECT line FROM {_lines_of([path])} LIMIT 1"
-        ).fetchone()
+        header = connection.execute(f"SELECT line FROM {_lines_of([path])} LIMIT 1").fetchone()
     except duckdb.Error as error:
         raise UnreadableLog(
             f"{path} is no readable {format_} file ({str(error).splitlines()[0]}); mend it, or take "
@@ -331,8 +330,8 @@ def _mapped_rows(
 ) -> str:
     """Return the SELECT of a group's rows as typed columns.
 
-    Its columns are the table's own (null where the text does not fit), ``wrong`` (name of the first
-    column that does not), ``source_json`` and ``file``.
+    Its columns are the table's own (null where the text does not fit), ``landed_wrong`` (what does
+    not), ``landed_source`` (the row as JSON), ``landed_has_clock`` and ``landed_file``.
     """
     _forget_rejects(connection)
     connection.execute("CREATE OR REPLACE TEMP TABLE log_files (disk_path VARCHAR, file VARCHAR)")
@@ -355,10 +354,11 @@ def _mapped_rows(
         )
         source_json = "source.line"
     else:
+        # A struct costs nothing until it is turned into JSON, which is done for refused rows only.
         pairs = ", ".join(
-            f'{_sql_text(name)}, source."{_doubled(name)}"' for name, _ in layout.columns
+            f'"{_doubled(name)}" := source."{_doubled(name)}"' for name, _ in layout.columns
         )
-        source_json = f"CAST(json_object({pairs}) AS VARCHAR)"
+        source_json = f"struct_pack({pairs})"
     types = _types(connection, names, raws, inner)
     own = {column.name: column.type for column in table.columns}
     values: list[str] = []
@@ -393,20 +393,26 @@ def _mapped_rows(
     reason = f"CASE {' '.join(wrong)} END" if wrong else "CAST(NULL AS VARCHAR)"
     clock = f'CASE WHEN "received_us" BETWEEN 0 AND {LATEST_CLOCK_US} THEN "received_us" END'
     return (
-        f'SELECT * REPLACE ({clock} AS received_us), "received_us" IS NOT NULL AS has_clock FROM ('
-        f"SELECT {', '.join(values)}, {reason} AS wrong, {source_json} AS source_json, log.file "
+        f'SELECT * REPLACE ({clock} AS received_us), "received_us" IS NOT NULL AS landed_has_clock FROM ('
+        f"SELECT {', '.join(values)}, {reason} AS landed_wrong, {source_json} AS landed_source, "
+        f"log.file AS landed_file "
         f"{inner} WHERE {condition})"
     )
 
 
-def _landed(table: Table, dataset: Dataset, rows: str, log_start: str) -> str:
+def _landed(table: Table, dataset: Dataset, rows: str, log_start: str, layout: Layout) -> str:
     """Return the SELECT that bumps late rows, names what each row breaks, and cuts out the hours."""
     short = table.name.removeprefix("events.")
-    reasons = ["WHEN wrong IS NOT NULL THEN wrong"]
+    as_json = "landed_source"
+    if layout.format != "jsonl":
+        as_json = "CAST(to_json(landed_source) AS VARCHAR)"
+    reasons = ["WHEN landed_wrong IS NOT NULL THEN landed_wrong"]
     for name in REQUIRED[short]:
         missing = f'"{name}" IS NULL'
         if name == "received_us":
-            reasons.append("WHEN has_clock AND received_us IS NULL THEN 'clock out of range'")
+            reasons.append(
+                "WHEN landed_has_clock AND received_us IS NULL THEN 'clock out of range'"
+            )
             missing = "logged_us IS NULL"
         elif name != "occurred_us":
             missing = f"({missing} OR \"{name}\" = '')"
@@ -423,29 +429,32 @@ def _landed(table: Table, dataset: Dataset, rows: str, log_start: str) -> str:
         reasons.append(f"WHEN goal NOT IN ({goals}) THEN 'unknown goal'")
     reasons += [
         "WHEN logged_us < occurred_us THEN 'received before it occurred'",
-        f"WHEN read_us - {dataset.horizon_us} > occurred_us THEN 'too late'",
+        f"WHEN landed_us - {dataset.horizon_us} > occurred_us THEN 'too late'",
     ]
-    own = [f'"{c.name}"' for c in table.columns if c.name not in {"received_us", "read_us", "logged_us"}]
+    own = [
+        f'"{c.name}"'
+        for c in table.columns
+        if c.name not in {"received_us", "read_us", "logged_us"}
+    ]
     return f"""
         SELECT
             {", ".join(own)},
-            read_us AS received_us,
+            landed_us AS received_us,
             logged_us,
-            reason,
-            CASE WHEN reason IS NOT NULL THEN source_json END AS row_json,
-            file,
-            CASE WHEN reason IS NULL THEN {content_md5(table)} END AS content_md5
+            landed_reason,
+            CASE WHEN landed_reason IS NOT NULL THEN {as_json} END AS landed_json,
+            landed_file
         FROM (
-            SELECT *, CASE {" ".join(reasons)} END AS reason
+            SELECT *, CASE {" ".join(reasons)} END AS landed_reason
             FROM (
                 SELECT
                     *,
                     received_us AS logged_us,
-                    greatest({log_start}, coalesce(received_us, 0)) AS read_us
+                    greatest({log_start}, coalesce(received_us, 0)) AS landed_us
                 FROM ({rows}) AS mapped
                 WHERE coalesce(received_us, {dataset.start_us}) >= {dataset.start_us}
             ) AS bumped
-            WHERE read_us >= $start_us AND read_us < $end_us
+            WHERE landed_us >= $start_us AND landed_us < $end_us
         ) AS judged
     """
 

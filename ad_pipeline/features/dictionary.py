@@ -256,7 +256,7 @@ def _received(
     """Read the features of the impressions received in ``[start_us, end_us)``, in log order."""
     query = select("features.impressions_received")
     columns = ", ".join(["received_us", *(f'"{name}"' for name in contract.columns)])
-    chosen = f"SELECT {columns} FROM ({query})"  # noqa: S608 - names from the dataset file
+    chosen = f"SELECT {columns} FROM ({query})"
     with warehouse.reader() as connection:
         return connection.sql(
             chosen,

@@ -488,6 +488,39 @@ def smoothed_rates(counts: np.ndarray, totals: np.ndarray, strength: float) -> n
     return rates
 
 
+def read_requests(
+    contract: FeatureContract, requests: Sequence[Mapping[str, str | float | None]]
+) -> ReadColumns:
+    """Read a few requests: what :func:`read_columns` reads from their columns, sooner.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    requests : sequence of mappings, length n
+        Each with all of ``contract.columns``; None is an unknown value.
+
+    Returns
+    -------
+    ReadColumns of n rows
+
+    Raises
+    ------
+    KeyError
+        If a request lacks a column; an unknown value must be said, not left out.
+    TypeError
+        If the value of a text column is no text.
+    """
+    texts = [_texts(name, requests) for name in contract.text_columns]
+    numbers = [
+        [math.nan if request[name] is None else request[name] for name in contract.numeric]
+        for request in requests
+    ]
+    return ReadColumns(
+        hashing.hash_rows(texts, contract.text_seeds).reshape(len(requests), len(texts)),
+        np.array(numbers, np.float64).reshape(len(requests), len(contract.numeric)),
+    )
+
+
 def request_columns(
     contract: FeatureContract, requests: Sequence[Mapping[str, str | float | None]]
 ) -> dict[str, pa.Array]:
@@ -507,10 +540,12 @@ def request_columns(
     ------
     KeyError
         If a request lacks a column; an unknown value must be said, not left out.
+    TypeError
+        If the value of a text column is no text.
     """
     columns: dict[str, pa.Array] = {}
     for name in contract.text_columns:
-        columns[name] = hashing.string_array([request[name] for request in requests])
+        columns[name] = hashing.string_array(_texts(name, requests))
     for name in contract.numeric:
         numbers = np.array(
             [math.nan if request[name] is None else request[name] for request in requests],
@@ -547,7 +582,12 @@ def number_label(word: int) -> str:
     if word in (_INFINITE_WORD, -1 - _INFINITE_WORD):
         return "inf" if word > 0 else "-inf"
     bucket = word if word >= 0 else -1 - word
-    low, high = (2.0 ** (edge / _NUMBER_STEPS) - 1 for edge in (bucket, bucket + 1))
+    # The highest bucket ends at 2^1024, which float64 does not have.
+    last = 1024 * _NUMBER_STEPS
+    low, high = (
+        math.inf if edge >= last else 2.0 ** (edge / _NUMBER_STEPS) - 1
+        for edge in (bucket, bucket + 1)
+    )
     return f"[{low:.4g}, {high:.4g})" if word >= 0 else f"(-{high:.4g}, -{low:.4g}]"
 
 
@@ -609,6 +649,16 @@ def _token_hashes(contract: FeatureContract, read: ReadColumns, counts: EntityCo
     )
 
 
+def _texts(name: str, requests: Sequence[Mapping[str, str | float | None]]) -> list[str | None]:
+    texts: list[str | None] = []
+    for request in requests:
+        value = request[name]
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}; write it as text: the log's columns are VARCHAR")
+        texts.append(value)
+    return texts
+
+
 def _rows_of(columns: Columns) -> int:
     return len(next(iter(columns.values()), ()))
 
@@ -643,7 +693,7 @@ def _number_word(x: float) -> int:
         return MISSING_WORD
     if math.isinf(x):
         return _INFINITE_WORD if x > 0 else -1 - _INFINITE_WORD
-    bucket = np.int64(math.floor(math.log2(1.0 + abs(x)) * _NUMBER_STEPS))
+    bucket = math.floor(math.log2(1.0 + abs(x)) * _NUMBER_STEPS)
     return bucket if x >= 0 else -1 - bucket
 
 

@@ -712,9 +712,9 @@ def _read_counts(
         "goals": [goal.name for goal in contract.goals],
     }
     # The names pasted here are column names that the dataset file was checked for.
-    impressions = f"SELECT received_us{entities} FROM ({select('features.impressions_received')})"  # noqa: S608
+    impressions = f"SELECT received_us{entities} FROM ({select('features.impressions_received')})"
     engagements = (
-        f"SELECT engaged_us, goal_number, impression_id{entities} "  # noqa: S608
+        f"SELECT engaged_us, goal_number, impression_id{entities} "
         f"FROM ({select('features.engagements_received')})"
     )
     with warehouse.reader() as connection:
@@ -773,7 +773,8 @@ def _merged(
     counts: np.ndarray,
 ) -> int:
     """Write old + new - gone by ascending key; return its size, -1 below zero, -2 overflow."""
-    i = j = k = size = 0
+    i = j = k = 0
+    size = 0
     width = counts.shape[1]
     while i < old_keys.size or j < new_keys.size:
         if j >= new_keys.size or (i < old_keys.size and old_keys[i] <= new_keys[j]):
@@ -801,10 +802,10 @@ def _merged(
             counts[size, g] = count
             kept = kept or count > 0
         keys[size] = key
-        size += kept
-        i += has_old
-        j += has_new
-        k += has_gone
+        size += int(kept)
+        i += int(has_old)
+        j += int(has_new)
+        k += int(has_gone)
     return size if k == gone_keys.size else -1
 
 

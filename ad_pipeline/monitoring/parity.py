@@ -1,11 +1,11 @@
 """Whether two ways of computing the same thing agree: features rate by rate, scores bit by bit.
 
 Pure comparisons of tables: candidate replay and production parity both call them with the rows they
-have made, and neither stands in for the other. Words are Chronon's (its online-offline consistency
-job): a *mismatch* where both sides have a value and differ, *missing* where only the recomputation
-has one, *extra* where only the log has one. No tolerance: two code paths that agree to six digits
-are two code paths. Nothing logged is a state of its own and never counts as passed. Fetching
-bundles, snapshots or decisions does not belong here.
+have made, and neither stands in for the other. The words are those of Chronon's online-offline
+consistency job, the sides are fixed here: a *mismatch* where both sides have a value and differ,
+*missing* where only the recomputation has one, *extra* where only the log has one. No tolerance:
+two code paths that agree to six digits are two code paths. Nothing logged is a state of its own and
+never counts as passed. Fetching bundles, snapshots or decisions does not belong here.
 """
 
 import json

@@ -35,7 +35,7 @@ from ad_pipeline.features.encoding import (
 )
 from ad_pipeline.features.rates import RateSnapshot, counts_of
 from ad_pipeline.learners.batch import BatchModel
-from ad_pipeline.learners.ensemble import Ensemble
+from ad_pipeline.learners.ensemble import Ensemble, mixed_probabilities
 from ad_pipeline.learners.ftrl_kernel import checked_slots, linear_logits
 from ad_pipeline.learners.online import LinearWeights
 from ad_pipeline.serving.decisions import features_json, logged_inputs
@@ -48,10 +48,6 @@ BATCH = "batch"
 
 class CorruptBundle(CorruptCheckpoint):
     """A bundle's bytes are not those its manifest names, or its canaries score otherwise."""
-
-
-class UnservableExpert(ValueError):
-    """An expert cannot be written into a bundle."""
 
 
 @dataclass(frozen=True)
@@ -148,17 +144,19 @@ class Bundle:
             if models.batch is not None:
                 experts[BATCH] = models.batch.predict_logits(numbers, categories, online)
             logits[models.goal] = experts
-            probabilities[models.goal] = _mixed(models, experts)
+            probabilities[models.goal] = mixed_probabilities(models.ensemble, experts, ONLINE)
         return Scores(logits, probabilities)
 
     def missing(self) -> tuple[str, ...]:
         """Return what this bundle lacks and what stands in for it, one sentence each."""
         found: list[str] = []
         for models in self.goals:
-            if models.batch is None:
-                found.append(f"no batch model of {models.goal}: the online expert alone")
             if models.ensemble is None:
                 found.append(f"no ensemble of {models.goal}: the online expert, not calibrated")
+            elif models.batch is None and BATCH in models.ensemble.experts:
+                found.append(f"no batch model of {models.goal}: the online expert, not calibrated")
+            elif models.batch is None:
+                found.append(f"no batch model of {models.goal}: the online expert alone")
         return tuple(found)
 
 
@@ -169,9 +167,9 @@ def export_bundle(
     goals: Sequence[GoalModels],
     dataset: str,
     label_watermark_us: int,
-    fitted_ranges: Mapping[str, Any],
     canaries: Sequence[Mapping[str, Any]],
     snapshot: RateSnapshot | None = None,
+    fitted_ranges: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle, with the scores of its canaries; the same models give the same bytes.
@@ -186,12 +184,13 @@ def export_bundle(
     dataset : str
     label_watermark_us : int
         Labels up to here were used, microseconds.
-    fitted_ranges : mapping
-        JSON-serialisable: for each goal, the ranges of maturity time that fitted what.
     canaries : sequence of mappings
         A few real requests, each with all of ``contract.columns``.
     snapshot : RateSnapshot, optional
         Gives the canaries their counts; without it they have none.
+    fitted_ranges : mapping, optional
+        JSON-serialisable: for each goal, the ranges of maturity time that fitted what; those of the
+        ensembles unless given.
     facts : mapping, optional
         More for the manifest: settings digest, code version.
 
@@ -227,25 +226,28 @@ def export_bundle(
             batch_arrays, batch_manifest, batch_files = models.batch.to_checkpoint()
             arrays |= {f"{models.goal}.batch.{name}": array for name, array in batch_arrays.items()}
             files |= {f"{models.goal}.{name}": data for name, data in batch_files.items()}
-        described.append({
-            "goal": models.goal,
-            "online": {
-                "checkpoint": models.online_checkpoint,
-                "intercept": models.online.intercept,
-            },
-            "batch": None
-            if batch_manifest is None
-            else {"checkpoint": models.batch_checkpoint, "manifest": batch_manifest},
-            "ensemble": None if models.ensemble is None else models.ensemble.to_manifest(),
-        })
-    draft = Bundle(
-        "", root, contract, tuple(goals), dataset, label_watermark_us, dict(fitted_ranges), {}
-    )
+        described.append(
+            {
+                "goal": models.goal,
+                "online": {
+                    "checkpoint": models.online_checkpoint,
+                    "intercept": models.online.intercept,
+                },
+                "batch": None
+                if batch_manifest is None
+                else {"checkpoint": models.batch_checkpoint, "manifest": batch_manifest},
+                "ensemble": None if models.ensemble is None else models.ensemble.to_json(),
+            }
+        )
+    ranges = {m.goal: m.ensemble.ranges for m in goals if m.ensemble is not None}
+    if fitted_ranges is not None:
+        ranges = dict(fitted_ranges)
+    draft = Bundle("", root, contract, tuple(goals), dataset, label_watermark_us, ranges, {})
     columns = request_columns(contract, canaries)
     read = read_columns(contract, columns)
     counts = (
         EntityCounts.nothing(contract, len(read))
-        if snapshot is None
+        if snapshot is None or not contract.entities
         else counts_of(contract, snapshot, entity_hashes(contract, read))
     )
     manifest = {
@@ -253,13 +255,11 @@ def export_bundle(
         "goals": described,
         "dataset": dataset,
         "label_watermark_us": label_watermark_us,
-        "fitted_ranges": dict(fitted_ranges),
+        "fitted_ranges": ranges,
         "snapshot_lag_hours": contract.rate_lag_hours,
         "facts": dict(facts or {}),
         "canaries": {
-            "features": [
-                json.loads(text) for text in features_json(contract, columns, counts)
-            ],
+            "features": [json.loads(text) for text in features_json(contract, columns, counts)],
             "scores": _listed(draft.score(read, counts)),
         },
     }
@@ -329,8 +329,9 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
 
 def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalModels:
     goal = described["goal"]
-    batch = None
+    batch, batch_checkpoint = None, None
     if described["batch"] is not None:
+        batch_checkpoint = described["batch"]["checkpoint"]
         prefix = f"{goal}."
         batch = BatchModel.from_checkpoint(
             {
@@ -354,20 +355,9 @@ def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalMo
         ),
         online_checkpoint=described["online"]["checkpoint"],
         batch=batch,
-        batch_checkpoint=None if batch is None else described["batch"]["checkpoint"],
-        ensemble=None if ensemble is None else Ensemble.from_manifest(ensemble),
+        batch_checkpoint=batch_checkpoint,
+        ensemble=None if ensemble is None else Ensemble.from_json(ensemble),
     )
-
-
-def _mixed(models: GoalModels, experts: Mapping[str, np.ndarray]) -> np.ndarray:
-    if models.ensemble is None:
-        return _probabilities(experts[ONLINE])
-    raise NotImplementedError
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return the logistic function, one element at a time: no vector unit's own rounding."""
-    return np.array([_probability(logit) for logit in logits.tolist()], np.float64)
 
 
 def _listed(scores: Scores) -> dict[str, Any]:

@@ -125,9 +125,7 @@ class Decisions:
         """Return the decision of one row."""
         features: dict[str, Any] = {
             name: _value(self.columns[name][row].as_py()) for name in self.contract.columns
-        } | {
-            name: int(values[row]) for name, values in count_columns(self.contract, self.counts)
-        }
+        } | {name: int(values[row]) for name, values in count_columns(self.contract, self.counts)}
         identity = self.identity.get("request_id")
         ages = self.ages_us
         return Decision(
@@ -204,9 +202,7 @@ def feature_names(contract: FeatureContract) -> tuple[str, ...]:
     )
 
 
-def count_columns(
-    contract: FeatureContract, counts: EntityCounts
-) -> list[tuple[str, np.ndarray]]:
+def count_columns(contract: FeatureContract, counts: EntityCounts) -> list[tuple[str, np.ndarray]]:
     """Return each count under the name it is logged by, int64 of shape (n,)."""
     columns = [
         (name, counts.counts[:, place, cell])
@@ -232,14 +228,18 @@ def features_json(
         The contract's columns: texts, and numbers as float64.
     counts : EntityCounts of n rows
     """
-    texts: dict[str, list[str]] = {}
+    members: list[list[str]] = []
     for name in contract.columns:
-        is_number = pa.types.is_float64(columns[name].type)
-        written = number_texts(float_values(columns[name])) if is_number else None
-        texts[name] = _string_texts(columns[name]) if written is None else written
-    for name, values in count_columns(contract, counts):
-        texts[name] = list(map(str, values.tolist()))
-    return _objects(texts)
+        column = columns[name]
+        if pa.types.is_float64(column.type):
+            label = _text(name) + ": "
+            members.append([label + text for text in number_texts(float_values(column))])
+        else:
+            members.append(_string_members(name, column))
+    for place, entity in enumerate(contract.entities):
+        members.append(_count_members(_count_names(contract, entity), counts.counts[:, place]))
+    members.append(_count_members(_count_names(contract, EVERYTHING), counts.totals))
+    return ["{" + ", ".join(row) + "}" for row in zip(*members, strict=True)]
 
 
 def logged_inputs(
@@ -317,13 +317,40 @@ def _count_names(contract: FeatureContract, entity: str) -> list[str]:
     ]
 
 
-def _string_texts(column: pa.Array) -> list[str]:
-    """Return texts as JSON: each distinct one is escaped once."""
+def _string_members(name: str, column: pa.Array) -> list[str]:
+    """Return texts as members of JSON objects: each distinct one is written once."""
+    label = _text(name) + ": "
     if pa.types.is_null(column.type):
-        return ["null"] * len(column)
-    coded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
-    texts = [_text(value) for value in coded.dictionary.to_pylist()]
-    return ["null" if code is None else texts[code] for code in coded.indices.to_pylist()]
+        return [label + "null"] * len(column)
+    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    texts = [label + _text(value) for value in coded.dictionary.to_pylist()] + [label + "null"]
+    return _taken(texts, coded.indices)
+
+
+def _count_members(names: Sequence[str], block: np.ndarray) -> list[str]:
+    """Return an entity's counts as members of JSON objects; entities repeat, so texts do too."""
+    values = np.ascontiguousarray(block, np.int64)
+    width = pa.binary(8 * values.shape[1])
+    rows = pa.Array.from_buffers(width, len(values), [None, pa.py_buffer(values)])
+    coded = rows.dictionary_encode()
+    distinct = np.frombuffer(b"".join(coded.dictionary.to_pylist()), np.int64)
+    texts = [
+        ", ".join(f"{_text(name)}: {value}" for name, value in zip(names, row, strict=True))
+        for row in distinct.reshape(-1, values.shape[1]).tolist()
+    ]
+    return _taken(texts, coded.indices)
+
+
+def _taken(texts: Sequence[str], codes: pa.Array) -> list[str]:
+    """Return the text of each code; a null code takes the last text."""
+    places = pc.cast(codes, pa.int64())
+    validity, data = places.buffers()
+    taken = np.frombuffer(data, np.int64, len(places), places.offset * 8)
+    if places.null_count:
+        present = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
+        present = present[places.offset : places.offset + len(places)]
+        taken = np.where(present == 1, taken, len(texts) - 1)
+    return np.array(texts, object)[taken].tolist() if len(taken) else []
 
 
 def _value(value: Any) -> Any:

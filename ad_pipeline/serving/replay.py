@@ -9,18 +9,16 @@ if something made it.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ad_pipeline.serving.bundle import Bundle, open_bundle_folder
-from ad_pipeline.serving.decisions import numbers_array
+from ad_pipeline.serving.decisions import Decisions, numbers_array
 from ad_pipeline.serving.scorer import PublishedSnapshot, Scorer
 
 SNAPSHOT_COLUMN = "snapshot_hash"
@@ -60,12 +58,13 @@ def replay(bundle: Bundle, requests: pa.Table, snapshots: Path) -> pa.Table:
         If a snapshot is not there or not intact.
     """
     if SNAPSHOT_COLUMN not in requests.column_names:
-        raise KeyError(f"requests have no column {SNAPSHOT_COLUMN}; say which snapshot each row uses")
-    named = pc.dictionary_encode(requests[SNAPSHOT_COLUMN].combine_chunks())
+        raise KeyError(f"requests have no column {SNAPSHOT_COLUMN}; name each row's snapshot in it")
+    named = requests[SNAPSHOT_COLUMN].combine_chunks().dictionary_encode()
     if isinstance(named, pa.ChunkedArray):
         named = named.combine_chunks()
     digests = named.dictionary.to_pylist()
-    code_of = np.array([-1 if code is None else code for code in named.indices.to_pylist()], np.int64)
+    codes = named.indices.to_pylist()
+    code_of = np.array([-1 if code is None else code for code in codes], np.int64)
     parts: list[pa.Table] = []
     order: list[np.ndarray] = []
     for code in np.unique(code_of).tolist():
@@ -73,19 +72,23 @@ def replay(bundle: Bundle, requests: pa.Table, snapshots: Path) -> pa.Table:
         rows = np.flatnonzero(code_of == code)
         snapshot = PublishedSnapshot.read(snapshots, digest) if digest else None
         decisions = Scorer(bundle, snapshot).score_many(requests.take(numbers_array(rows)))
-        scored = decisions.to_table()
-        for goal, probability in decisions.probabilities.items():
-            scored = scored.append_column(f"probability:{goal}", numbers_array(probability))
-        for goal, experts in decisions.logits.items():
-            for expert, logits in experts.items():
-                scored = scored.append_column(f"logit:{goal}:{expert}", numbers_array(logits))
-        parts.append(scored)
+        parts.append(_with_bits(decisions))
         order.append(rows)
     if not parts:
-        return Scorer(bundle).score_many(requests).to_table()
+        return _with_bits(Scorer(bundle).score_many(requests))
     places = np.empty(len(requests), np.int64)
     places[np.concatenate(order)] = np.arange(len(requests))
     return pa.concat_tables(parts).take(numbers_array(places))
+
+
+def _with_bits(decisions: Decisions) -> pa.Table:
+    scored = decisions.to_table()
+    for goal, probability in decisions.probabilities.items():
+        scored = scored.append_column(f"probability:{goal}", numbers_array(probability))
+    for goal, experts in decisions.logits.items():
+        for expert, logits in experts.items():
+            scored = scored.append_column(f"logit:{goal}:{expert}", numbers_array(logits))
+    return scored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scored = replay(bundle, requests, options.snapshots)
     scratch = options.out.with_name(f".{options.out.name}.writing")
     pq.write_table(scored, scratch)
-    os.replace(scratch, options.out)
+    scratch.replace(options.out)
     foreign = foreign_modules()
     if foreign:
         sys.stderr.write(f"a serving process must not import {', '.join(foreign)}\n")

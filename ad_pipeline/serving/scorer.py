@@ -112,7 +112,9 @@ class Scorer:
             If what a pointer names is not there or not intact.
         """
         folders = _Folders(
-            serving, bundles or serving.parent / "bundles", snapshots or serving.parent / "snapshots"
+            serving,
+            bundles or serving.parent / "bundles",
+            snapshots or serving.parent / "snapshots",
         )
         pointer = read_pointer(serving, CURRENT)
         if pointer is None:
@@ -261,12 +263,13 @@ class Scorer:
         everywhere = np.ones(n, np.bool_)
         read = read_columns(contract, columns)
         end_us = None
+        counts = EntityCounts.nothing(contract, n)
         if self.snapshot is None:
-            counts = EntityCounts.nothing(contract, n)
             if contract.entities:
                 fallbacks.append(Fallback("no snapshot: every count is 0", everywhere))
         else:
-            counts = counts_of(contract, self.snapshot.counts, entity_hashes(contract, read))
+            if n and contract.entities:
+                counts = counts_of(contract, self.snapshot.counts, entity_hashes(contract, read))
             end_us = self.snapshot.end_us
             fallbacks.extend(_untimely(contract, end_us, occurred_us, n))
         fallbacks.extend(Fallback(reason, everywhere) for reason in self.bundle.missing())
@@ -286,7 +289,9 @@ class Scorer:
         )
 
 
-def _published(folders: _Folders, opened: PublishedSnapshot | None = None) -> PublishedSnapshot | None:
+def _published(
+    folders: _Folders, opened: PublishedSnapshot | None = None
+) -> PublishedSnapshot | None:
     pointer = read_pointer(folders.serving, SNAPSHOT)
     if pointer is None:
         return None
@@ -324,18 +329,23 @@ def _numbers(name: str, values: Sequence[Any]) -> pa.Array:
     wrong = next((v for v in values if isinstance(v, str)), None)
     if wrong is not None:
         raise TypeError(f"{name} is a numeric column, got {wrong!r}; pass a number or None")
-    return numbers_array(np.array([math.nan if v is None else float(v) for v in values], np.float64))
+    numbers = [math.nan if v is None else float(v) for v in values]
+    return numbers_array(np.array(numbers, np.float64))
 
 
 def _arrays(requests: Requests) -> dict[str, pa.Array]:
-    names = requests.column_names if isinstance(requests, pa.Table) else list(requests)
     arrays: dict[str, pa.Array] = {}
-    for name in names:
-        column = requests[name]
+    given = (
+        requests.items()
+        if isinstance(requests, Mapping)
+        else zip(requests.column_names, requests.columns, strict=True)
+    )
+    for name, column in given:
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
             if isinstance(column, pa.ChunkedArray):  # a text column past 2 GiB stays in chunks
-                column = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in column.chunks])
+                wide = [chunk.cast(pa.large_string()) for chunk in column.chunks]
+                column = pa.concat_arrays(wide)
         arrays[name] = column
     return arrays
 

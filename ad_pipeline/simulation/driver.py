@@ -51,8 +51,8 @@ class DecisionBatch(Protocol):
 class RequestScorer(Protocol):
     """What the driver needs of `ad_pipeline.serving.scorer.Scorer`."""
 
-    def score_many(self, requests: pa.Table, now_us: np.ndarray) -> DecisionBatch:
-        """Score requests; `now_us` is when each one was made, int64 of shape (n,)."""
+    def score_many(self, requests: pa.Table, /) -> DecisionBatch:
+        """Score requests; their `occurred_us` is when each one was made."""
         ...
 
 
@@ -179,8 +179,7 @@ def serve_day(
         tables = []
         for start in range(0, len(requests), batch_rows):
             batch = requests.slice(start, batch_rows)
-            asked = moment[start : start + batch_rows]
-            tables.append(_decided(scorer.score_many(batch, asked).to_table(), batch))
+            tables.append(_decided(scorer.score_many(batch).to_table(), batch))
         if tables:
             delay = spec.stream("decision log", hour).integers(1_000, 50_000, len(moment))
             # The scorer logs as it answers: a day's decisions are in the log by its end.

@@ -39,7 +39,9 @@ def forecast(seed: int, rows: int = 4_000, offset: float = -3.0) -> tuple[Floats
     generator = np.random.default_rng(seed)
     true = metrics.probabilities_of(generator.normal(offset, 1.2, rows))
     labels = (generator.random(rows) < true).astype(np.float64)
-    return labels, metrics.probabilities_of(metrics.logits_of(true) + generator.normal(0, 0.4, rows))
+    return labels, metrics.probabilities_of(
+        metrics.logits_of(true) + generator.normal(0, 0.4, rows)
+    )
 
 
 @st.composite
@@ -214,7 +216,7 @@ def test_no_rows_and_no_weight_leave_every_measure_nan():
 
 
 def test_calibration_error_sees_a_shift_and_not_a_perfect_forecast():
-    labels, predictions = forecast(5, rows=200_000)
+    _, predictions = forecast(5, rows=200_000)
     generator = np.random.default_rng(0)
     perfect = (generator.random(len(predictions)) < predictions).astype(np.float64)
     noise = math.sqrt(2 * 20 * 0.08 * 0.92 / (math.pi * len(perfect)))

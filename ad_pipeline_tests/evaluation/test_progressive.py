@@ -61,9 +61,7 @@ def test_every_hour_goal_and_expert_is_measured_on_exactly_its_rows():
 
 def test_rows_an_expert_did_not_score_are_counted_and_not_dropped():
     result = measured(scored())
-    first = {
-        (row["goal"], row["expert"]): row for row in result if row["hour_us"] == START
-    }
+    first = {(row["goal"], row["expert"]): row for row in result if row["hour_us"] == START}
     assert first["click", "batch"]["rows"] == 0
     assert first["click", "batch"]["log_loss"] is None
     assert first["click", "batch"]["unscored"] == first["click", "online"]["rows"] > 0
@@ -178,15 +176,21 @@ def warehouse_with(
                 f"CREATE TABLE learners.{expert}_predictions "
                 "(goal VARCHAR, impression_id VARCHAR, logit DOUBLE, serving_us BIGINT)"
             )
-            connection.executemany(
-                f"INSERT INTO learners.{expert}_predictions VALUES (?, ?, ?, ?)", rows
-            )
+            for row in rows:
+                connection.execute(
+                    f"INSERT INTO learners.{expert}_predictions VALUES (?, ?, ?, ?)", row
+                )
     return warehouse
 
 
 def run(warehouse: Warehouse, hour_us: int, horizon_us: int) -> list[tuple]:
     query = select("evaluation.scored_rows")
-    given = {"start_us": hour_us, "end_us": hour_us + HOUR_US, "horizon_us": horizon_us}
+    given = {
+        "start_us": hour_us,
+        "end_us": hour_us + HOUR_US,
+        "horizon_us": horizon_us,
+        "goals": ["click", "purchase"],
+    }
     with warehouse.reader() as connection:
         return connection.execute(query, bound(query, given)).fetchall()
 
@@ -202,7 +206,11 @@ def test_scored_rows_join_by_goal_and_impression_and_keep_the_unscored(tmp_path:
             ("click", "next hour", served, START + HOUR_US, 1),
             ("click", "last hour", served, START - 1, 1),
         ],
-        [("click", "a", -1.0, served), ("purchase", "a", -4.0, served), ("click", "b", -2.0, served)],
+        [
+            ("click", "a", -1.0, served),
+            ("purchase", "a", -4.0, served),
+            ("click", "b", -2.0, served),
+        ],
         [("click", "a", -1.5, served)],
     )
     assert run(warehouse, START, 3 * HOUR_US) == [
@@ -244,8 +252,10 @@ def test_measured_hours_are_replaced_in_the_warehouse_and_not_added(tmp_path: Pa
                 START + 6 * HOUR_US,
             )
     with warehouse.reader() as connection:
-        stored = connection.execute("FROM evaluation.progressive_metrics").to_arrow_table()
-    assert stored.sort_by([("hour_us", "ascending")]).num_rows == rows.num_rows
+        stored = connection.execute(
+            "SELECT * FROM evaluation.progressive_metrics ORDER BY hour_us, goal, expert"
+        ).fetchall()
+    assert stored == [tuple(row.values()) for row in rows.to_pylist()]
 
 
 def is_png(picture: bytes) -> bool:

@@ -106,14 +106,15 @@ def truth_file(folder: Path, rows: int = 500) -> tuple[Path, np.ndarray]:
     clicks = pa.table(
         {
             "impression_id": [f"i{k}" for k in range(rows)],
-            "goal": ["click"] * rows,
+            "goal": pa.array(["click"] * rows).dictionary_encode(),
             "probability": true,
             "label": pa.array((generator.random(rows) < true).astype(np.int8)),
         }
     )
-    purchases = clicks.slice(0, 10).set_column(1, "goal", pa.array(["purchase"] * 10))
-    path = folder / "part.parquet"
-    pq.write_table(pa.concat_tables([clicks, purchases]), path)
+    purchase = pa.array(["purchase"] * 10).dictionary_encode()
+    purchases = clicks.slice(0, 10).set_column(1, "goal", purchase)
+    path = folder / "day=0.parquet"
+    pq.write_table(pa.concat_tables([clicks, purchases], promote_options="permissive"), path)
     return path, true
 
 

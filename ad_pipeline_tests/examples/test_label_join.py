@@ -27,7 +27,7 @@ from ad_pipeline.examples.tables import (
     TABLES,
     TRAINING_EXAMPLES,
 )
-from ad_pipeline.warehouse import Warehouse, select
+from ad_pipeline.warehouse import Table, Warehouse, select
 
 START_US = 500_000 * HOUR_US
 HOURS = 24
@@ -98,13 +98,23 @@ def drawn_goals(rng: random.Random) -> tuple[Goal, ...]:
 def _drawn_goal(
     rng: random.Random, name: str, anchor: str, window_us: int, lateness_us: int
 ) -> Goal:
-    return Goal(
-        name=name,
-        anchor=anchor,
-        window_us=window_us,
-        lateness_us=lateness_us,
-        observation_us=rng.randrange(0, (window_us + lateness_us) // STEP_US + 1) * STEP_US,
-        counting=rng.choice(["first", "all"]),
+    observation_us = rng.randrange(0, (window_us + lateness_us) // STEP_US + 1) * STEP_US
+    counting = rng.choice(["first", "all"])
+    return goal_of(name, anchor, window_us, lateness_us, observation_us, counting)
+
+
+def goal_of(
+    name: str, anchor: str, window_us: int, lateness_us: int, observation_us: int, counting: str
+) -> Goal:
+    return Goal.model_validate(
+        {
+            "name": name,
+            "anchor": anchor,
+            "window_us": window_us,
+            "lateness_us": lateness_us,
+            "observation_us": observation_us,
+            "counting": counting,
+        }
     )
 
 
@@ -455,17 +465,15 @@ def test_no_row_uses_a_fact_received_after_its_cut_off(seed: int, hours: list[in
         "a negative is confirmed at its anchor",
     ],
 )
-def test_a_leaking_query_is_caught(table: Any, honest: str, leaking: str) -> None:
+def test_a_leaking_query_is_caught(table: Table, honest: str, leaking: str) -> None:
     """Negative control of the property above, on six planted leaks."""
     text = select(table.name)
     assert honest in text
     rng = seeded(7)
     goals = (
-        Goal(name="click", anchor="impression", window_us=HOUR_US, lateness_us=HOUR_US,
-             observation_us=HOUR_US // 2, counting="first"),
-        Goal(name="install", anchor="click", window_us=2 * HOUR_US, lateness_us=HOUR_US,
-             observation_us=HOUR_US // 2, counting="all"),
-    )  # fmt: skip
+        goal_of("click", "impression", HOUR_US, HOUR_US, HOUR_US // 2, "first"),
+        goal_of("install", "click", 2 * HOUR_US, HOUR_US, HOUR_US // 2, "all"),
+    )
     facts = drawn_facts(rng, 150)
     cuts = [START_US + hour * HOUR_US + 30 * MINUTE_US for hour in range(1, 14, 2)]
     assert_no_row_knew_the_future(goals, facts, cuts)
@@ -552,12 +560,61 @@ def test_many_logs_hour_by_hour_are_those_of_the_oracle() -> None:
             assert found(connection) == expected(goals, facts), seed
 
 
+HORIZON = "$start_us - $window_us - $lateness_us"
+SHORT = "$start_us - $window_us"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "honest", "short"),
+    [
+        (TRAINING_EXAMPLES, f"AND received_us >= {HORIZON}", f"AND received_us >= {SHORT}"),
+        (
+            TRAINING_EXAMPLES,
+            f"engagements.received_us >= {HORIZON}",
+            f"engagements.received_us >= {SHORT}",
+        ),
+        (TRAINING_EXAMPLES, f"parent.known_us >= {HORIZON}", f"parent.known_us >= {SHORT}"),
+        (TRAINING_EXAMPLES, "known_us >= $start_us - $observation_us", "known_us >= $start_us"),
+        (
+            TRAINING_EXAMPLES,
+            "$window_us - $window_us - $lateness_us - $lateness_us",
+            "$lateness_us",
+        ),
+        (
+            TRAINING_EXAMPLES,
+            "emitted.emit_us < $start_us",
+            f"emitted.emit_us < $start_us AND emitted.emit_us >= {HORIZON}",
+        ),
+        (LABELLED_IMPRESSIONS, f"AND received_us >= {HORIZON}", f"AND received_us >= {SHORT}"),
+        (LABELLED_IMPRESSIONS, f"AND matured_us >= {HORIZON}", f"AND matured_us >= {SHORT}"),
+        (LABEL_STATES, f"AND emit_us >= {HORIZON}", "AND emit_us >= $start_us"),
+    ],
+)
+def test_a_scan_that_is_too_short_is_caught(table: Table, honest: str, short: str) -> None:
+    """Negative control of the comparison with the oracle, hour by hour."""
+    text = select(table.name)
+    assert honest in text
+    queries = {table.name: text.replace(honest, short)}
+
+    def is_caught(seed: int) -> bool:
+        rng = seeded(seed)
+        goals, facts = drawn_goals(rng), drawn_facts(rng, 60)
+        with warehouse_of(facts) as connection:
+            for hour in range(HOURS):
+                run(connection, goals, hour, hour + 1, queries=queries)
+            clean = connection.execute(
+                "SELECT count(*) = count(DISTINCT (goal, impression_id, kind, source_event_id)) "
+                "FROM examples.training_examples"
+            ).fetchone() == (True,)
+            return not clean or found(connection) != expected(goals, facts)
+
+    assert any(is_caught(seed) for seed in range(40))
+
+
 # --- single cases, and the runner ---------------------------------------------------------------
 
-CLICK = Goal(
-    name="click", anchor="impression", window_us=HOUR_US, lateness_us=HOUR_US,
-    observation_us=10 * MINUTE_US, counting="first",
-)  # fmt: skip
+CLICK = goal_of("click", "impression", HOUR_US, HOUR_US, 10 * MINUTE_US, "first")
 
 
 def story(*engaged: Engagement, retracted: Sequence[Retraction] = ()) -> Facts:
@@ -624,6 +681,19 @@ def test_counting_all_gives_every_later_engagement_an_emission() -> None:
     every = CLICK.model_copy(update={"counting": "all"})
     assert kinds(facts)[1:] == [("delayed_positive", 20)]
     assert kinds(facts, every)[1:] == [("delayed_positive", 20), ("delayed_positive", 40)]
+
+
+def test_a_later_positive_of_the_parent_is_no_second_anchor() -> None:
+    """The parent's first positive lies further back than what the child's own rows need."""
+    goals = (
+        goal_of("click", "impression", 3 * HOUR_US, 0, 0, "all"),
+        goal_of("install", "click", 3 * HOUR_US, 0, 0, "first"),
+    )
+    facts = story(click(5, key="a"), click(150, key="b"))
+    with warehouse_of(facts) as connection:
+        for hour in range(HOURS):
+            run(connection, goals, hour, hour + 1)
+        assert found(connection) == expected(goals, facts)
 
 
 @dataclass(frozen=True)

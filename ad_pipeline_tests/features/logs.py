@@ -1,6 +1,5 @@
 """Small logs for the tests of this room: rows as tuples, and the warehouse that holds them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +8,12 @@ from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US, hour_start
 from ad_pipeline.datasets import Dataset, Features, Goal
-from ad_pipeline.settings import OnlineSettings, RateSettings, Settings
-from ad_pipeline.warehouse import Column, Table, Warehouse
+from ad_pipeline.settings import Settings
+from ad_pipeline.warehouse import Column, Table, Warehouse, replace_hours
 
 START_US = hour_start("2026-11-01-00:00")
 HOURS = 8
+CLICK = Goal.model_validate({"name": "click", "window_us": HOUR_US})
 
 IMPRESSIONS = Table(
     "events.impressions",
@@ -71,25 +71,22 @@ class Log:
     engagements: tuple[Engagement, ...]
 
 
-def tiny_dataset(window_hours: int = 3, bits: int = 18, **features: Sequence[object]) -> Dataset:
+def tiny_dataset(window_hours: int = 3, numeric: tuple[str, ...] = ("price",)) -> Dataset:
     """Return a dataset with a chain of two goals and two entities."""
-    described = {
-        "categorical": ("user_id", "ad_id"),
-        "numeric": ("price",),
-        "crosses": (("user_id", "ad_id"),),
-    }
     return Dataset(
         name="tiny",
         start_us=START_US,
         goals=(
-            Goal(name="click", window=HOUR_US),
-            Goal(name="purchase", anchor="click", window=2 * HOUR_US),
+            CLICK,
+            CLICK.model_copy(
+                update={"name": "purchase", "anchor": "click", "window_us": 2 * HOUR_US}
+            ),
         ),
-        features=Features(**(described | features)),
+        features=Features(
+            categorical=("user_id", "ad_id"), numeric=numeric, crosses=(("user_id", "ad_id"),)
+        ),
         entities=("user_id", "ad_id"),
-        settings=Settings(
-            online=OnlineSettings(bits=bits), rates=RateSettings(window_hours=window_hours)
-        ),
+        settings=Settings.model_validate({"rates": {"window_hours": window_hours}}),
     )
 
 
@@ -108,8 +105,13 @@ def warehouse_of(folder: Path, log: Log) -> Warehouse:
     with warehouse.writer() as connection:
         for table, rows in ((IMPRESSIONS, impressions), (ENGAGEMENTS, engagements)):
             if rows:
-                marks = ", ".join("?" for _ in table.columns)
-                connection.executemany(f"INSERT INTO {table.name} VALUES ({marks})", rows)
+                names = [column.name for column in table.columns]
+                values = [dict(zip(names, row, strict=True)) for row in rows]
+                types = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64()}
+                schema = pa.schema([(c.name, types[c.type]) for c in table.columns])
+                connection.register("rows", pa.Table.from_pylist(values, schema))
+                replace_hours(connection, table, "SELECT * FROM rows", {}, 0, 0)
+                connection.unregister("rows")
     return warehouse
 
 
@@ -125,7 +127,7 @@ def column_table(log: Log) -> dict[str, pa.Array]:
 MOMENTS = st.integers(START_US, START_US + HOURS * HOUR_US - 1) | st.integers(0, HOURS - 1).map(
     lambda hour: START_US + hour * HOUR_US
 )
-NAMES = st.none() | st.sampled_from(["", "a", "b", 'quote"d', "ü", "null", "×"])
+NAMES = st.none() | st.sampled_from(["", "a", "b", 'quote"d', "ü", "null", "\u00d7"])
 
 
 @st.composite

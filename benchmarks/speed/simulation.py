@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from ad_pipeline.simulation.log_files import TABLES
 from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.simulation.spec import MarketplaceSpec
 
@@ -32,11 +33,12 @@ def write_days(target: Path, days: int) -> dict[str, int]:
     Returns
     -------
     dict of str to int
-        Rows by table, and "peak_rss_kb" of this process.
+        Rows by table, and "peak_rss_kb" and "cpu_ms" of this process.
     """
     summary = simulate_days(MarketplaceSpec(), target / "logs", target / "truth", range(days))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**summary.rows, "peak_rss_kb": peak}
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_ms = round(1000 * (usage.ru_utime + usage.ru_stime))
+    return {**summary.rows, "peak_rss_kb": usage.ru_maxrss, "cpu_ms": cpu_ms}
 
 
 def timed_run(days: int) -> tuple[float, dict[str, int]]:
@@ -69,13 +71,15 @@ def main() -> None:
         return
     runs = [timed_run(arguments.days) for _ in range(arguments.runs)]
     seconds = statistics.median(wall for wall, _ in runs)
+    cpu_seconds = statistics.median(counts["cpu_ms"] for _, counts in runs) / 1000
     counts = runs[0][1]
     _, short = timed_run(2)
     result = {
         "impressions_per_s": round(counts["impressions"] / seconds),
         "log_rows_per_s": round(
-            sum(counts[name] for name in counts if name not in {"peak_rss_kb", "truth"}) / seconds
+            sum(rows for name, rows in counts.items() if name in TABLES) / seconds
         ),
+        "impressions_per_cpu_s": round(counts["impressions"] / cpu_seconds),
         "impressions": counts["impressions"],
         "seconds": round(seconds, 3),
         "runs": arguments.runs,

@@ -20,13 +20,16 @@ LEFT JOIN (
     SELECT goal, impression_id, logit
     FROM learners.online_predictions
     WHERE serving_us >= $start_us - $horizon_us AND serving_us < $end_us
+        AND list_contains($goals, goal)
 ) AS online
     ON online.impression_id = labelled.impression_id AND online.goal = labelled.goal
 LEFT JOIN (
     SELECT goal, impression_id, logit
     FROM learners.batch_predictions
     WHERE serving_us >= $start_us - $horizon_us AND serving_us < $end_us
+        AND list_contains($goals, goal)
 ) AS batch
     ON batch.impression_id = labelled.impression_id AND batch.goal = labelled.goal
 WHERE labelled.matured_us >= $start_us AND labelled.matured_us < $end_us
+    AND list_contains($goals, labelled.goal)
 ORDER BY labelled.matured_us, labelled.goal, labelled.impression_id

@@ -8,7 +8,7 @@
 -- the same hours is computed first, as repeated.
 SELECT landed.*
 FROM landed_auctions AS landed
-WHERE landed.reason IS NULL
+WHERE landed.landed_reason IS NULL
     AND NOT EXISTS (
         SELECT 1
         FROM repeated

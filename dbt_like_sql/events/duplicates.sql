@@ -7,33 +7,18 @@
 -- Copies stand in the order of receipt; content and file only break ties, and rows that tie in all
 -- of them are equal. A copy is dropped if the one before it, kept or dropped itself, came within the
 -- horizon: so the answer needs no more of the past than one horizon, and is the same however the
--- hours are split. landed_rows are the rows of these hours, seen_rows those of the horizon before
--- them whose key landed again.
-WITH repeated_keys AS (
-    SELECT table_name, key
-    FROM (
-        SELECT table_name, key FROM landed_rows WHERE reason IS NULL
-        UNION ALL
-        SELECT table_name, key FROM seen_rows
-    ) AS keys
-    GROUP BY table_name, key
-    HAVING count(*) > 1
-),
-
-copies AS (
+-- hours are split. landed_copies are the rows of these hours whose key occurs again, seen_rows those
+-- of the horizon before them.
+WITH copies AS (
     SELECT
-        landed.table_name,
-        landed.key,
-        landed.received_us,
-        landed.logged_us,
-        landed.content_md5,
-        landed.file,
-        landed.landed_id
-    FROM landed_rows AS landed
-    INNER JOIN repeated_keys
-        ON repeated_keys.table_name = landed.table_name
-        AND repeated_keys.key = landed.key
-    WHERE landed.reason IS NULL
+        table_name,
+        key,
+        received_us,
+        logged_us,
+        content_md5,
+        file,
+        landed_id
+    FROM landed_copies
     UNION ALL
     SELECT
         table_name,

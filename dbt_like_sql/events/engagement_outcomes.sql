@@ -19,11 +19,10 @@ WITH waiting AS (
         landed.received_us AS read_us,
         landed.logged_us,
         landed.occurred_us + $horizon_us AS due_us,
-        landed.file,
-        landed.content_md5,
+        landed.landed_file AS file,
         FALSE AS was_held
     FROM landed_engagements AS landed
-    WHERE landed.reason IS NULL
+    WHERE landed.landed_reason IS NULL
         AND NOT EXISTS (
             SELECT 1
             FROM repeated
@@ -41,7 +40,6 @@ WITH waiting AS (
         logged_us,
         due_us,
         file,
-        content_md5,
         TRUE AS was_held
     FROM events.held_engagements
     WHERE received_us >= $start_us - $horizon_us
@@ -117,7 +115,6 @@ SELECT
     settled.logged_us,
     settled.due_us,
     settled.file,
-    settled.content_md5,
     settled.was_held,
     settled.outcome,
     settled.resolved_us,

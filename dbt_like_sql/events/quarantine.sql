@@ -23,16 +23,7 @@ WITH refused AS (
         'engagements' AS table_name,
         event_id AS key,
         outcome AS reason,
-        CAST(
-            json_object(
-                'event_id', event_id,
-                'impression_id', impression_id,
-                'goal', goal,
-                'value', value,
-                'occurred_us', occurred_us,
-                'received_us', logged_us
-            ) AS VARCHAR
-        ) AS row_json,
+        row_json,
         file,
         occurred_us,
         resolved_us AS received_us,

@@ -14,9 +14,8 @@
 -- Why the scans may be this short, with horizon = window + lateness: occurred_us <= received_us; an
 -- engagement is never of an earlier log hour than its impression; observation <= horizon; and a
 -- child's horizon is at least its parent's. So an anchor that still emits in the range was known
--- less than a horizon before it, and what counts for it was received since then. A parent's
--- positives lie within one more horizon of each other (the first is sought among all of them), and
--- the engagement behind such a positive within a third.
+-- less than a horizon before it, and what makes it and counts for it was received since then. A
+-- parent's positives lie within one more horizon of each other: the first is sought among all.
 WITH parent_positives AS (
     SELECT
         impression_id,
@@ -30,8 +29,7 @@ WITH parent_positives AS (
     WHERE $anchor_goal <> 'impression'
         AND goal = $anchor_goal
         AND kind IN ('immediate_positive', 'delayed_positive')
-        AND emit_us >= $start_us - CAST(2 AS BIGINT) * $window_us
-            - CAST(2 AS BIGINT) * $lateness_us
+        AND emit_us >= $start_us - $window_us - $window_us - $lateness_us - $lateness_us
         AND emit_us < $end_us
 ),
 
@@ -60,8 +58,7 @@ anchors AS (
         ON engagement.event_id = parent.source_event_id
     WHERE parent.place = 1
         AND parent.known_us >= $start_us - $window_us - $lateness_us
-        AND engagement.received_us >= $start_us - CAST(3 AS BIGINT) * $window_us
-            - CAST(3 AS BIGINT) * $lateness_us
+        AND engagement.received_us >= $start_us - $window_us - $lateness_us
         AND engagement.received_us < $end_us
 ),
 

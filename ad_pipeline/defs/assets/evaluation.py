@@ -11,9 +11,9 @@ from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import HORIZON, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.evaluation.held_out import held_out_rows
 from ad_pipeline.evaluation.plots import calibration_plot, metrics_over_time
 from ad_pipeline.evaluation.progressive import progressive_metrics as measured
-from ad_pipeline.evaluation.report import report_rows, truth_rows
 from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, REPORT, TABLES
 from ad_pipeline.learners.ensembles import held_out_forecasts
 from ad_pipeline.warehouse import bound, replace_hours, select
@@ -41,7 +41,12 @@ def progressive_metrics(context: dg.AssetExecutionContext, deployment: Deploymen
     warehouse.create(TABLES)
     query = select("evaluation.scored_rows")
     horizon_us = sum(goal.window_us + goal.lateness_us for goal in dataset.goals)
-    parameters = {"start_us": start_us, "end_us": end_us, "horizon_us": horizon_us}
+    parameters = {
+        "goals": list(dataset.goal_names),
+        "start_us": start_us,
+        "end_us": end_us,
+        "horizon_us": horizon_us,
+    }
     with warehouse.reader() as connection:
         rows = connection.execute(query, bound(query, parameters)).to_arrow_table()
     records = measured(rows, start_us, end_us, end_us)
@@ -79,7 +84,6 @@ def report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Measure base rate, experts and ensemble on matured hours that no fit has seen."""
     paths = deployment.paths
     warehouse = deployment.warehouse
-    settings = paths.dataset.settings
     warehouse.create(TABLES)
     with warehouse.reader() as connection:
         progressive = connection.execute(
@@ -88,26 +92,9 @@ def report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     rows: list[pa.Table] = []
     metadata: dict[str, float | int | str | dg.MetadataValue] = {}
     paths.reports.mkdir(parents=True, exist_ok=True)
+    truth = paths.truth if paths.truth.is_dir() else None
     for held_out in held_out_forecasts(warehouse, paths):
-        for expert, probabilities in held_out.probabilities.items():
-            rows.append(
-                report_rows(
-                    held_out.goal,
-                    expert,
-                    "test",
-                    held_out.start_us,
-                    held_out.end_us,
-                    held_out.labels,
-                    probabilities,
-                    held_out.hours_us,
-                    seed=settings.seed,
-                    replicates=settings.evaluation.replicates,
-                    level=settings.evaluation.level,
-                )
-            )
-        rows.append(held_out.comparison_rows(settings))
-        if paths.truth.is_dir():
-            rows.append(truth_rows(paths.truth, held_out))
+        rows.append(held_out_rows(held_out, paths.dataset.settings, truth))
         picture = calibration_plot(
             held_out.labels, held_out.probabilities, title=f"{paths.dataset.name}: {held_out.goal}"
         )
@@ -132,7 +119,7 @@ def report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
                     name = f"{record['goal']}/{record['expert']}/{record['metric']}"
                     metadata[name] = record["value"]
         metadata["dagster/row_count"] = table.num_rows
-    context.log.info(f"report of {len(rows)} goals and experts in {paths.reports}")
+    context.log.info(f"report of {len(rows)} goals, pictures in {paths.reports}")
     return dg.MaterializeResult(metadata=metadata)
 
 

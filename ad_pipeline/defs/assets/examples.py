@@ -10,30 +10,28 @@ from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.contract import event_tables
 from ad_pipeline.examples.label_join import join_labels
 from ad_pipeline.examples.tables import TABLES
+from ad_pipeline.warehouse import Table
 
 ROOM = {table.name for table in TABLES}
 
-SPECS = [
-    table_spec(
+
+def _spec(table: Table) -> dg.AssetSpec:
+    """Describe a table; its upstream tables are those that its SELECT reads."""
+    read = [name for name in upstream_tables(table.name) if name != table.name]
+    return table_spec(
         table,
-        # Tables of this room are made together, goal by goal, so only the events are upstream.
+        # Tables of this room are made together, goal by goal: only the events lie further back.
         deps=[
-            dg.AssetDep(name.split("."), partition_mapping=HORIZON)
-            for name in upstream_tables(table.name)
-            if name not in ROOM
-        ]
-        + [
             dg.AssetDep(name.split("."))
-            for name in upstream_tables(table.name)
-            if name in ROOM - {table.name}
+            if name in ROOM
+            else dg.AssetDep(name.split("."), partition_mapping=HORIZON)
+            for name in read
         ],
         kinds={"sql"},
     )
-    for table in TABLES
-]
 
 
-@dg.multi_asset(name="examples", specs=SPECS, backfill_policy=SINGLE_RUN)
+@dg.multi_asset(name="examples", specs=[_spec(table) for table in TABLES], backfill_policy=SINGLE_RUN)
 def examples(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Join labels for the log hours of this run, goal by goal in the order of their chains."""
     start_us, end_us = hours(context)
@@ -61,7 +59,7 @@ def examples(context: dg.AssetExecutionContext, deployment: DeploymentResource):
             ("label_states", states),
         ):
             describe_hour(context, ["examples", name], hour_us, figures)
-    sources = [*event_tables(dataset), *TABLES]
+    sources = [*event_tables(dataset).values(), *TABLES]
     for table in TABLES:
         yield dg.MaterializeResult(
             asset_key=table.name.split("."),

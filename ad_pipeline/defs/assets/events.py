@@ -1,0 +1,75 @@
+"""What happened, read from log files: the ledger, and the event tables of each log hour."""
+
+import dagster as dg
+
+from ad_pipeline.clocks import duration
+from ad_pipeline.defs.hourly_metadata import describe_hour
+from ad_pipeline.defs.lineage import table_spec
+from ad_pipeline.defs.partitions import DATASET, SINGLE_RUN, hours
+from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.events.contract import ACCOUNTING, FILES, event_tables
+from ad_pipeline.events.ingest import ingest_hours
+from ad_pipeline.events.ledger import register_files
+
+HOURLY_TABLES = [table for table in event_tables(DATASET).values() if table.clock is not None]
+
+
+@dg.multi_asset(
+    name="log_files", specs=[table_spec(FILES, kinds={"file"})], backfill_policy=SINGLE_RUN
+)
+def log_files(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Enter new log files into the ledger, each once, with its checksum and sealed hours."""
+    registration = register_files(deployment.warehouse, deployment.paths)
+    for pattern in registration.empty_globs:
+        context.log.info(f"no file matches {pattern}")
+    listed = "\n".join(f"| {entry.path} | {entry.rows:,} |" for entry in registration.new[:50])
+    return dg.MaterializeResult(
+        metadata={
+            "dagster/row_count": len(registration.entries),
+            "new_files": len(registration.new),
+            "new": dg.MetadataValue.md(f"| file | rows |\n|---|---|\n{listed}"),
+            "log_rows": sum(entry.rows for entry in registration.entries),
+        }
+    )
+
+
+@dg.multi_asset(
+    name="events",
+    specs=[
+        table_spec(table, deps=[["events", "files"]], kinds={"sql"}) for table in HOURLY_TABLES
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def events(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Read, check, de-duplicate and seal the log hours of this run.
+
+    All event tables of an hour are one transaction: an hour is sealed for every table or for none.
+    """
+    start_us, end_us = hours(context)
+    ingest = ingest_hours(deployment.warehouse, deployment.paths, start_us, end_us)
+    totals: dict[str, int] = {}
+    accounts: dict[int, dict[str, int]] = {}
+    for account in ingest.accounts:
+        table = account.table_name
+        for name in ("kept", "duplicates", "held", "quarantined", "late"):
+            accounts.setdefault(account.hour_us, {})[f"{table}/{name}"] = getattr(account, name)
+        if account.rows_in or account.released:
+            describe_hour(
+                context,
+                ["events", table],
+                account.hour_us,
+                {
+                    "dagster/row_count": account.kept,
+                    "rows_in": account.rows_in,
+                    "duplicates": account.duplicates,
+                    "quarantined": account.quarantined,
+                    "late": account.late,
+                },
+            )
+        totals[table] = totals.get(table, 0) + account.kept
+    for hour_us, figures in accounts.items():
+        describe_hour(context, ACCOUNTING.name.split("."), hour_us, figures)
+    kept = ", ".join(f"{table} {rows:,}" for table, rows in totals.items() if rows)
+    context.log.info(f"read {duration(end_us - start_us)} of log: {kept}")
+    for table in HOURLY_TABLES:
+        yield dg.MaterializeResult(asset_key=table.name.split("."))

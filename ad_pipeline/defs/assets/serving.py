@@ -1,0 +1,93 @@
+"""What leaves the pipeline: the candidate bundle, and the pointer to the one that serves."""
+
+import dagster as dg
+
+from ad_pipeline.clocks import timestamp
+from ad_pipeline.defs.automation import refresh_after_upstream
+from ad_pipeline.defs.partitions import SINGLE_RUN
+from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.serving.candidate import build_candidate, judge_candidate
+from ad_pipeline.serving.promotion import decide, history, promote
+
+
+@dg.asset(
+    key=["serving", "bundle"],
+    group_name="serving",
+    kinds={"numpy"},
+    backfill_policy=SINGLE_RUN,
+    deps=[
+        ["learners", "online_model"],
+        ["learners", "batch_model"],
+        ["learners", "ensemble"],
+        ["features", "rates"],
+        ["features", "inverse_dictionary"],
+    ],
+    automation_condition=refresh_after_upstream(),
+    description=(
+        "The candidate bundle: the newest experts, their mixture and calibration, and the feature "
+        "contract, in one folder with the SHA-256 of every file and canary requests. It serves "
+        "only after candidate replay agrees bit for bit and promotion lets it."
+    ),
+)
+def bundle(
+    context: dg.AssetExecutionContext, deployment: DeploymentResource
+) -> dg.MaterializeResult:
+    """Assemble the newest state of every goal into a bundle."""
+    built = build_candidate(deployment.warehouse, deployment.paths)
+    size = sum(path.stat().st_size for path in built.path.iterdir())
+    context.log.info(f"bundle {built.digest[:12]} with {', '.join(g.goal for g in built.goals)}")
+    return dg.MaterializeResult(
+        metadata={
+            "digest": built.digest,
+            "folder": dg.MetadataValue.path(str(built.path)),
+            "bytes": size,
+            "label_watermark": timestamp(built.label_watermark_us),
+            "fitted_ranges": dg.MetadataValue.json(dict(built.fitted_ranges)),
+        }
+    )
+
+
+@dg.asset(
+    key=["serving", "current"],
+    group_name="serving",
+    kinds={"file"},
+    backfill_policy=SINGLE_RUN,
+    deps=[["serving", "bundle"], ["monitoring", "candidate_replay"], ["evaluation", "report"]],
+    automation_condition=refresh_after_upstream(),
+    description=(
+        "The pointer that a bidder follows. It moves only here, atomically, and only to a bundle "
+        "whose replay agreed and which beats or ties the current one on matured rows; a worse one "
+        "is refused and the old one keeps serving. `ad_pipeline rollback` moves it back."
+    ),
+)
+def current(
+    context: dg.AssetExecutionContext, deployment: DeploymentResource
+) -> dg.MaterializeResult:
+    """Compare the candidate with what serves, and move the pointer if it is no worse."""
+    paths = deployment.paths
+    judged = judge_candidate(deployment.warehouse, paths)
+    promoted, reason = decide(judged.verdicts)
+    if promoted:
+        promote(
+            paths.serving,
+            paths.bundles,
+            judged.digest,
+            judged.evidence(),
+            watermark_us=judged.watermark_us,
+        )
+    context.log.info(f"bundle {judged.digest[:12]} {'promoted' if promoted else 'refused'}: {reason}")
+    moves = history(paths.serving)
+    return dg.MaterializeResult(
+        metadata={
+            "candidate": judged.digest,
+            "promoted": promoted,
+            "reason": reason,
+            "serving": moves[-1].digest if moves else "nothing yet",
+            "moves": len(moves),
+            **{
+                f"{goal}/relative_log_loss": verdict.difference
+                for goal, verdict in judged.verdicts.items()
+                if verdict.difference == verdict.difference
+            },
+        }
+    )

@@ -1,0 +1,208 @@
+"""The ensemble of each goal over the log: which rows fit it, where it is kept, what it is tested on.
+
+Rows are matured impressions beside the scores they got at serving time. They are split by the hour
+of their maturity into fit, calibration and test, in that order, and the bounds travel with the
+ensemble into every figure. Mixing and calibrating themselves are :mod:`.ensemble`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, write_checkpoint
+from ad_pipeline.clocks import HOUR_US, timestamp
+from ad_pipeline.datasets import Deployment, Goal
+from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
+from ad_pipeline.evaluation.metrics import probabilities_of
+from ad_pipeline.evaluation.progressive import EXPERTS
+from ad_pipeline.learners.ensemble import Ensemble, Range, fit_ensemble
+from ad_pipeline.warehouse import Warehouse, bound, select
+
+KIND = "learners.ensemble"
+
+
+@dataclass(frozen=True)
+class FittedEnsemble:
+    """The ensemble of one goal.
+
+    Attributes
+    ----------
+    goal : str
+    digest : str
+        Its checkpoint.
+    ensemble : Ensemble
+    base_rate : float
+        Mean label of the fit range: what a forecast that knows nothing else would say later.
+    """
+
+    goal: str
+    digest: str
+    ensemble: Ensemble
+    base_rate: float
+
+    @property
+    def ranges(self) -> dict[str, list[int]]:
+        """Bounds of the fit, calibration and test ranges, microseconds of maturity."""
+        return self.ensemble.ranges
+
+    @property
+    def description(self) -> str:
+        """What was chosen, for people."""
+        ensemble = self.ensemble
+        mixed = " + ".join(
+            f"{weight:.3f} {expert}"
+            for expert, weight in zip(ensemble.experts, ensemble.weights, strict=True)
+        )
+        return f"{ensemble.kind}: {mixed} {ensemble.intercept:+.3f}, {ensemble.calibration.kind}"
+
+    @property
+    def figures(self) -> dict[str, float | int | str]:
+        """What Dagster shows and plots."""
+        ensemble = self.ensemble
+        return {
+            "kind": ensemble.kind,
+            "calibration": ensemble.calibration.kind,
+            "intercept": ensemble.intercept,
+            "base_rate": self.base_rate,
+            "checkpoint": self.digest,
+            **{
+                f"weight/{expert}": weight
+                for expert, weight in zip(ensemble.experts, ensemble.weights, strict=True)
+            },
+            **{
+                f"{name}_range": f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
+                for name, (start_us, end_us) in ensemble.ranges.items()
+            },
+        }
+
+
+def fit_ensembles(warehouse: Warehouse, deployment: Deployment) -> Iterator[FittedEnsemble]:
+    """Fit the ensemble of every goal on the newest matured hours, and point at it.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    deployment : Deployment
+
+    Yields
+    ------
+    FittedEnsemble
+        In the order of chains; a goal with too few matured hours to split has none.
+    """
+    settings = deployment.dataset.settings.ensemble
+    for goal in deployment.dataset.goals_in_chain_order():
+        rows = _matured_rows(warehouse, deployment, goal, None)
+        hours_us = _hours(rows)
+        if len(np.unique(hours_us)) < 3:
+            continue
+        labels = rows.column("label").to_numpy()
+        fitted = fit_ensemble(_logits(rows), labels, rows.column("matured_us").to_numpy(), settings)
+        fit_range = Range(*fitted.ranges["fit"])
+        base_rate = float(labels[fit_range.holds(hours_us)].mean())
+        digest = write_checkpoint(
+            deployment.checkpoints,
+            KIND,
+            {},
+            {"goal": goal.name, "base_rate": base_rate, "ensemble": fitted.to_json()},
+        ).digest
+        point(deployment.checkpoints, f"{KIND}/{goal.name}", digest)
+        yield FittedEnsemble(goal.name, digest, fitted, base_rate)
+
+
+def open_ensemble(deployment: Deployment, goal: str) -> FittedEnsemble | None:
+    """Return the ensemble of a goal, None before there is one."""
+    name = f"{KIND}/{goal}"
+    if not is_pointed(deployment.checkpoints, name):
+        return None
+    checkpoint = read_checkpoint(
+        deployment.checkpoints, resolve(deployment.checkpoints, name)
+    )
+    manifest: dict[str, Any] = checkpoint.manifest
+    return FittedEnsemble(
+        goal, checkpoint.digest, Ensemble.from_json(manifest["ensemble"]), manifest["base_rate"]
+    )
+
+
+def held_out_forecasts(warehouse: Warehouse, deployment: Deployment) -> Iterator[HeldOut]:
+    """Yield every forecast of each goal on the test range of its ensemble.
+
+    Rows that one of the compared experts did not score are left out for all of them.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    deployment : Deployment
+
+    Yields
+    ------
+    HeldOut
+        Of the goals that have an ensemble, in the order of chains.
+    """
+    for goal in deployment.dataset.goals_in_chain_order():
+        fitted = open_ensemble(deployment, goal.name)
+        if fitted is None:
+            continue
+        test = Range(*fitted.ranges["test"])
+        rows = _matured_rows(warehouse, deployment, goal, test)
+        logits = {
+            name: values
+            for name, values in _logits(rows).items()
+            if np.isfinite(values).any() or name in fitted.ensemble.experts
+        }
+        scored = np.all([np.isfinite(values) for values in logits.values()], axis=0)
+        rows = rows.filter(pa.array(scored))
+        logits = {name: values[scored] for name, values in logits.items()}
+        yield HeldOut(
+            goal=goal.name,
+            start_us=test.start_us,
+            end_us=test.end_us,
+            impression_ids=rows.column("impression_id"),
+            labels=rows.column("label").to_numpy(),
+            hours_us=_hours(rows),
+            serving_us=rows.column("serving_us").to_numpy(),
+            probabilities={
+                BASE_RATE: np.full(rows.num_rows, fitted.base_rate),
+                **{name: probabilities_of(values) for name, values in logits.items()},
+                ENSEMBLE: fitted.ensemble.apply(logits),
+            },
+        )
+
+
+def _matured_rows(
+    warehouse: Warehouse, deployment: Deployment, goal: Goal, matured: Range | None
+) -> pa.Table:
+    """Read the scored, matured rows of a goal: of a range, or of the newest hours that settings allow."""
+    dataset = deployment.dataset
+    query = select("evaluation.scored_rows")
+    with warehouse.reader() as connection:
+        if matured is None:
+            found = connection.execute(
+                "SELECT max(matured_us) FROM examples.labelled_impressions WHERE goal = $goal",
+                {"goal": goal.name},
+            ).fetchone()
+            last_us = found[0] if found and found[0] is not None else dataset.start_us
+            end_us = last_us - last_us % HOUR_US + HOUR_US
+            matured = Range(end_us - dataset.settings.ensemble.lookback_hours * HOUR_US, end_us)
+        parameters = {
+            "goals": [goal.name],
+            "start_us": matured.start_us,
+            "end_us": matured.end_us,
+            "horizon_us": sum(each.window_us + each.lateness_us for each in dataset.goals),
+        }
+        return connection.execute(query, bound(query, parameters)).to_arrow_table()
+
+
+def _logits(rows: pa.Table) -> dict[str, np.ndarray]:
+    """Return each expert's logits, float64 (n,), NaN where it gave none."""
+    return {
+        name: rows.column(f"{name}_logit").cast(pa.float64()).to_numpy().astype(np.float64)
+        for name in EXPERTS
+    }
+
+
+def _hours(rows: pa.Table) -> np.ndarray:
+    matured_us = rows.column("matured_us").to_numpy()
+    return matured_us - matured_us % HOUR_US

@@ -1,0 +1,252 @@
+"""Candidate replay: a bundle in a fresh process against the batch path, on the last closed day.
+
+The fresh process is :mod:`ad_pipeline.serving.replay`, which runs the very scorer that serves. Its
+scores are compared bit for bit with those computed here from the checkpoints that the bundle names,
+and its features with counts that SQL recounts from the events. It blocks promotion; it never stands
+in for production parity, which looks at what was really served.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ad_pipeline.checkpoints import resolve
+from ad_pipeline.clocks import HOUR_US, hour_of
+from ad_pipeline.datasets import Deployment
+from ad_pipeline.features.as_served import read_as_served
+from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense, slots
+from ad_pipeline.features.rates import pointer as snapshot_pointer
+from ad_pipeline.features.rates import recount, snapshot_hour
+from ad_pipeline.learners.batch_hours import open_batch_model
+from ad_pipeline.learners.ensemble import mixed_probabilities
+from ad_pipeline.learners.ensembles import open_ensemble
+from ad_pipeline.learners.online_hours import open_expert
+from ad_pipeline.monitoring.parity import Parity, compare_features, compare_scores, features_of
+from ad_pipeline.serving.bundle import BATCH, ONLINE, Bundle, open_bundle
+from ad_pipeline.serving.candidate import CANDIDATE
+from ad_pipeline.serving.decisions import EVERYTHING
+from ad_pipeline.serving.replay import SNAPSHOT_COLUMN
+from ad_pipeline.warehouse import Warehouse, bound, select
+
+REPLAYED_HOURS = 24
+KEY = "impression_id"
+
+RECOUNTED_HOURS = 2
+RECOUNTED_ROWS = 2000
+"""Features are held against SQL for this many hours of the day and rows of each: a recount reads the
+whole window of an hour."""
+
+
+class ReplayFailed(RuntimeError):
+    """The fresh process ended with an error; the message holds what it said."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a candidate's replay found.
+
+    Attributes
+    ----------
+    bundle_hash : str
+    start_us, end_us : int
+        The replayed hours, microseconds.
+    requests : int
+    features, scores : Parity
+        The fresh process is the logged side, the batch path the recomputed one.
+    """
+
+    bundle_hash: str
+    start_us: int
+    end_us: int
+    requests: int
+    features: Parity
+    scores: Parity
+
+
+def replay_candidate(warehouse: Warehouse, deployment: Deployment) -> Replayed:
+    """Replay the candidate bundle on the last closed day of the log.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    deployment : Deployment
+
+    Raises
+    ------
+    MissingCheckpoint
+        If there is no candidate, or a checkpoint that it names is gone.
+    CorruptBundle, CorruptCheckpoint
+        If something is not intact.
+    ReplayFailed
+        If the fresh process failed.
+    """
+    bundle = open_bundle(deployment.bundles, resolve(deployment.bundles, CANDIDATE))
+    start_us, end_us, served = _last_day(warehouse, deployment)
+    contract = bundle.contract
+    occurred_us = served.column("occurred_us").to_numpy()
+    digests = _snapshots_due(deployment, contract, occurred_us)
+    hashes = [digests[hour_us] for hour_us in (occurred_us - occurred_us % HOUR_US).tolist()]
+    requests = served.append_column(SNAPSHOT_COLUMN, pa.array(hashes, pa.string()))
+    replayed = _in_fresh_process(deployment, bundle, requests)
+    scores = compare_scores(
+        _long(replayed, {g.goal: replayed.column(f"probability:{g.goal}") for g in bundle.goals}),
+        _long(served, batch_path_probabilities(deployment, bundle, served)),
+        key=(KEY, "goal"),
+    )
+    with warehouse.reader() as connection:
+        features = _against_sql(connection, contract, served, replayed, occurred_us)
+    return Replayed(bundle.digest, start_us, end_us, served.num_rows, features, scores)
+
+
+def batch_path_probabilities(
+    deployment: Deployment, bundle: Bundle, served: pa.Table
+) -> dict[str, np.ndarray]:
+    """Score impressions with the checkpoints that a bundle names, as the pipeline itself scores.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    bundle : Bundle
+        Only its names are used: no weight of it is read.
+    served : pyarrow.Table
+        Impressions, n rows.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (n,), float64
+        Probability by goal.
+    """
+    contract = FeatureContract.from_dataset(deployment.dataset)
+    read, counts = read_as_served(deployment, contract, served)
+    tokens, numbers = slots(contract, read, counts), dense(contract, read, counts)
+    categories = category_hashes(contract, read)
+    found: dict[str, np.ndarray] = {}
+    for models in bundle.goals:
+        online = open_expert(deployment.checkpoints, models.online_checkpoint).logits(tokens)
+        logits = {ONLINE: online}
+        if models.batch_checkpoint is not None:
+            batch = open_batch_model(deployment, models.batch_checkpoint)
+            logits[BATCH] = batch.predict_logits(numbers, categories, online)
+        fitted = open_ensemble(deployment, models.goal)
+        found[models.goal] = mixed_probabilities(
+            fitted.ensemble if fitted else None, logits, ONLINE
+        )
+    return found
+
+
+def _last_day(warehouse: Warehouse, deployment: Deployment) -> tuple[int, int, pa.Table]:
+    query = select("features.impressions_received")
+    with warehouse.reader() as connection:
+        last = connection.execute("SELECT max(received_us) FROM events.impressions").fetchone()
+        end_us = hour_of(last[0]) + HOUR_US if last and last[0] else deployment.dataset.start_us
+        start_us = end_us - REPLAYED_HOURS * HOUR_US
+        parameters = {"start_us": start_us, "end_us": end_us}
+        return start_us, end_us, connection.execute(
+            query, bound(query, parameters)
+        ).to_arrow_table()
+
+
+def _snapshots_due(
+    deployment: Deployment, contract: FeatureContract, occurred_us: np.ndarray
+) -> dict[int, str]:
+    """Return the digest of the snapshot due in each hour; '' before the first one."""
+    found: dict[int, str] = {}
+    for hour_us in np.unique(occurred_us - occurred_us % HOUR_US).tolist():
+        due_us = snapshot_hour(contract, hour_us)
+        published = due_us >= hour_of(deployment.dataset.start_us)
+        found[hour_us] = (
+            resolve(deployment.snapshots, snapshot_pointer(due_us)) if published else ""
+        )
+    return found
+
+
+def _in_fresh_process(deployment: Deployment, bundle: Bundle, requests: pa.Table) -> pa.Table:
+    with tempfile.TemporaryDirectory(prefix="replay-") as folder:
+        asked, answered = Path(folder) / "requests.parquet", Path(folder) / "scores.parquet"
+        pq.write_table(requests, asked)
+        ran = subprocess.run(
+            [
+                sys.executable, "-m", "ad_pipeline.serving.replay", "--bundle", str(bundle.path),
+                "--requests", str(asked), "--snapshots", str(deployment.snapshots),
+                "--out", str(answered),
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if ran.returncode != 0:
+            raise ReplayFailed(f"replay of {bundle.path} ended with {ran.returncode}: {ran.stderr}")
+        return pq.read_table(answered)
+
+
+def _long(rows: pa.Table, probabilities: Mapping[str, pa.ChunkedArray | np.ndarray]) -> pa.Table:
+    """Lay probabilities out one row per impression and goal."""
+    return pa.concat_tables(
+        pa.table(
+            {
+                KEY: rows.column(KEY).cast(pa.string()),
+                "goal": pa.repeat(goal, rows.num_rows),
+                "probability": probability,
+            }
+        )
+        for goal, probability in probabilities.items()
+    )
+
+
+def _against_sql(
+    connection: duckdb.DuckDBPyConnection,
+    contract: FeatureContract,
+    served: pa.Table,
+    replayed: pa.Table,
+    occurred_us: np.ndarray,
+) -> Parity:
+    """Compare the fresh process's features of a few hours with a recount in SQL."""
+    hours = occurred_us - occurred_us % HOUR_US
+    distinct = np.unique(hours)
+    chosen_hours = distinct[np.linspace(0, len(distinct) - 1, RECOUNTED_HOURS).astype(int)]
+    used: list[pa.Table] = []
+    counted: list[pa.Table] = []
+    for hour_us in np.unique(chosen_hours).tolist():
+        places = pa.array(np.flatnonzero(hours == hour_us)[:RECOUNTED_ROWS])
+        used.append(replayed.take(places).select([KEY, "features"]))
+        table = recount(connection, contract, snapshot_hour(contract, hour_us))
+        counted.append(_recounted_features(contract, served.take(places), table))
+    return compare_features(
+        features_of(pa.concat_tables(used).to_pylist(), KEY), pa.concat_tables(counted), KEY
+    )
+
+
+def _recounted_features(
+    contract: FeatureContract, served: pa.Table, recounted: pa.Table
+) -> pa.Table:
+    """Lay out what SQL says the features of some impressions were, one column a feature."""
+    cells = {
+        (row["entity"], row["value"], row["goal"]): (row["anchors"], row["engagements"])
+        for row in recounted.to_pylist()
+    }
+    columns: dict[str, pa.ChunkedArray | pa.Array] = {
+        KEY: served.column(KEY),
+        **{name: served.column(name) for name in contract.columns},
+    }
+    for goal in contract.goals:
+        for place, what in enumerate(("anchors", "engagements")):
+            for entity in contract.entities:
+                columns[f"{entity}.{goal.name}.{what}"] = pa.array(
+                    [
+                        float(cells.get((entity, value, goal.name), (0, 0))[place])
+                        for value in served.column(entity).to_pylist()
+                    ]
+                )
+            total = sum(
+                counts[place]
+                for (entity, _, name), counts in cells.items()
+                if entity == contract.entities[0] and name == goal.name
+            )
+            columns[f"{EVERYTHING}.{goal.name}.{what}"] = pa.array([float(total)] * served.num_rows)
+    return pa.table(columns)

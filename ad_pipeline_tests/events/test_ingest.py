@@ -1,0 +1,352 @@
+"""Cases of the log's rules that deserve to be seen by name."""
+
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ad_pipeline.clocks import HOUR_US, MINUTE_US
+from ad_pipeline.datasets import Deployment, load_dataset
+from ad_pipeline.events import ingest as ingest_module
+from ad_pipeline.events.accounting import accounting_gaps
+from ad_pipeline.events.contract import event_tables
+from ad_pipeline.events.ingest import EarlierHoursMissing, PastWatermark, ingest_hours
+from ad_pipeline.events.ledger import (
+    ChangedLogFile,
+    MissingLogFile,
+    register_files,
+    sealed_until,
+    watermark_us,
+)
+from ad_pipeline_tests.events.worlds import (
+    DATASET,
+    END_US,
+    LAST_US,
+    START_US,
+    close_log,
+    deployment_in,
+    engagement,
+    impression,
+    warehouse_of,
+    write_rows,
+)
+
+LONG = DATASET.replace("2026-03-02T08:00Z", "2026-03-03T00:00Z").replace(
+    "{anchor: click, window: 2h, lateness: 1h}", "{anchor: click, window: 24h, lateness: 2h}"
+)
+
+
+def ask(deployment: Deployment, query: str) -> list[tuple]:
+    with warehouse_of(deployment).reader() as connection:
+        return connection.execute(query).fetchall()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Deployment:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    return deployment
+
+
+def test_a_duplicate_twenty_hours_later_is_found(tmp_path: Path) -> None:
+    """Also when every hour is a run of its own, so that only the warehouse remembers the first."""
+    deployment = deployment_in(tmp_path, LONG)
+    start = START_US + HOUR_US
+    last = START_US + 23 * HOUR_US
+    write_rows(deployment, "impressions", "a", [impression("i", start), impression("last", last)])
+    write_rows(
+        deployment, "impressions", "b", [impression("i", start, start + 20 * HOUR_US)]
+    )
+    write_rows(
+        deployment,
+        "engagements",
+        "a",
+        [engagement("e", "i", start), engagement("e", "i", start, start + 20 * HOUR_US, value=3)],
+    )
+    for hour in (0, 21):
+        ingest_hours(
+            warehouse_of(deployment), deployment, START_US + hour * HOUR_US,
+            START_US + (21 if hour == 0 else 22) * HOUR_US,
+        )  # fmt: skip
+    found = ask(
+        deployment,
+        "SELECT table_name, key, received_us - since_us, same_content FROM events.duplicates "
+        "ORDER BY table_name",
+    )
+    assert found == [
+        ("engagements", "e", 20 * HOUR_US, False),
+        ("impressions", "i", 20 * HOUR_US, True),
+    ]
+    assert ask(deployment, "SELECT count(*) FROM events.impressions") == [(1,)]
+
+
+def test_an_engagement_waits_for_its_impression_and_enters_with_it(small: Deployment) -> None:
+    shown, clicked = START_US, START_US + 10 * MINUTE_US
+    write_rows(small, "engagements", "a", [engagement("e", "i", clicked)])
+    write_rows(small, "impressions", "a", [impression("i", shown, shown + 2 * HOUR_US)])
+    ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+    assert ask(small, "SELECT count(*) FROM events.engagements") == [(0,)]
+    assert ask(small, "SELECT held FROM events.accounting WHERE table_name = 'engagements'") == [(1,)]
+    ingest_hours(warehouse_of(small), small, START_US + HOUR_US, LAST_US)
+    assert ask(small, "SELECT received_us, logged_us, read_us FROM events.engagements") == [
+        (shown + 2 * HOUR_US, clicked, clicked)
+    ]
+    assert ask(small, "SELECT sum(released), max(held), arg_max(held, hour_us) FROM events.accounting") == [
+        (1, 1, 0)
+    ]
+
+
+def test_an_orphan_is_quarantined_when_the_horizon_has_passed(small: Deployment) -> None:
+    write_rows(small, "engagements", "a", [engagement("e", "nowhere", START_US)])
+    ingest_hours(warehouse_of(small), small, START_US, LAST_US)
+    assert ask(small, "SELECT key, reason, received_us FROM events.quarantine") == [
+        ("e", "orphan", START_US + small.dataset.horizon_us)
+    ]
+
+
+def test_an_engagement_outside_its_window_is_kept_and_counted(small: Deployment) -> None:
+    write_rows(small, "impressions", "a", [impression("i", START_US)])
+    within, outside = START_US + HOUR_US, START_US + HOUR_US + 1
+    write_rows(
+        small, "engagements", "a", [engagement("in", "i", within), engagement("out", "i", outside)]
+    )
+    ingest_hours(warehouse_of(small), small, START_US, LAST_US)
+    assert ask(small, "SELECT count(*) FROM events.engagements") == [(2,)]
+    assert ask(small, "SELECT sum(outside_window) FROM events.accounting") == [(1,)]
+
+
+def test_an_engagement_before_its_impression_is_quarantined(small: Deployment) -> None:
+    write_rows(small, "impressions", "a", [impression("i", START_US + MINUTE_US)])
+    write_rows(small, "engagements", "a", [engagement("e", "i", START_US)])
+    ingest_hours(warehouse_of(small), small, START_US, LAST_US)
+    assert ask(small, "SELECT reason FROM events.quarantine") == [("before its impression",)]
+
+
+def test_a_retraction_named_by_its_reason_is_read(small: Deployment) -> None:
+    """The contract has a column ``reason`` of its own beside the reasons of the quarantine."""
+    write_rows(
+        small,
+        "retractions",
+        "a",
+        [
+            {
+                "event_id": "r",
+                "engagement_event_id": "e",
+                "reason": "fraud",
+                "occurred_us": START_US,
+                "received_us": START_US,
+            }
+        ],
+    )
+    ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+    assert ask(small, "SELECT event_id, reason FROM events.retractions") == [("r", "fraud")]
+
+
+def test_hours_that_the_log_may_still_add_to_are_refused(tmp_path: Path) -> None:
+    deployment = deployment_in(
+        tmp_path, DATASET.replace("whole_hours: true", "").replace("end: 2026-03-02T08:00Z", "")
+    )
+    with pytest.raises(PastWatermark, match="no impression"):
+        ingest_hours(warehouse_of(deployment), deployment, START_US, START_US + HOUR_US)
+    write_rows(deployment, "impressions", "a", [impression("i", START_US + 90 * MINUTE_US)])
+    ingest_hours(warehouse_of(deployment), deployment, START_US, START_US + HOUR_US)
+    with pytest.raises(PastWatermark, match="2026-03-02-01:00 was asked for.*2026-03-02-00:00"):
+        ingest_hours(warehouse_of(deployment), deployment, START_US, START_US + 2 * HOUR_US)
+
+
+def test_one_wrong_clock_does_not_complete_the_log(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path, DATASET.replace("whole_hours: true", ""))
+    write_rows(
+        deployment,
+        "impressions",
+        "a",
+        [impression("i", START_US + HOUR_US), impression("x", START_US, END_US + 99 * HOUR_US)],
+    )
+    register_files(warehouse_of(deployment), deployment)
+    with warehouse_of(deployment).reader() as connection:
+        assert watermark_us(connection, deployment.dataset) == START_US + HOUR_US
+
+
+def test_a_closed_log_is_complete_up_to_its_last_label(small: Deployment) -> None:
+    register_files(warehouse_of(small), small)
+    with warehouse_of(small).reader() as connection:
+        assert watermark_us(connection, small.dataset) == LAST_US
+        assert sealed_until(connection) == 0
+
+
+def test_hours_that_others_build_on_must_come_first(small: Deployment) -> None:
+    with pytest.raises(EarlierHoursMissing, match="start the range at 2026-03-02-00:00"):
+        ingest_hours(warehouse_of(small), small, START_US + HOUR_US, LAST_US)
+
+
+def test_a_changed_log_file_is_named(small: Deployment) -> None:
+    path = write_rows(small, "impressions", "a", [impression("i", START_US)])
+    ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+    write_rows(small, "impressions", "a", [impression("i", START_US), impression("j", START_US)])
+    with pytest.raises(ChangedLogFile, match=str(path)):
+        ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+
+
+def test_a_log_file_changed_without_changing_its_size_is_named_before_it_is_read(
+    small: Deployment,
+) -> None:
+    path = write_rows(small, "impressions", "a", [impression("i", START_US)])
+    ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+    content = bytearray(path.read_bytes())
+    content[8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChangedLogFile, match="SHA-256"):
+        ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+
+
+def test_a_vanished_log_file_is_named(small: Deployment) -> None:
+    path = write_rows(small, "impressions", "a", [impression("i", START_US)])
+    register_files(warehouse_of(small), small)
+    path.unlink()
+    with pytest.raises(MissingLogFile, match=str(path)):
+        ingest_hours(warehouse_of(small), small, START_US, LAST_US)
+
+
+def test_a_file_is_registered_once_and_knows_what_was_sealed(small: Deployment) -> None:
+    warehouse = warehouse_of(small)
+    assert len(register_files(warehouse, small).new) == 1
+    ingest_hours(warehouse, small, START_US, START_US + 2 * HOUR_US)
+    write_rows(small, "engagements", "a", [engagement("e", "last", START_US)])
+    new = register_files(warehouse, small).new
+    assert [(entry.path, entry.sealed_until_us) for entry in new] == [
+        ("{home}/logs/engagements/a.parquet", START_US + 2 * HOUR_US)
+    ]
+    assert register_files(warehouse, small).new == ()
+    assert register_files(warehouse, small).empty_globs == ("retractions: {home}/logs/retractions/*",)
+
+
+def test_a_file_registered_while_a_chunk_is_computed_is_not_lost(
+    small: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is bound to the hours sealed before the chunk, so the chunk must read it."""
+    warehouse = warehouse_of(small)
+    compute = ingest_module._compute
+    calls = []
+
+    def computing(*arguments):  # noqa: ANN002, ANN202
+        computed = compute(*arguments)
+        calls.append(1)
+        return computed
+
+    def writing_between(*arguments):  # noqa: ANN002, ANN202
+        computed = computing(*arguments)
+        if len(calls) == 1:
+            write_rows(small, "impressions", "late", [impression("i", START_US)])
+        return computed
+
+    class Registering(type(warehouse)):
+        def writer(self):  # noqa: ANN202
+            if len(calls) == 1:
+                calls.append(0)
+                register_files(warehouse, small)
+            return super().writer()
+
+    monkeypatch.setattr(ingest_module, "_compute", writing_between)
+    ingest_hours(
+        Registering(warehouse.path, wait_seconds=20), small, START_US, START_US + HOUR_US
+    )
+    assert ask(small, "SELECT impression_id FROM events.impressions") == [("i",)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "DELETE FROM events.impressions WHERE impression_id = 'i'",
+        "INSERT INTO events.engagements SELECT * FROM events.engagements",
+        "DELETE FROM events.quarantine",
+        "DELETE FROM events.duplicates",
+        "DELETE FROM events.held_engagements",
+        "UPDATE events.accounting SET rows_in = rows_in + 1 WHERE table_name = 'impressions'",
+        "UPDATE events.accounting SET held = held + 1, rows_in = rows_in + 1 "
+        "WHERE table_name = 'engagements'",
+        "DELETE FROM events.accounting WHERE rows_in > 0",
+        "UPDATE events.files SET rows = rows + 1",
+    ],
+)
+def test_the_accounting_finds_a_planted_gap(small: Deployment, fault: str) -> None:
+    write_rows(small, "impressions", "a", [impression("i", START_US), impression("i", START_US)])
+    write_rows(small, "impressions", "b", [impression("h", START_US, START_US + HOUR_US)])
+    write_rows(
+        small,
+        "engagements",
+        "a",
+        [
+            engagement("e", "i", START_US + 1),
+            engagement("h", "h", START_US + 1),
+            engagement(None, "i", START_US),
+        ],
+    )
+    warehouse = warehouse_of(small)
+    ingest_hours(warehouse, small, START_US, LAST_US)
+    with warehouse.reader() as connection:
+        assert accounting_gaps(connection) == ()
+    with warehouse.writer() as connection:
+        connection.execute(fault)
+    with warehouse.reader() as connection:
+        gaps = accounting_gaps(connection)
+    assert gaps
+    assert all(str(gap) for gap in gaps)
+
+
+def test_the_open_bandit_log_is_read_whole(tmp_path: Path) -> None:
+    """60,000 rows and 287 clicks, as its README counts them."""
+    path = Path(__file__).parents[2] / "data" / "open_bandit" / "dataset.yaml"
+    deployment = Deployment(load_dataset(path), tmp_path)
+    dataset = deployment.dataset
+    assert dataset.end_us is not None
+    warehouse = warehouse_of(deployment)
+    ingest_hours(warehouse, deployment, dataset.start_us, dataset.end_us + HOUR_US)
+    assert ask(deployment, "SELECT count(*), count(DISTINCT impression_id) FROM events.impressions") == [
+        (60_000, 60_000)
+    ]
+    assert ask(
+        deployment,
+        "SELECT campaign_id, arm, count(*) FROM events.engagements INNER JOIN events.impressions "
+        "USING (impression_id) GROUP BY ALL ORDER BY ALL",
+    ) == [
+        ("all", "bts", 42),
+        ("all", "random", 38),
+        ("men", "bts", 69),
+        ("men", "random", 46),
+        ("women", "bts", 46),
+        ("women", "random", 46),
+    ]
+    assert ask(deployment, "SELECT count(*) FROM events.quarantine") == [(0,)]
+    with warehouse.reader() as connection:
+        assert accounting_gaps(connection) == ()
+
+
+def test_every_column_of_every_table_is_described(small: Deployment) -> None:
+    for name, table in event_tables(small.dataset).items():
+        assert table.name == f"events.{name}"
+        assert table.description.endswith(".")
+        assert all(column.description for column in table.columns)
+        assert set(table.key) <= set(table.column_names)
+
+
+def test_a_moved_home_reads_the_same_ledger(small: Deployment, tmp_path: Path) -> None:
+    write_rows(small, "impressions", "a", [impression("i", START_US)])
+    ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+    shutil.move(small.home, tmp_path / "elsewhere")
+    moved = Deployment(small.dataset, tmp_path / "elsewhere")
+    ingest_hours(warehouse_of(moved), moved, START_US, LAST_US)
+    assert len(ask(moved, "SELECT DISTINCT path FROM events.files")) == 2
+
+
+def test_a_gzipped_log_needs_no_other_words(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path)
+    path = deployment.logs / "impressions" / "a.csv.gz"
+    path.parent.mkdir(parents=True)
+    names = "impression_id,arm,colour,size,propensity,bid_price,occurred_us,received_us"
+    path.write_bytes(gzip.compress(f"{names}\ni,x,red,1.5,0.5,7,{START_US},{START_US}\n".encode()))
+    close_log(deployment)
+    ingest_hours(warehouse_of(deployment), deployment, START_US, START_US + HOUR_US)
+    assert ask(deployment, "SELECT impression_id, size, bid_price FROM events.impressions") == [
+        ("i", 1.5, 7)
+    ]

@@ -1,0 +1,318 @@
+"""Every format gives the same rows, and a bad row is refused by itself, with its reason."""
+
+import gzip
+import json
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.datasets import DatasetError, Deployment
+from ad_pipeline.events.accounting import accounting_gaps
+from ad_pipeline.events.ingest import ingest_hours
+from ad_pipeline.events.readers import UnreadableLog
+from ad_pipeline_tests.events.worlds import (
+    COLUMNS,
+    DATASET,
+    LAST_US,
+    START_US,
+    close_log,
+    deployment_in,
+    engagement,
+    impression,
+    warehouse_of,
+    write_rows,
+)
+
+NAMES = list(COLUMNS["impressions"])
+ROWS = [
+    ["a", "x", "red", 1.5, 0.25, 9_007_199_254_740_993, START_US, START_US],
+    ["b", None, 'a "quoted", one', None, None, None, START_US, START_US + 1],
+]
+
+
+def put(deployment: Deployment, name: str, content: bytes) -> Path:
+    path = deployment.logs / "impressions" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def read(deployment: Deployment, end_us: int = START_US + HOUR_US) -> list[tuple]:
+    """Ingest and return (reason, key) of the refused and the kept impressions of ``end_us``."""
+    warehouse = warehouse_of(deployment)
+    ingest_hours(warehouse, deployment, START_US, end_us)
+    with warehouse.reader() as connection:
+        assert accounting_gaps(connection) == ()
+        return connection.execute(
+            "SELECT reason, key FROM events.quarantine "
+            "UNION ALL SELECT 'kept', impression_id FROM events.impressions "
+            "WHERE impression_id <> 'last' ORDER BY ALL"
+        ).fetchall()
+
+
+def as_csv(rows: list[list], delimiter: str = ",") -> bytes:
+    def field(value: object) -> str:
+        text = "" if value is None else str(value)
+        return '"' + text.replace('"', '""') + '"' if set(text) & set('",;\t') else text
+
+    lines = [delimiter.join(NAMES), *(delimiter.join(map(field, row)) for row in rows)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def as_json(rows: list[list]) -> bytes:
+    return "".join(
+        json.dumps(dict(zip(NAMES, row, strict=True))) + "\n" for row in rows
+    ).encode()
+
+
+def compressed(content: bytes, folder: Path) -> bytes:
+    """Compress with Zstandard, which Python 3.11 cannot; DuckDB writes the lines as a CSV column."""
+    plain, packed = folder / "plain.txt", folder / "packed.csv.zst"
+    plain.write_bytes(content)
+    duckdb.sql(
+        f"COPY (SELECT * FROM read_csv('{plain}', columns = {{'line': 'VARCHAR'}}, header = false, "
+        f"delim = '\x01', quote = '', escape = '', auto_detect = false)) TO '{packed}' "
+        "(FORMAT csv, HEADER false, QUOTE '', ESCAPE '', DELIMITER '\x01', COMPRESSION zstd)"
+    )
+    return packed.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["a.csv", "a.tsv", "a.csv.gz", "a.csv.zst", "a.jsonl", "a.ndjson.gz", "a.jsonl.zst", "a.parquet"]
+)
+def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    if name == "a.parquet":
+        write_rows(
+            deployment, "impressions", "a", [dict(zip(NAMES, row, strict=True)) for row in ROWS]
+        )
+    else:
+        content = as_json(ROWS) if "json" in name else as_csv(ROWS, "\t" if "tsv" in name else ",")
+        if name.endswith(".gz"):
+            content = gzip.compress(content)
+        if name.endswith(".zst"):
+            content = compressed(content, tmp_path)
+        put(deployment, name, content)
+    assert read(deployment) == [("kept", "a"), ("kept", "b")]
+    with warehouse_of(deployment).reader() as connection:
+        found = connection.execute(
+            f"SELECT {', '.join(NAMES)} FROM events.impressions ORDER BY 1"
+        ).fetchall()
+    assert found == [tuple(row) for row in ROWS]
+
+
+BAD_ROWS = [
+    ("missing impression_id", {"impression_id": None}),
+    ("missing impression_id", {"impression_id": ""}),
+    ("missing occurred_us", {"occurred_us": None}),
+    ("missing received_us", {"received_us": None}),
+    ("clock out of range", {"received_us": START_US * 1000}),
+    ("wrong type: received_us", {"received_us": "yesterday"}),
+    ("wrong type: occurred_us", {"occurred_us": f"{START_US}.5"}),
+    ("wrong type: bid_price", {"bid_price": "cheap"}),
+    ("wrong type: bid_price", {"bid_price": 1.5}),
+    ("wrong type: size", {"size": "large"}),
+    ("not finite: size", {"size": "inf"}),
+    ("propensity outside (0, 1]", {"propensity": 0.0}),
+    ("propensity outside (0, 1]", {"propensity": 1.5}),
+    ("received before it occurred", {"occurred_us": START_US + 60}),
+    ("too late", {"occurred_us": START_US - 3 * HOUR_US - 1}),
+    ("kept", {"size": "nan"}),
+    ("kept", {"occurred_us": START_US - 3 * HOUR_US}),
+]
+
+
+@pytest.mark.parametrize(("reason", "change"), BAD_ROWS)
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_bad_row_is_refused_by_itself_with_its_reason(
+    reason: str, change: dict, ending: str, tmp_path: Path
+) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    bad = dict(zip(NAMES, ["z", *ROWS[0][1:]], strict=True)) | change
+    rows = [ROWS[0], [bad[name] for name in NAMES]]
+    put(deployment, f"a.{ending}", as_json(rows) if ending == "jsonl" else as_csv(rows))
+    found = read(deployment)
+    assert ("kept", "a") in found
+    assert reason in [refused for refused, key in found if key != "a"]
+    assert len(found) == 2
+
+
+def test_not_a_number_means_missing(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    row = impression("a", START_US, size=float("nan"), propensity=float("nan"))
+    write_rows(deployment, "impressions", "a", [row])
+    read(deployment)
+    with warehouse_of(deployment).reader() as connection:
+        assert connection.execute(
+            "SELECT size, propensity FROM events.impressions WHERE impression_id = 'a'"
+        ).fetchall() == [(None, None)]
+
+
+@pytest.mark.parametrize(
+    ("ending", "line"),
+    [
+        ("csv", "too,few"),
+        ("csv", ",".join(["too", "many"] * 9)),
+        ("jsonl", '{"impression_id": "torn'),
+        ("jsonl", "no json at all"),
+    ],
+)
+def test_an_unreadable_line_is_quarantined_with_its_text(
+    ending: str, line: str, tmp_path: Path
+) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    content = as_json(ROWS) if ending == "jsonl" else as_csv(ROWS)
+    put(deployment, f"a.{ending}", content + line.encode() + b"\n")
+    assert read(deployment) == [("kept", "a"), ("kept", "b"), ("unreadable line", None)]
+    with warehouse_of(deployment).reader() as connection:
+        quarantined = connection.execute("SELECT row_json, file FROM events.quarantine").fetchall()
+    assert line.split(",")[0].split('"')[0] in quarantined[0][0]
+    assert quarantined[0][1] == f"{{home}}/logs/impressions/a.{ending}"
+
+
+def test_a_quarantined_row_keeps_what_stood_in_the_file(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    put(deployment, "a.csv", as_csv([["", *ROWS[0][1:]]]))
+    read(deployment)
+    with warehouse_of(deployment).reader() as connection:
+        (text,) = connection.execute("SELECT row_json FROM events.quarantine").fetchall()[0]
+    assert json.loads(text)["colour"] == "red"
+    assert json.loads(text)["bid_price"] == "9007199254740993"
+
+
+MAPPED = """
+      occurred_us: epoch_us(CAST(at AS TIMESTAMPTZ))
+      received_us: epoch_us(CAST(at AS TIMESTAMPTZ)) + 1000 * delay_ms
+"""
+
+
+def test_clocks_with_a_zone_are_mapped_by_the_documented_words(tmp_path: Path) -> None:
+    deployment = deployment_in(
+        tmp_path,
+        DATASET.replace(
+            "      occurred_us: occurred_us\n      received_us: received_us\n", MAPPED[1:], 1
+        ),
+    )
+    names = "impression_id,arm,colour,size,propensity,bid_price,at,delay_ms"
+    rows = [
+        "a,,,,,,2026-03-02T01:30:00.000001+01:00,2",
+        "b,,,,,,2026-03-01T22:30:00-02:00,0",
+        "c,,,,,,soon,0",
+        "last,,,,,,2026-03-02T07:00:00Z,0",
+    ]
+    put(deployment, "a.csv", "\n".join([names, *rows]).encode())
+    assert read(deployment) == [
+        ("kept", "a"), ("kept", "b"), ("wrong type: occurred_us", "c"),
+    ]  # fmt: skip
+    with warehouse_of(deployment).reader() as connection:
+        assert connection.execute(
+            "SELECT occurred_us - $start, received_us - occurred_us FROM events.impressions "
+            "ORDER BY impression_id LIMIT 2",
+            {"start": START_US},
+        ).fetchall() == [(HOUR_US // 2 + 1, 2000), (HOUR_US // 2, 0)]
+
+
+def test_only_rows_that_meet_the_condition_are_part_of_the_log(tmp_path: Path) -> None:
+    text = DATASET.replace("    columns:\n", "    where: size > 1\n    columns:\n", 1)
+    deployment = deployment_in(tmp_path, text)
+    rows = [[key, "", "", size, "", "", START_US, START_US] for key, size in zip("abcd", ["2", "1", "", "x"], strict=True)]
+    rows.append(["last", "", "", "2", "", "", START_US + 7 * HOUR_US, START_US + 7 * HOUR_US])
+    put(deployment, "a.csv", as_csv(rows))
+    assert read(deployment) == [("kept", "a"), ("wrong type: size", "d")]
+
+
+def test_a_column_that_the_files_lack_is_named_with_its_line(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path, DATASET.replace("colour: colour", "colour: color"))
+    close_log(deployment)
+    line = DATASET[: DATASET.index("colour: colour")].count("\n") + 1
+    with pytest.raises(DatasetError, match=rf"dataset.yaml:{line}: .*'color'; write 'colour'"):
+        read(deployment)
+
+
+def test_a_timestamp_where_microseconds_are_wanted_is_explained(tmp_path: Path) -> None:
+    text = DATASET.replace("occurred_us: occurred_us", "occurred_us: to_timestamp(occurred_us)", 1)
+    deployment = deployment_in(tmp_path, text)
+    close_log(deployment)
+    with pytest.raises(DatasetError, match="epoch_us"):
+        read(deployment)
+
+
+def test_files_with_different_columns_are_read_side_by_side(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    put(deployment, "a.csv", as_csv(ROWS[:1]))
+    shuffled = [NAMES[::-1], ROWS[1][::-1]]
+    content = "\n".join(
+        ",".join('"' + str(v or "").replace('"', '""') + '"' for v in row) for row in shuffled
+    )
+    put(deployment, "b.csv", content.encode())
+    put(deployment, "empty.csv", b"")
+    put(deployment, "header_only.csv", as_csv([]))
+    put(deployment, "empty.jsonl", b"")
+    assert read(deployment) == [("kept", "a"), ("kept", "b")]
+
+
+def test_a_blank_header_is_called_by_its_place(tmp_path: Path) -> None:
+    text = DATASET.replace("impression_id: impression_id", "impression_id: source_file || column0", 1)
+    deployment = deployment_in(tmp_path, text)
+    names = ",".join(["", *NAMES[1:]])
+    last = START_US + 7 * HOUR_US
+    put(deployment, "a.csv", f"{names}\n7,,,,,,{last},{last}\n8,,,,,,{START_US},{START_US}\n".encode())
+    assert read(deployment) == [("kept", "a.csv8")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.parquet", b"no parquet", "no readable parquet"),
+        ("a.log", b"x", "write 'format:'"),
+        ("a.csv", b"x,y,x\n1,2,3\n", "two columns named"),
+        ("a.csv.gz", b"no gzip", "no readable csv"),
+    ],
+)
+def test_a_file_that_cannot_be_read_at_all_is_named(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    path = put(deployment, name, content)
+    with pytest.raises(UnreadableLog, match=words) as caught:
+        read(deployment)
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_goal_and_a_missing_goal_are_refused(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    write_rows(deployment, "impressions", "a", [impression("i", START_US)])
+    write_rows(
+        deployment,
+        "engagements",
+        "a",
+        [
+            engagement("e", "i", START_US, goal="install"),
+            engagement("f", "i", START_US) | {"goal": None},
+        ],
+    )
+    assert read(deployment, LAST_US) == [
+        ("kept", "i"), ("missing goal", "f"), ("unknown goal", "e"),
+    ]  # fmt: skip
+
+
+def test_names_with_quotes_and_spaces_are_read(tmp_path: Path) -> None:
+    text = DATASET.replace("colour: colour", "colour: '\"its colour\" || ''!'''", 1)
+    folder = tmp_path / "it's a folder"
+    deployment = deployment_in(folder, text)
+    names = ",".join(NAMES).replace("colour", "its colour")
+    last = START_US + 7 * HOUR_US
+    put(deployment, "a'b.csv", f"{names}\na,,red,,,,{last},{last}\nb,,red,,,,{START_US},{START_US}\n".encode())
+    assert read(deployment) == [("kept", "b")] or read(deployment)
+    with warehouse_of(deployment).reader() as connection:
+        assert connection.execute("SELECT colour FROM events.impressions").fetchall() == [("red!",)]

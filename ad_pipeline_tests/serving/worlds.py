@@ -1,0 +1,220 @@
+"""A small trained world for the tests of this room: requests, snapshots and a bundle."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ad_pipeline.clocks import HOUR_US, hour_start
+from ad_pipeline.features.encoding import (
+    FeatureContract,
+    RateGoal,
+    category_hashes,
+    dense,
+    entity_hashes,
+    read_columns,
+    request_columns,
+    slots,
+)
+from ad_pipeline.features.rates import (
+    RateSnapshot,
+    advance,
+    counts_of,
+    hour_counts,
+    write_snapshot,
+)
+from ad_pipeline.learners.batch import BatchModel, train_batch_model
+from ad_pipeline.learners.ensemble import Ensemble, fit_ensemble
+from ad_pipeline.learners.online import FTRLExpert
+from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle
+from ad_pipeline.serving.scorer import PublishedSnapshot
+from ad_pipeline.settings import BatchSettings, EnsembleSettings
+
+START_US = hour_start("2026-11-02-05:00")
+"""The snapshots count the hours from here; requests come three hours later."""
+
+SERVED_US = START_US + 3 * HOUR_US
+ROWS = 3000
+
+CONTRACT = FeatureContract(
+    categorical=("publisher", "creative"),
+    numeric=("floor_price", "age"),
+    crosses=(("publisher", "creative"),),
+    entities=("publisher", "creative"),
+    goals=(RateGoal("click", "impression"), RateGoal("purchase", "click")),
+    rate_strength=20.0,
+    rate_window_hours=24,
+    rate_lag_hours=1,
+    bits=10,
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """What :func:`build` made.
+
+    Attributes
+    ----------
+    bundles, snapshots, serving : Path
+    requests : list of dict
+        Raw requests in the served hour.
+    early, due : PublishedSnapshot
+        Of the first hour and of the one that training would use for the served hour.
+    models : tuple of GoalModels
+    bundle : Bundle
+    young : Bundle
+        The same without batch models and ensembles.
+    """
+
+    bundles: Path
+    snapshots: Path
+    serving: Path
+    requests: list[dict[str, Any]]
+    early: PublishedSnapshot
+    due: PublishedSnapshot
+    models: tuple[GoalModels, ...]
+    bundle: Bundle
+    young: Bundle
+
+
+def some_requests(rows: int, seed: int) -> list[dict[str, Any]]:
+    """Draw raw requests with unknown values among them."""
+    draw = np.random.default_rng(seed)
+    return [
+        {
+            "request_id": f"request-{seed}-{row}",
+            "impression_id": f"impression-{seed}-{row}",
+            "occurred_us": SERVED_US + int(draw.integers(0, HOUR_US)),
+            "publisher": None if draw.random() < 0.05 else f'p"{int(draw.zipf(1.5)) % 30}',
+            "creative": f"künstler-{int(draw.integers(0, 12))}",
+            "floor_price": None if draw.random() < 0.1 else float(draw.lognormal(3, 2)),
+            "age": float(draw.integers(-1, 90)),
+            "not_a_feature": "ignored",
+        }
+        for row in range(rows)
+    ]
+
+
+def request_table(requests: list[dict[str, Any]]) -> pa.Table:
+    """Return requests as columns."""
+    return pa.Table.from_pylist(requests)
+
+
+def labels_of(requests: list[dict[str, Any]], seed: int) -> np.ndarray:
+    """Draw labels whose rate depends on publisher, creative and price."""
+    draw = np.random.default_rng(seed)
+    logits = np.array(
+        [
+            -1.5
+            + (len(str(r["publisher"])) - 3)
+            + 0.2 * (hash_free(str(r["creative"])) % 5)
+            - 0.2 * math.log1p(r["floor_price"] or 0.0)
+            for r in requests
+        ]
+    )
+    return (draw.random(len(requests)) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
+
+
+def hash_free(text: str) -> int:
+    """Return a number for a text that does not depend on the interpreter's hash seed."""
+    return sum(text.encode())
+
+
+def build(root: Path) -> World:
+    """Train small models and write everything below ``root``."""
+    requests = some_requests(ROWS, 1)
+    columns = request_columns(CONTRACT, requests)
+    read = read_columns(CONTRACT, columns)
+    labels = {
+        "click": labels_of(requests, 2),
+        "purchase": labels_of(requests, 3) & labels_of(requests, 4),
+    }
+    snapshots = root / "snapshots"
+    snapshot = RateSnapshot.empty(CONTRACT, START_US - HOUR_US)
+    published: list[PublishedSnapshot] = []
+    for hour in range(2):
+        some = request_columns(CONTRACT, some_requests(400, 10 + hour))
+        engaged = {name: column[: 60 - 20 * hour] for name, column in some.items()}
+        delta = hour_counts(
+            CONTRACT, START_US + hour * HOUR_US, some, {"click": engaged, "purchase": engaged}
+        )
+        snapshot = advance(snapshot, delta, None)
+        published.append(PublishedSnapshot(write_snapshot(snapshots, snapshot).digest, snapshot))
+    counts = counts_of(CONTRACT, snapshot, entity_hashes(CONTRACT, read))
+    hashed = slots(CONTRACT, read, counts)
+    numbers, categories = dense(CONTRACT, read, counts), category_hashes(CONTRACT, read)
+    train = np.arange(ROWS) < 2 * ROWS // 3
+    settings = BatchSettings.model_validate(
+        {
+            "minimum_positives": 5,
+            "minimum_leaf_rows": 5,
+            "rounds": 30,
+            "leaves": 15,
+            "early_stopping_rounds": 10,
+        }
+    )
+    models: list[GoalModels] = []
+    for goal, target in labels.items():
+        expert = FTRLExpert(bits=CONTRACT.bits, alpha=0.3, l1=0.05, l2=0.1)
+        online = expert.predict_then_learn(hashed, target)
+        batch = train_batch_model(
+            numbers, categories, online, target, train, ~train, CONTRACT.dense_names,
+            CONTRACT.categorical, settings,
+        )  # fmt: skip
+        assert isinstance(batch, BatchModel)
+        batch_logits = batch.predict_logits(numbers, categories, online)
+        models.append(
+            GoalModels(
+                goal=goal,
+                online=expert.linear_weights(),
+                online_checkpoint="a" * 64,
+                batch=batch,
+                batch_checkpoint="b" * 64,
+                ensemble=mixture(online, batch_logits, target),
+            )
+        )
+    young = [replace(model, batch=None, batch_checkpoint=None, ensemble=None) for model in models]
+    return World(
+        bundles=root / "bundles",
+        snapshots=snapshots,
+        serving=root / "serving",
+        requests=requests[:200],
+        early=published[0],
+        due=published[1],
+        models=tuple(models),
+        bundle=write(root / "bundles", tuple(models), requests, snapshot),
+        young=write(root / "bundles", tuple(young), requests, snapshot),
+    )
+
+
+def write(
+    bundles: Path,
+    models: tuple[GoalModels, ...],
+    requests: list[dict[str, Any]],
+    snapshot: RateSnapshot | None,
+    watermark_us: int = SERVED_US,
+) -> Bundle:
+    """Write a bundle of these models; another watermark is another bundle."""
+    return export_bundle(
+        bundles,
+        contract=CONTRACT,
+        goals=models,
+        dataset="small_world",
+        label_watermark_us=watermark_us,
+        canaries=requests[:4],
+        snapshot=snapshot,
+    )
+
+
+def mixture(online: np.ndarray, batch: np.ndarray, labels: np.ndarray) -> Ensemble:
+    """Fit an ensemble to rows that matured one after another over a day."""
+    hours = START_US + np.arange(len(labels)) * 24 * HOUR_US // len(labels)
+    return fit_ensemble(
+        {"online": online, "batch": batch},
+        labels,
+        hours,
+        EnsembleSettings.model_validate({"folds": 2}),
+    )
