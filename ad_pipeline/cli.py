@@ -80,7 +80,6 @@ def _say(text: str) -> None:
 
 
 def _demo(chosen: argparse.Namespace) -> None:
-    from ad_pipeline.reports import print_report
     from ad_pipeline.simulation.main_job import run_marketplace, run_open_bandit
 
     home = Path(os.environ.get("AD_PIPELINE_HOME", ".ad_pipeline")).resolve()
@@ -88,44 +87,29 @@ def _demo(chosen: argparse.Namespace) -> None:
     runs = {"open_bandit": run_open_bandit, "marketplace": run_marketplace}
     finished = [run(home, _say) for name, run in runs.items() if chosen.only in (None, name)]
     for deployment in finished:
-        print_report(deployment, _say)
-    _say(f"\nThe main job took {time.monotonic() - started:.0f} s.")
-    _say("Look around: make dev (open_bandit) or make dev AD_PIPELINE_DATASET=marketplace,")
-    _say("then http://localhost:3000")
+        _print_report(deployment)
+    _say(f"\nThe main job took {time.monotonic() - started:.0f} s. Look around with `make dev`, or")
+    _say("`make dev AD_PIPELINE_DATASET=marketplace`, then http://localhost:3000")
 
 
 def _simulate(chosen: argparse.Namespace) -> None:
-    from ad_pipeline.simulation.marketplace import simulate_days
+    from ad_pipeline.simulation.main_job import simulate
     from ad_pipeline.simulation.spec import MarketplaceSpec
 
-    deployment = deployment_from_env()
     spec = MarketplaceSpec(drift=not chosen.no_drift)
     days = range(chosen.first, chosen.first + chosen.days)
-    summary = simulate_days(spec, deployment.logs, deployment.truth, days, progress=_hours_told())
-    for name, rows in summary.rows.items():
-        _say(f"{name}: {rows:,} rows")
+    simulate(deployment_from_env(), spec, days, _say)
 
 
 def _drive(chosen: argparse.Namespace) -> None:
-    from ad_pipeline.simulation.driver import drive_day
+    from ad_pipeline.simulation.main_job import drive
     from ad_pipeline.simulation.spec import MarketplaceSpec
 
-    deployment = deployment_from_env()
-    driven = drive_day(
-        MarketplaceSpec(drift=not chosen.no_drift),
-        chosen.day,
-        deployment.serving,
-        deployment.logs,
-        deployment.truth,
-        progress=_hours_told(),
-    )
-    _say(f"progress: {driven.decisions:,} decisions, {driven.rows['impressions']:,} impressions")
+    drive(deployment_from_env(), MarketplaceSpec(drift=not chosen.no_drift), chosen.day, _say)
 
 
 def _report(_: argparse.Namespace) -> None:
-    from ad_pipeline.reports import print_report
-
-    print_report(deployment_from_env(), _say)
+    _print_report(deployment_from_env())
 
 
 def _status(_: argparse.Namespace) -> None:
@@ -143,19 +127,27 @@ def _status(_: argparse.Namespace) -> None:
 def _rollback(_: argparse.Namespace) -> None:
     from ad_pipeline.serving.promotion import rollback
 
-    deployment: Deployment = deployment_from_env()
+    deployment = deployment_from_env()
     move = rollback(deployment.serving, deployment.bundles)
     _say(f"serving/current names {move.digest} again")
 
 
-def _hours_told():
-    """Return a progress callback that says every twelfth hour."""
+def _print_report(deployment: Deployment) -> None:
+    from ad_pipeline.evaluation.printed import report_lines
+    from ad_pipeline.serving.pointers import CURRENT, read_pointer
+    from ad_pipeline.warehouse import Warehouse
 
-    def tell(done: int, total: int) -> None:
-        if done % 12 == 0 or done == total:
-            _say(f"progress: {done} of {total} hours")
-
-    return tell
+    with Warehouse(deployment.warehouse).reader() as connection:
+        rows = connection.execute("SELECT * FROM evaluation.report").to_arrow_table().to_pylist()
+    _say(f"\n== {deployment.dataset.name}")
+    for line in report_lines(rows):
+        _say(line)
+    for note in deployment.dataset.notes:
+        _say(f"  {note}")
+    pointer = read_pointer(deployment.serving, CURRENT)
+    if pointer is not None:
+        _say(f"  bundle {deployment.bundles / 'objects' / pointer.digest}")
+    _say(f"  pictures and drift report in {deployment.reports}")
 
 
 if __name__ == "__main__":

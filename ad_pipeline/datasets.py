@@ -1,10 +1,10 @@
 """A deployment's dataset: where its log lies, how its columns map to the contract, and its goals.
 
 "Bring your own log" means writing one YAML file. It is read here with its line numbers, so that
-every mistake is answered with the file, the line, the key and what to write instead. Its SQL is held
-to single scalar expressions over the columns of a file: they are parsed, checked against a list of
-functions and never run as text. Reading the files themselves belongs to ``ad_pipeline.events``,
-the meaning of the tables to the rooms.
+every mistake is answered with the file, the line, the key and what to write instead. Its SQL is
+held to single scalar expressions over the columns of a file: they are parsed, checked against a
+list of functions and never run as text. Reading the files themselves belongs to
+``ad_pipeline.events``, the meaning of the tables to the rooms.
 """
 
 import difflib
@@ -20,9 +20,8 @@ import pydantic
 import sqlglot
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
-from sqlglot import exp
+from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import Token, TokenType
 
 from ad_pipeline.clocks import HOUR_US, microseconds, parse_duration, timestamp
 from ad_pipeline.settings import Settings
@@ -120,12 +119,130 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 """Columns without which a row breaks the contract; the first one is the table's key."""
 
 FUNCTIONS = frozenset(
-    ["abs", "cast", "ceil", "ceiling", "coalesce", "concat", "concat_ws", "contains", "date_part", "date_trunc", "decode", "ends_with", "epoch", "epoch_ms", "epoch_ns", "epoch_us", "exp", "extract", "floor", "format", "greatest", "hour", "if", "ifnull", "instr", "isfinite", "isinf", "isnan", "isodow", "dayofweek", "json_extract", "json_extract_string", "json_valid", "least", "left", "len", "length", "list_contains", "list_extract", "ln", "log", "log10", "log2", "lower", "lpad", "ltrim", "make_timestamp", "make_timestamptz", "md5", "minute", "mod", "month", "nullif", "parse_filename", "pow", "power", "regexp_extract", "regexp_full_match", "regexp_matches", "regexp_replace", "replace", "reverse", "right", "round", "rpad", "rtrim", "sha256", "sign", "split_part", "sqrt", "starts_with", "strftime", "strip_accents", "strlen", "strpos", "strptime", "substr", "substring", "second", "timezone", "to_timestamp", "trim", "trunc", "try_cast", "try_strptime", "upper", "weekday", "xor", "year"]
+    [
+        "abs",
+        "cast",
+        "ceil",
+        "ceiling",
+        "coalesce",
+        "concat",
+        "concat_ws",
+        "contains",
+        "date_part",
+        "date_trunc",
+        "decode",
+        "ends_with",
+        "epoch",
+        "epoch_ms",
+        "epoch_ns",
+        "epoch_us",
+        "exp",
+        "extract",
+        "floor",
+        "format",
+        "greatest",
+        "hour",
+        "if",
+        "ifnull",
+        "instr",
+        "isfinite",
+        "isinf",
+        "isnan",
+        "isodow",
+        "dayofweek",
+        "json_extract",
+        "json_extract_string",
+        "json_valid",
+        "least",
+        "left",
+        "len",
+        "length",
+        "list_contains",
+        "list_extract",
+        "ln",
+        "log",
+        "log10",
+        "log2",
+        "lower",
+        "lpad",
+        "ltrim",
+        "make_timestamp",
+        "make_timestamptz",
+        "md5",
+        "minute",
+        "mod",
+        "month",
+        "nullif",
+        "parse_filename",
+        "pow",
+        "power",
+        "regexp_extract",
+        "regexp_full_match",
+        "regexp_matches",
+        "regexp_replace",
+        "replace",
+        "reverse",
+        "right",
+        "round",
+        "rpad",
+        "rtrim",
+        "sha256",
+        "sign",
+        "split_part",
+        "sqrt",
+        "starts_with",
+        "strftime",
+        "strip_accents",
+        "strlen",
+        "strpos",
+        "strptime",
+        "substr",
+        "substring",
+        "second",
+        "timezone",
+        "to_timestamp",
+        "trim",
+        "trunc",
+        "try_cast",
+        "try_strptime",
+        "upper",
+        "weekday",
+        "xor",
+        "year",
+    ]
 )
 """Functions that an expression may call: scalar, deterministic, and blind to files and clock."""
 
 _BEFORE_PARENTHESIS = frozenset(
-    ["and", "or", "not", "in", "when", "then", "else", "between", "like", "ilike", "similar", "to", "is", "case", "distinct", "from", "as", "decimal", "numeric", "varchar", "char", "any", "all", "escape", "at", "zone", "for"]
+    [
+        "and",
+        "or",
+        "not",
+        "in",
+        "when",
+        "then",
+        "else",
+        "between",
+        "like",
+        "ilike",
+        "similar",
+        "to",
+        "is",
+        "case",
+        "distinct",
+        "from",
+        "as",
+        "decimal",
+        "numeric",
+        "varchar",
+        "char",
+        "any",
+        "all",
+        "escape",
+        "at",
+        "zone",
+        "for",
+    ]
 )
 """Keywords and types that may stand before a parenthesis without being a call."""
 
@@ -291,6 +408,8 @@ class Dataset(_Record):
     whole_hours : bool
         Whether a log file appears only when the hour of its last row is over. If not, that hour is
         complete only when a later row says so.
+    notes : tuple of str
+        What a reader of any figure from this log must know; printed with the report.
     settings : Settings
     path : Path
         The file.
@@ -304,6 +423,7 @@ class Dataset(_Record):
     features: Features = Features()
     entities: tuple[str, ...] = ()
     whole_hours: bool = False
+    notes: tuple[str, ...] = ()
     settings: Settings = Settings()
     path: Path = Path("dataset.yaml")
 
@@ -346,7 +466,7 @@ class Dataset(_Record):
 
     @property
     def horizon_us(self) -> int:
-        """Longest window plus lateness of any goal, microseconds: after it nothing is waited for."""
+        """Longest window plus lateness of any goal, microseconds: then no one waits any more."""
         return max(goal.window_us + goal.lateness_us for goal in self.goals)
 
     @property
@@ -506,7 +626,7 @@ def load_dataset(path: Path | str) -> Dataset:
     return _read_dataset(_Place(path, node, ""))
 
 
-def parse_expression(text: str) -> exp.Expression:
+def parse_expression(text: str) -> exp.Expr:
     """Parse one scalar SQL expression of a dataset file, or refuse it.
 
     Parameters
@@ -521,16 +641,16 @@ def parse_expression(text: str) -> exp.Expression:
         anything but the row's own columns. The text says what to write.
     """
     try:
-        tokens = sqlglot.tokenize(text, read="duckdb")
+        called, semicolons = _calls(text)
         trees = sqlglot.parse(text, read="duckdb")
     except SqlglotError as error:
         raise ValueError(
             f"{text!r} is not SQL ({str(error).splitlines()[0]}); write one expression over the "
             "file's columns, as in lower(country)"
         ) from error
-    if any(token.token_type == TokenType.SEMICOLON for token in tokens) or len(trees) != 1:
+    if semicolons or len(trees) != 1:
         raise ValueError(f"{text!r} holds more than one expression; write one, without ';'")
-    for name in _called(tokens):
+    for name in called:
         if name not in FUNCTIONS:
             near = difflib.get_close_matches(name, FUNCTIONS, n=1)
             hint = f"write {near[0]}()" if near else "prepare such a column before the log is read"
@@ -559,15 +679,24 @@ def parse_expression(text: str) -> exp.Expression:
     return tree
 
 
-def _called(tokens: list[Token]) -> Iterable[str]:
-    """Yield, in lower case, every name that stands before a parenthesis as a function would."""
+def _calls(text: str) -> tuple[list[str], int]:
+    """Return the names, in lower case, that stand where a function's would, and the semicolons.
+
+    Read off the tokens, since the tree renames some functions and DuckDB knows more ways to call
+    one (``'HOME'.getenv()``) than the tree tells apart.
+    """
+    tokens = sqlglot.tokenize(text, read="duckdb")
+    names: list[str] = []
     for token, following in pairwise(tokens):
         if following.token_type != TokenType.L_PAREN:
             continue
-        quoted = token.token_type == TokenType.IDENTIFIER
         name = token.text.lower()
-        if quoted or (name[:1].isalpha() and name not in _BEFORE_PARENTHESIS):
-            yield name
+        is_word = name[:1].isalnum() or name[:1] == "_"
+        if token.token_type == TokenType.IDENTIFIER or (
+            is_word and name not in _BEFORE_PARENTHESIS
+        ):
+            names.append(name)
+    return names, sum(token.token_type == TokenType.SEMICOLON for token in tokens)
 
 
 def error_at(
@@ -712,6 +841,7 @@ _KEYS = (
     "start",
     "end",
     "whole_hours",
+    "notes",
     "goals",
     "sources",
     "features",
@@ -748,6 +878,7 @@ def _read_dataset(top: _Place) -> Dataset:
         entities=entities,
         whole_hours="whole_hours" in entries
         and entries["whole_hours"].choice(("true", "false")) == "true",
+        notes=entries["notes"].texts() if "notes" in entries else (),
         settings=_read_settings(entries.get("settings")),
         path=top.path,
     )
@@ -896,8 +1027,8 @@ def _read_sources(place: _Place, dataset: Dataset) -> tuple[Source, ...]:
         raise place.error("no files of impressions", "write 'impressions:' with files and columns")
     for table, here in places.items():
         several = isinstance(here.node, yaml.SequenceNode)
-        for one in here.items() if several else [here]:
-            sources.append(_read_source(one, table, dataset))
+        listed = here.items() if several else [here]
+        sources += [_read_source(one, table, dataset) for one in listed]
     return tuple(sources)
 
 
@@ -916,7 +1047,7 @@ def _read_source(place: _Place, table: str, dataset: Dataset) -> Source:
         if name in expressions:
             continue
         if name == "received_us":
-            remedy = "write when the log had the row, or the expression of occurred_us if it has one clock"
+            remedy = "write when the log had the row; with one clock only, occurred_us's expression"
         elif name in features:
             remedy = "it is listed under features or entities: map it here or take it out there"
         else:

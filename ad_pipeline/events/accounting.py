@@ -44,8 +44,8 @@ def accounting_gaps(
     """Return every violation of the accounting identity in some hours, or in all.
 
     Three things are checked: ``held before + rows_in = kept + duplicates + quarantined + held
-    after`` in every hour; each of these numbers against the rows of its table; and, for tables whose
-    files were read whole, the sum of ``rows_in`` against the ledger.
+    after`` in every hour; each of these numbers against the rows of its table; and, for tables
+    whose files were read whole, the sum of ``rows_in`` against the ledger.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ def accounting_gaps(
                 Gap(
                     table_name,
                     hour_us,
-                    f"held before {held_before} + rows in {rows_in} is not kept {kept} + duplicates "
-                    f"{duplicates} + quarantined {quarantined} + held after {held}",
+                    f"held before {held_before} + rows in {rows_in} is not kept {kept} + "
+                    f"duplicates {duplicates} + quarantined {quarantined} + held after {held}",
                 )
             )
         named = ("rows_in", "kept", "duplicates", "quarantined", "held")

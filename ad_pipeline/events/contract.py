@@ -13,7 +13,8 @@ _CLOCKS = (
         "received_us",
         "BIGINT",
         "When our log had it, microseconds: its hour is the log hour. A row of a late file counts "
-        "as received when the first hour still open began, an engagement not before its impression.",
+        "as received when the first hour still open began, an engagement not before its "
+        "impression.",
     ),
     Column("logged_us", "BIGINT", "received_us as the log file said it, microseconds."),
 )
@@ -204,7 +205,7 @@ HELD_ENGAGEMENTS = Table(
     key=("event_id", "received_us"),
     clock="received_us",
     description="Engagements that ended the hour they were read in without their impression. Never "
-    "rewritten: one is still held in an hour if its impression was not received before, nor due_us.",
+    "rewritten: one is held until its impression is received, or until due_us.",
 )
 
 QUARANTINE = Table(
@@ -226,7 +227,7 @@ QUARANTINE = Table(
         Column(
             "content_md5",
             "VARCHAR",
-            "As in events.duplicates; null for a row that was refused before duplicates were sought.",
+            "As in events.duplicates; null for a row refused before duplicates were sought.",
         ),
         Column("copy", "BIGINT", "Place among rows that are equal in every other column, from 1."),
     ),
@@ -268,7 +269,7 @@ ACCOUNTING = Table(
         Column(
             "outside_window",
             "BIGINT",
-            "Of the kept: engagements that come later than the windows of their goal's chain allow.",
+            "Of the kept: engagements later than the windows of their goal's chain allow.",
         ),
     ),
     key=("table_name", "hour_us"),

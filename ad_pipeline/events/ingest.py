@@ -168,8 +168,8 @@ def _require_earlier_hours(
     missing = [hour for hour in range(first_us, start_us, HOUR_US) if hour not in sealed]
     if missing:
         raise EarlierHoursMissing(
-            f"hour {hour_key(start_us)} builds on the hours before it (duplicates, engagements that "
-            f"wait), of which {len(missing)} are not ingested; start the range at "
+            f"hour {hour_key(start_us)} builds on the hours before it (duplicates, engagements "
+            f"that wait), of which {len(missing)} are not ingested; start the range at "
             f"{hour_key(missing[0])}"
         )
 
@@ -181,7 +181,7 @@ def _chunk_end(
     end_us: int,
     chunk_rows: int,
 ) -> int:
-    """Return where a chunk of about ``chunk_rows`` ends, taking each file's rows as spread evenly."""
+    """Return where a chunk of about ``chunk_rows`` ends, if each file's rows are spread evenly."""
     rows, hour = 0.0, start_us
     while hour < end_us:
         for entry in entries:
@@ -336,7 +336,8 @@ def _repeated_keys() -> str:
         "GROUP BY table_name, key HAVING count(*) > 1"
         for short in _log_table_names()
     )
-    return f"SELECT DISTINCT table_name, key FROM ({landed} UNION ALL SELECT table_name, key FROM seen_rows)"
+    seen = "SELECT table_name, key FROM seen_rows"
+    return f"SELECT DISTINCT table_name, key FROM ({landed} UNION ALL {seen})"
 
 
 def _landed_copies(tables: dict[str, Table]) -> str:

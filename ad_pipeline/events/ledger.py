@@ -1,4 +1,4 @@
-"""The file ledger: which log files there are, what is in them, and which hours they came too late for.
+"""The file ledger: which log files there are, what they hold, and which hours they came late for.
 
 A file is entered once. From then on its bytes must stay as they were, since hours computed from
 them would otherwise not come out the same again. How its rows are read belongs to ``readers.py``.
@@ -226,7 +226,7 @@ def watermark_us(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -> int
 
 
 def sealed_until(connection: duckdb.DuckDBPyConnection) -> int:
-    """Return the end of the last hour in ``events.accounting``, microseconds; 0 if there is none."""
+    """Return the end of the last hour in ``events.accounting``, microseconds; 0 if none."""
     found = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
     return found[0] + HOUR_US if found and found[0] is not None else 0
 

@@ -30,7 +30,18 @@ LATEST_CLOCK_US = 7_258_118_400_000_000
 """2200-01-01: a clock past it was written in nanoseconds or by a broken machine."""
 
 _INTEGERS = frozenset(
-    ["TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"]
+    [
+        "TINYINT",
+        "SMALLINT",
+        "INTEGER",
+        "BIGINT",
+        "HUGEINT",
+        "UTINYINT",
+        "USMALLINT",
+        "UINTEGER",
+        "UBIGINT",
+        "UHUGEINT",
+    ]
 )
 _ENDINGS: dict[str, Literal["parquet", "csv", "jsonl"]] = {
     "parquet": "parquet",
@@ -177,7 +188,8 @@ def land(
             rows = _mapped_rows(connection, dataset, table, source, layout, group)
             log_start = f"greatest({group[0].sealed_until_us}, {dataset.start_us})"
             inserted = connection.execute(
-                f"INSERT INTO {name} BY NAME SELECT *, {landed} + row_number() OVER () AS landed_id "
+                f"INSERT INTO {name} BY NAME "
+                f"SELECT *, {landed} + row_number() OVER () AS landed_id "
                 f"FROM ({_landed(table, dataset, rows, log_start, layout)})",
                 clocks,
             ).fetchone()
@@ -197,7 +209,7 @@ def content_md5(table: Table) -> str:
     """Return the SQL of a row's content hash: every column but the times of receipt.
 
     The same text over landed and over committed rows, since both have the table's types. It is
-    computed for rows that may be duplicates only: over all rows it would double the cost of an hour.
+    computed for rows that may be duplicates only: over all rows it would double an hour's cost.
     """
     parts = ", ".join(
         f'coalesce(CAST("{column.name}" AS VARCHAR), chr(30))'
@@ -255,8 +267,8 @@ def _layout_of(connection: duckdb.DuckDBPyConnection, source: Source, path: Path
         header = connection.execute(f"SELECT line FROM {_lines_of([path])} LIMIT 1").fetchone()
     except duckdb.Error as error:
         raise UnreadableLog(
-            f"{path} is no readable {format_} file ({str(error).splitlines()[0]}); mend it, or take "
-            "it out of the globs in the dataset file"
+            f"{path} is no readable {format_} file ({str(error).splitlines()[0]}); mend it, or "
+            "take it out of the globs in the dataset file"
         ) from error
     if header is None or header[0] is None:
         return None
@@ -341,9 +353,12 @@ def _mapped_rows(
     )
     names = _Names(dataset, source, layout)
     raws = {name: names.bound(text, ("columns", name)) for name, text in source.columns.items()}
-    where = None if source.where is None else names.bound(source.where, ("where",)).sql
+    conditions = {} if source.where is None else {"": names.bound(source.where, ("where",))}
     relation = _relation(layout, [file.disk_path for file in group])
-    inner = f"FROM {relation} AS source INNER JOIN temp.log_files AS log ON log.disk_path = source.filename"
+    inner = (
+        f"FROM {relation} AS source "
+        "INNER JOIN temp.log_files AS log ON log.disk_path = source.filename"
+    )
     if layout.format == "jsonl":
         paths = ", ".join(_sql_text(f'$."{key}"') for key in names.keys) or "'$'"
         inner = (
@@ -359,7 +374,7 @@ def _mapped_rows(
             f'"{_doubled(name)}" := source."{_doubled(name)}"' for name, _ in layout.columns
         )
         source_json = f"struct_pack({pairs})"
-    types = _types(connection, names, raws, inner)
+    types = _types(connection, names, raws | conditions, inner)
     own = {column.name: column.type for column in table.columns}
     values: list[str] = []
     wrong: list[str] = []
@@ -385,7 +400,8 @@ def _mapped_rows(
         if is_wrong:
             wrong.append(f"WHEN {is_wrong} THEN 'wrong type: {name}'")
     condition = "TRUE"
-    if where is not None:
+    for bound in conditions.values():
+        where = bound.sql
         condition = f"(TRY({where}) OR {_raises(where)})"
         if layout.format == "jsonl":
             condition = f"(source.parts IS NULL OR {condition})"
@@ -393,7 +409,8 @@ def _mapped_rows(
     reason = f"CASE {' '.join(wrong)} END" if wrong else "CAST(NULL AS VARCHAR)"
     clock = f'CASE WHEN "received_us" BETWEEN 0 AND {LATEST_CLOCK_US} THEN "received_us" END'
     return (
-        f'SELECT * REPLACE ({clock} AS received_us), "received_us" IS NOT NULL AS landed_has_clock FROM ('
+        f"SELECT * REPLACE ({clock} AS received_us), "
+        '"received_us" IS NOT NULL AS landed_has_clock FROM ('
         f"SELECT {', '.join(values)}, {reason} AS landed_wrong, {source_json} AS landed_source, "
         f"log.file AS landed_file "
         f"{inner} WHERE {condition})"
@@ -401,7 +418,7 @@ def _mapped_rows(
 
 
 def _landed(table: Table, dataset: Dataset, rows: str, log_start: str, layout: Layout) -> str:
-    """Return the SELECT that bumps late rows, names what each row breaks, and cuts out the hours."""
+    """Return the SELECT that bumps late rows, says what each breaks, and cuts out the hours."""
     short = table.name.removeprefix("events.")
     as_json = "landed_source"
     if layout.format != "jsonl":
@@ -461,7 +478,7 @@ def _landed(table: Table, dataset: Dataset, rows: str, log_start: str, layout: L
 
 @dataclass(frozen=True)
 class _Bound:
-    """An expression over the columns of ``source``; a plain one is a column or literal by itself."""
+    """An expression over the columns of ``source``; a plain one is just a column or literal."""
 
     sql: str
     is_plain: bool
@@ -484,7 +501,7 @@ class _Names:
             bound.sql("duckdb", comments=False), isinstance(tree, exp.Column | exp.Literal)
         )
 
-    def _bind(self, node: exp.Expression, location: Sequence[str]) -> exp.Expression:
+    def _bind(self, node: exp.Expr, location: Sequence[str]) -> exp.Expr:
         if not isinstance(node, exp.Column):
             return node
         name = node.name
@@ -512,9 +529,8 @@ class _Names:
 def _types(
     connection: duckdb.DuckDBPyConnection, names: _Names, raws: dict[str, _Bound], inner: str
 ) -> dict[str, str]:
-    """Return the DuckDB type of each raw expression."""
-    found: dict[str, str] = {}
-    listed = ", ".join(f'{raw.sql} AS "{name}"' for name, raw in raws.items())
+    """Return the DuckDB type of each raw expression; the one named '' is the condition."""
+    listed = ", ".join(f'{raw.sql} AS "{name or "where"}"' for name, raw in raws.items())
     try:
         described = connection.execute(f"DESCRIBE SELECT {listed} {inner}").fetchall()
     except (duckdb.BinderException, duckdb.CatalogException) as error:
@@ -522,17 +538,15 @@ def _types(
             try:
                 connection.execute(f"DESCRIBE SELECT {raw.sql} AS v {inner}")
             except (duckdb.BinderException, duckdb.CatalogException) as narrower:
-                problem = str(narrower).splitlines()[0]
                 raise error_at(
                     names.dataset,
-                    ("sources", names.source.table, "columns", name),
-                    problem,
-                    "mend the expression; CSV and JSON columns are text until they are CAST",
+                    ("sources", names.source.table, *(("columns", name) if name else ("where",))),
+                    str(narrower).splitlines()[0],
+                    "mend the expression; columns of CSV and JSON files are text: write for "
+                    "example CAST(price AS DOUBLE)",
                 ) from error
         raise
-    for name, type_, *_ in described:
-        found[name] = type_
-    return found
+    return dict(zip(raws, (row[1] for row in described), strict=True))
 
 
 def _typed(raw: "_Bound", given: str, wanted: str) -> tuple[str | None, str | None]:

@@ -25,7 +25,7 @@ from ad_pipeline.features.encoding import (
     rate_words,
     read_columns,
 )
-from ad_pipeline.features.tables import INVERSE_DICTIONARY
+from ad_pipeline.features.tables import INVERSE_DICTIONARY, TABLES
 from ad_pipeline.warehouse import Warehouse, bound, replace_hours, select
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def write_dictionary(
     dict of int to int
         New tokens by hour, zeros included.
     """
+    warehouse.create(TABLES)
     seen = _Seen()
     parts = []
     first_us = hour_of(dataset.start_us)

@@ -343,7 +343,7 @@ def counts_of(
     """
     check_contract(contract, snapshot)
     n, entities = hashes.shape
-    counts = lookup(snapshot, hashes.reshape(-1)).reshape(n, entities, -1)
+    counts = lookup(snapshot, hashes.reshape(-1)).reshape(n, entities, snapshot.totals.size)
     return EntityCounts(counts, np.tile(snapshot.totals, (n, 1)))
 
 
@@ -378,6 +378,8 @@ def counts_at(
         If a snapshot that was due is not there.
     """
     result = EntityCounts.nothing(contract, len(hashes))
+    if not len(hashes):
+        return result
     hours = occurred_us - occurred_us % HOUR_US
     order = np.argsort(hours, kind="stable")
     distinct, starts = np.unique(hours[order], return_index=True)

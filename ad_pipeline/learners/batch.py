@@ -50,6 +50,7 @@ class TooFewPositives:
     needed: int
 
     def __str__(self) -> str:
+        """Return the reason for people."""
         return (
             f"{self.found} positives in the {self.slice_name} slice, {self.needed} needed "
             "(settings.batch.minimum_positives); no batch model yet"
@@ -123,7 +124,7 @@ class BatchModel:
         return self.forest.logits(columns)
 
     def to_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, bytes]]:
-        """Return arrays, manifest and files for :func:`ad_pipeline.checkpoints.write_checkpoint`."""
+        """Return arrays, manifest and files, as ``checkpoints.write_checkpoint`` takes them."""
         arrays: dict[str, np.ndarray] = {}
         for index in range(len(self.category_names)):
             arrays[f"category_hashes_{index:03d}"] = self.category_hashes[index]

@@ -1,9 +1,9 @@
 """Calibration: a map from logits to logits, as simple as the data allow.
 
-Identity, a shift, Platt's line, or an isotonic table that is interpolated between its knots. Applied
-by one compiled loop over rows, so that one row gives the bits that it gives among many. Fitting needs
-SciPy for the isotonic table only; applying needs neither SciPy nor scikit-learn. Which rows are
-calibrated on is the caller's to say.
+Identity, a shift, Platt's line, or an isotonic table that is interpolated between its knots.
+Applied by one compiled loop over rows, so that one row gives the bits that it gives among many.
+Fitting needs SciPy for the isotonic table only; applying needs neither SciPy nor scikit-learn.
+Which rows are calibrated on is the caller's to say.
 
 References
 ----------
@@ -27,7 +27,7 @@ PRIOR_SD = 0.5
 wide only matters on a few dozen positives."""
 
 MINIMUM_POSITIVES = 100
-"""Fewer: identity. A shift alone costs half a nat out of sample, 0.1 % of the loss of 100 positives."""
+"""Fewer: identity. A shift alone costs half a nat out of sample: 0.1 % of 100 positives' loss."""
 
 ISOTONIC_POSITIVES = 2_000
 """Fewer: no isotonic table among the candidates."""

@@ -10,7 +10,7 @@ Wolpert, Stacked generalization, Neural Networks 5, 1992. Breiman, Stacked regre
 Learning 24, 1996 (non-negative weights).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -89,9 +89,7 @@ def split_ranges(hours: np.ndarray, settings: EnsembleSettings) -> Ranges:
     second = min(max(first + 1, round(len(distinct) * both)), len(distinct) - 1)
     bounds = [int(distinct[0]), int(distinct[first]), int(distinct[second])]
     end = int(distinct[-1]) + HOUR_US
-    return Ranges(
-        Range(bounds[0], bounds[1]), Range(bounds[1], bounds[2]), Range(bounds[2], end)
-    )
+    return Ranges(Range(bounds[0], bounds[1]), Range(bounds[1], bounds[2]), Range(bounds[2], end))
 
 
 @dataclass(frozen=True)
@@ -205,8 +203,8 @@ def fit_ensemble(
     """Choose and fit a mixture on the fit range, then a calibration on the calibration range.
 
     Candidates: the best expert alone, the average of the logits, and a stack (non-negative weights
-    and an intercept, shrunk towards the best expert). Rows that an expert did not score (NaN: it did
-    not exist yet) are left out of the comparison; an expert with fewer than
+    and an intercept, shrunk towards the best expert). Rows that an expert did not score (NaN: it
+    did not exist yet) are left out of the comparison; an expert with fewer than
     :data:`MINIMUM_POSITIVES` positives in the fit range is left out instead.
 
     Parameters
@@ -222,7 +220,7 @@ def fit_ensemble(
     Raises
     ------
     ValueError
-        If no expert scored every row that a range needs, or :func:`split_ranges` refuses.
+        If no expert scored any row, or :func:`split_ranges` refuses.
     """
     ranges = split_ranges(hours, settings)
     in_fit = ranges.fit.holds(hours)
@@ -234,7 +232,8 @@ def fit_ensemble(
     kind, weights, intercept, trials = _fit_mixture(
         matrix[fitting], labels[fitting], hour[fitting], experts, settings.folds
     )
-    read = [place for place in range(len(experts)) if weights[place] != 0.0]
+    everyone = range(len(experts))
+    read = [place for place in everyone if weights[place] != 0.0] or list(everyone)
     used = tuple(experts[place] for place in read)
     chosen = tuple(weights[place] for place in read)
     calibration, calibration_trials = fit_calibration(
@@ -267,9 +266,7 @@ def _usable_experts(
     # With few positives all round, the expert that scored most of them is still the ensemble.
     usable = tuple(name for name in met if met[name] >= min(MINIMUM_POSITIVES, max(most, 1)))
     if not usable:
-        usable = tuple(
-            name for name in met if np.isfinite(logits[name]).any()
-        )[:1]
+        usable = tuple(name for name in met if np.isfinite(logits[name]).any())[:1]
     if not usable:
         raise ValueError("no expert scored any matured row; run the online model's hours first")
     left_out = {
@@ -294,7 +291,7 @@ def _fit_mixture(
         return experts[0], alone, 0.0, ()
     even = (1.0 / len(experts),) * len(experts)
 
-    def fixed(weights: tuple[float, ...]) -> Any:
+    def fixed(weights: tuple[float, ...]) -> Callable[[np.ndarray, np.ndarray], Fitted]:
         return lambda _inputs, _labels: lambda rows: _mixed(rows, weights, 0.0)
 
     def stacked(inputs: np.ndarray, targets: np.ndarray) -> Fitted:

@@ -17,7 +17,7 @@ from ad_pipeline.clocks import HOUR_US, timestamp
 from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.evaluation.metrics import probabilities_of
-from ad_pipeline.evaluation.progressive import EXPERTS
+from ad_pipeline.evaluation.progressive import EXPERTS, scan_horizon_us
 from ad_pipeline.learners.ensemble import Ensemble, Range, fit_ensemble
 from ad_pipeline.warehouse import Warehouse, bound, select
 
@@ -190,7 +190,7 @@ def _matured_rows(
             "goals": [goal.name],
             "start_us": matured.start_us,
             "end_us": matured.end_us,
-            "horizon_us": sum(each.window_us + each.lateness_us for each in dataset.goals),
+            "horizon_us": scan_horizon_us(dataset),
         }
         return connection.execute(query, bound(query, parameters)).to_arrow_table()
 

@@ -1,8 +1,8 @@
 """FTRL-Proximal as a River classifier, so that it composes with River's pipelines and metrics.
 
 Only the River protocol and the way from named features to slots: the arithmetic is in
-:mod:`ad_pipeline.learners.ftrl_kernel`, the state in :class:`ad_pipeline.learners.online.FTRLExpert`
-(which production uses without importing River).
+:mod:`ad_pipeline.learners.ftrl_kernel`, the state in ``FTRLExpert`` of
+:mod:`ad_pipeline.learners.online`, which production uses without importing River.
 """
 
 import math
@@ -25,8 +25,8 @@ class FTRLClassifier(base.MiniBatchClassifier):
     A text value is the feature ``name=value``; a number is the feature ``name`` with that value;
     ``None`` and NaN are left out. There is no intercept: give a feature that is always 1.
 
-    Learning in batches of any size gives the same state, to the byte, as one row at a time: each
-    row is learnt on its own, in order.
+    Learning in batches of any size, with columns in any order, gives the same state, to the byte,
+    as one row at a time: each row is learnt on its own, in order, its features by name.
 
     Parameters
     ----------
@@ -207,13 +207,13 @@ def _hash_and_value(name: Any, value: Any) -> tuple[int, float] | None:
         return None if math.isnan(number) else (_hash_of(str(name), None), number)
     if value is None or value is pd.NA:
         return None
-    raise TypeError(
-        f"feature {name!r} is a {type(value).__name__}; give text, a number or None"
-    )
+    raise TypeError(f"feature {name!r} is a {type(value).__name__}; give text, a number or None")
 
 
 def _slots_of_row(x: Mapping[Any, Any], bits: int) -> tuple[np.ndarray, np.ndarray]:
-    found = [_hash_and_value(name, value) for name, value in x.items()]
+    # By name, so that the order in which a dictionary was filled does not reach the sums' last bit.
+    ordered = sorted(x.items(), key=lambda item: str(item[0]))
+    found = [_hash_and_value(name, value) for name, value in ordered]
     present = [pair for pair in found if pair is not None]
     hashes = np.array([[pair[0] for pair in present]], dtype=np.uint64)
     return hashing.slot_of(hashes, bits), np.array([[pair[1] for pair in present]], np.float64)
@@ -223,8 +223,10 @@ def _slots_of_frame(frame: pd.DataFrame, bits: int) -> tuple[np.ndarray, np.ndar
     """Return slots and values, both (n, F); a missing value counts 0, which teaches nothing."""
     hashes = np.zeros(frame.shape, dtype=np.uint64)
     values = np.zeros(frame.shape, dtype=np.float64)
-    for place, name in enumerate(frame.columns):
-        column = frame.iloc[:, place]
+    ordered = sorted(range(frame.shape[1]), key=lambda place: str(frame.columns[place]))
+    for place, position in enumerate(ordered):
+        name = frame.columns[position]
+        column = frame.iloc[:, position]
         if pd.api.types.is_numeric_dtype(column.dtype):
             hashes[:, place] = _hash_of(str(name), None)
             given = column.to_numpy(np.float64, na_value=np.nan)

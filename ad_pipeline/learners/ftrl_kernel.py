@@ -11,10 +11,10 @@ in feature order, and neither ``fastmath`` nor threads are used: the same rows g
 
 **Two features of a row in one slot.** Their values add in the logit, as the hashing trick says.
 In the update each is a visit of its own, and all visits see the weight that made the prediction:
-z receives the same gradient sum as Algorithm 1 on the added value, n receives the sum of the squared
-gradients (Algorithm 1 on the added value would take the square of the sum). Finding such pairs would
-cost a comparison of every pair of features of every row, to change the step of slots that are
-already in collision.
+z receives the same gradient sum as Algorithm 1 on the added value, n receives the sum of the
+squared gradients (Algorithm 1 on the added value would take the square of the sum). Finding such
+pairs would cost a comparison of every pair of features of every row, to change the step of slots
+that are already in collision.
 
 References
 ----------

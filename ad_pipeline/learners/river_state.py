@@ -191,7 +191,7 @@ class _Encoder:
         if kind is functools.partial:  # River's nested default factories
             bound = [self.encode(part, f"{path}(…)") for part in (value.func, value.args)]
             return ["partial", *bound, self._encode_items(value.keywords, path)]
-        if kind is random.Random:
+        if kind is random.Random:  # noqa: S311 - River's own
             version, words, gauss = value.getstate()
             stored = self._store(np.array(words, dtype=np.uint32), path)
             return ["random", version, stored, self.encode(gauss, path)]
@@ -208,7 +208,8 @@ class _Encoder:
         reduced = value.__reduce_ex__(2)
         if isinstance(reduced, str):
             raise UnsupportedState(f"{path} reduces to the global {reduced!r}")
-        rebuild, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        parts: tuple[Any, ...] = (*reduced, None, None, None)
+        rebuild, arguments, state, items, pairs = parts[:5]
         if items is not None or pairs is not None:
             raise UnsupportedState(f"{path} ({type(value).__name__}) subclasses a container")
         if rebuild is copyreg.__newobj__:  # pyright: ignore[reportAttributeAccessIssue]
@@ -223,7 +224,7 @@ class _Encoder:
             # replayed, and no classifier that predicts with one gets past new_classifier. What is
             # left (River's Gaussians hold one for drawing samples) would only make bytes differ.
             state = {
-                name: _UNSEEDED if type(item) is random.Random else item
+                name: _UNSEEDED if type(item) is random.Random else item  # noqa: S311
                 for name, item in state.items()
             }
         return [
@@ -325,11 +326,11 @@ class _Decoder:
 
     def _decode_object(self, parts: list[Any], number: int) -> Any:
         how, class_name, arguments, state = parts
-        kind = _class_of(class_name)
+        kind: Any = _class_of(class_name)
         if kind.__module__.split(".")[0] != "river":
-            raise UnsupportedState(f"the state names {class_name} as an object; only river's may be")
+            raise UnsupportedState(f"the state builds a {class_name}; only river's may be")
         given = [self.decode(item) for item in arguments]
-        made = kind.__new__(kind, *given) if how == "new" else kind(*given)
+        made: Any = kind.__new__(kind, *given) if how == "new" else kind(*given)
         self._made[number] = made
         attributes = self.decode(state)
         if attributes is None:

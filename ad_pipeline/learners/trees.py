@@ -103,7 +103,8 @@ def parse_forest(text: str) -> Forest:
     if facts.get("num_class") != "1" or not facts.get("objective", "").startswith("binary"):
         raise ValueError("the text is no LightGBM model with a binary objective")
     nodes: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("feature", "decision", "left", "right", "threshold", "start", "length")
+        name: []
+        for name in ("feature", "decision", "left", "right", "threshold", "start", "length")
     }
     leaves, bitsets, first_node, first_leaf, is_leaf = [], [], [], [], []
     n_nodes = n_leaves = n_words = 0
@@ -210,9 +211,8 @@ def _score(
                                     goes_left = (bits >> np.uint32(code & 31)) & np.uint32(1) == 1
                         else:
                             missing = (kind >> 2) & 3
-                            if missing != _MISSING_NAN and np.isnan(value):
-                                value = 0.0
-                            elif abs(value) <= _ZERO:
+                            absent = missing != _MISSING_NAN and np.isnan(value)
+                            if absent or abs(value) <= _ZERO:
                                 value = 0.0
                             if (missing == _MISSING_NAN and np.isnan(value)) or (
                                 missing == _MISSING_ZERO and value == 0.0

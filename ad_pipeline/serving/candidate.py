@@ -7,14 +7,15 @@ the same rows itself, only rows served after its labels ended. Whether the candi
 bit is another question, asked in ``monitoring``; moving the pointer is :mod:`.promotion`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ad_pipeline.checkpoints import MissingCheckpoint, point, resolve
+from ad_pipeline.checkpoints import point, resolve
 from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
@@ -24,16 +25,18 @@ from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners import batch_hours, online_hours
-from ad_pipeline.learners.ensembles import held_out_forecasts, open_ensemble
+from ad_pipeline.learners.ensembles import FittedEnsemble, open_ensemble
 from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle, open_bundle
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import PromotionVerdict, verdict
-from ad_pipeline.warehouse import Warehouse
 
 CANDIDATE = "candidate"
-CANARIES = 16
 COMPARED_ROWS = 120_000
 """Rows a goal's comparison reads at most, drawn by hash: an interval of hours needs no more."""
+
+
+ReadImpressions = Callable[[pa.ChunkedArray, np.ndarray], pa.Table]
+"""From impression ids and their ``received_us`` to the impressions' rows, in the same order."""
 
 
 class UnservableExpert(ValueError):
@@ -71,77 +74,57 @@ class JudgedCandidate:
         }
 
 
-def build_candidate(warehouse: Warehouse, deployment: Deployment) -> Bundle:
-    """Write the newest state of every goal as a bundle and point ``candidate`` at it.
+def build_candidate(
+    deployment: Deployment, hour_us: int, canaries: Sequence[Mapping[str, Any]]
+) -> Bundle:
+    """Write the state that an hour left as a bundle and point ``candidate`` at it.
 
     Parameters
     ----------
-    warehouse : Warehouse
-        Gives the canary requests.
     deployment : Deployment
+    hour_us : int
+        The last log hour learnt, microseconds.
+    canaries : sequence of mappings
+        A few raw requests; see :func:`ad_pipeline.serving.bundle.export_bundle`.
 
     Raises
     ------
     MissingCheckpoint
-        If no hour has been learnt yet.
+        If the hour has not been learnt.
     UnservableExpert
         If an online expert has no linear form, so that a scorer could not carry it.
     """
     dataset = deployment.dataset
-    contract = FeatureContract.from_dataset(dataset)
-    hour_us = _last_learnt_hour(warehouse)
-    models: list[GoalModels] = []
-    ranges: dict[str, Any] = {}
-    for goal in dataset.goals_in_chain_order():
-        online_digest = resolve(
-            deployment.checkpoints, online_hours.pointer(goal.name, hour_us)
-        )
-        linear = online_hours.open_expert(deployment.checkpoints, online_digest).linear_weights()
-        if linear is None:
-            raise UnservableExpert(
-                f"the online expert of {goal.name} ({dataset.settings.online.estimator}) has no "
-                "linear weights to export; it stays an expert of the predictions only"
-            )
-        batch_digest = batch_hours.digest_after(deployment, goal.name, hour_us)
-        fitted = open_ensemble(deployment, goal.name)
-        ranges[goal.name] = fitted.ranges if fitted else {}
-        models.append(
-            GoalModels(
-                goal=goal.name,
-                online=linear,
-                online_checkpoint=online_digest,
-                batch=(
-                    None
-                    if batch_digest is None
-                    else batch_hours.open_batch_model(deployment, batch_digest)
-                ),
-                batch_checkpoint=batch_digest,
-                ensemble=fitted.ensemble if fitted else None,
-            )
-        )
-    snapshot_digest = resolve(deployment.snapshots, snapshot_pointer(hour_us))
+    goals = [goal.name for goal in dataset.goals_in_chain_order()]
+    fitted = {goal: open_ensemble(deployment, goal) for goal in goals}
+    snapshot = resolve(deployment.snapshots, snapshot_pointer(hour_us))
     built = export_bundle(
         deployment.bundles,
-        contract=contract,
-        goals=models,
+        contract=FeatureContract.from_dataset(dataset),
+        goals=[_models(deployment, goal, hour_us, fitted[goal]) for goal in goals],
         dataset=dataset.name,
         label_watermark_us=hour_us + HOUR_US,
-        fitted_ranges=ranges,
-        canaries=_canaries(warehouse, contract),
-        snapshot=read_snapshot(deployment.snapshots, snapshot_digest),
+        fitted_ranges={goal: found.ranges for goal, found in fitted.items() if found},
+        canaries=canaries,
+        snapshot=read_snapshot(deployment.snapshots, snapshot),
         facts={"settings": dataset.settings.digest(), "hour": hour_key(hour_us)},
     )
     point(deployment.bundles, CANDIDATE, built.digest)
     return built
 
 
-def judge_candidate(warehouse: Warehouse, deployment: Deployment) -> JudgedCandidate:
+def judge_candidate(
+    deployment: Deployment, held_out: Iterable[HeldOut], read_impressions: ReadImpressions
+) -> JudgedCandidate:
     """Compare the candidate with the serving bundle on matured rows, goal by goal.
 
     Parameters
     ----------
-    warehouse : Warehouse
     deployment : Deployment
+    held_out : iterable of HeldOut
+        Of each goal.
+    read_impressions : callable
+        Gives the raw rows that the serving bundle scores.
 
     Raises
     ------
@@ -155,97 +138,68 @@ def judge_candidate(warehouse: Warehouse, deployment: Deployment) -> JudgedCandi
     pointer = read_pointer(deployment.serving, CURRENT)
     serving = None if pointer is None else open_bundle(deployment.bundles, pointer.digest)
     verdicts = {
-        held_out.goal: judge_goal(warehouse, deployment, held_out, serving)
-        for held_out in held_out_forecasts(warehouse, deployment)
+        found.goal: judge_goal(deployment, found, serving, read_impressions) for found in held_out
     }
     return JudgedCandidate(digest, candidate.label_watermark_us, verdicts)
 
 
 def judge_goal(
-    warehouse: Warehouse, deployment: Deployment, held_out: HeldOut, serving: Bundle | None
+    deployment: Deployment,
+    held_out: HeldOut,
+    serving: Bundle | None,
+    read_impressions: ReadImpressions,
 ) -> PromotionVerdict:
     """Compare one goal's ensemble with the serving bundle, or with the base rate if none serves.
 
     Parameters
     ----------
-    warehouse : Warehouse
-        Gives the raw columns that the serving bundle scores.
     deployment : Deployment
     held_out : HeldOut
     serving : Bundle or None
+    read_impressions : callable
     """
     settings = deployment.dataset.settings
-    name = ENSEMBLE if ENSEMBLE in held_out.probabilities else "online"
-    forecast = held_out.probabilities[name]
-    rules = {
-        "tolerance": settings.promotion.tolerance,
-        "seed": settings.seed,
-        "replicates": settings.evaluation.replicates,
-        "level": settings.evaluation.level,
-    }
+    forecast = held_out.probabilities[ENSEMBLE]
+    compare = partial(
+        verdict,
+        tolerance=settings.promotion.tolerance,
+        seed=settings.seed,
+        replicates=settings.evaluation.replicates,
+        level=settings.evaluation.level,
+    )
     if serving is None:
-        base_rate = float(held_out.probabilities[BASE_RATE][0]) if len(forecast) else None
-        return verdict(
-            held_out.labels, forecast, None, held_out.hours_us, base_rate=base_rate, **rules
+        base_rate = held_out.probabilities[BASE_RATE]
+        return compare(
+            held_out.labels,
+            forecast,
+            None,
+            held_out.hours_us,
+            base_rate=float(base_rate[0]) if len(base_rate) else None,
         )
     # What the serving bundle was fitted on says nothing about it.
-    fair = held_out.serving_us >= serving.label_watermark_us
-    chosen = np.flatnonzero(fair)
+    chosen = np.flatnonzero(held_out.serving_us >= serving.label_watermark_us)
     if len(chosen) > COMPARED_ROWS:
-        ids = held_out.impression_ids.take(pa.array(chosen))
-        draws = uniform(settings.seed, ids, "promotion")
+        draws = uniform(settings.seed, held_out.impression_ids.take(pa.array(chosen)), "promotion")
         chosen = chosen[draws < COMPARED_ROWS / len(chosen)]
-    scored = _scored_by(warehouse, deployment, serving, held_out, chosen)
-    return verdict(
-        held_out.labels[chosen], forecast[chosen], scored, held_out.hours_us[chosen], **rules
+    rows = read_impressions(
+        held_out.impression_ids.take(pa.array(chosen)), held_out.serving_us[chosen]
     )
+    read, counts = read_as_served(deployment, serving.contract, rows)
+    scored = serving.score(read, counts).probabilities[held_out.goal]
+    return compare(held_out.labels[chosen], forecast[chosen], scored, held_out.hours_us[chosen])
 
 
-def _scored_by(
-    warehouse: Warehouse,
-    deployment: Deployment,
-    bundle: Bundle,
-    held_out: HeldOut,
-    chosen: np.ndarray,
-) -> np.ndarray:
-    """Let a bundle score some of the rows with the counts that were published when they occurred."""
-    asked = pa.table(
-        {
-            "impression_id": held_out.impression_ids.take(pa.array(chosen)),
-            "serving_us": held_out.serving_us[chosen],
-            "place": np.arange(len(chosen)),
-        }
-    )
-    with warehouse.reader() as connection:
-        connection.register("asked", asked)
-        rows = connection.execute(
-            "SELECT impressions.* FROM asked INNER JOIN events.impressions AS impressions "
-            "ON impressions.impression_id = asked.impression_id "
-            "AND impressions.received_us = asked.serving_us ORDER BY asked.place"
-        ).to_arrow_table()
-    read, counts = read_as_served(deployment, bundle.contract, rows)
-    return bundle.score(read, counts).probabilities[held_out.goal]
-
-
-def _last_learnt_hour(warehouse: Warehouse) -> int:
-    with warehouse.reader() as connection:
-        found = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
-    if found is None or found[0] is None:
-        raise MissingCheckpoint("no log hour is sealed yet; materialize the events first")
-    return int(found[0])
-
-
-def _canaries(warehouse: Warehouse, contract: FeatureContract) -> list[Mapping[str, Any]]:
-    """Return the first impressions of the log's last hour that had any, as raw requests."""
-    columns = ", ".join(f'"{name}"' for name in contract.columns)
-    with warehouse.reader() as connection:
-        return (
-            connection.execute(
-                f"SELECT {columns} FROM events.impressions WHERE received_us >= "
-                "(SELECT max(received_us) - 3600000000 FROM events.impressions) "
-                "ORDER BY received_us, impression_id LIMIT $count",
-                {"count": CANARIES},
-            )
-            .to_arrow_table()
-            .to_pylist()
+def _models(
+    deployment: Deployment, goal: str, hour_us: int, fitted: FittedEnsemble | None
+) -> GoalModels:
+    online_digest = resolve(deployment.checkpoints, online_hours.pointer(goal, hour_us))
+    linear = online_hours.open_expert(deployment.checkpoints, online_digest).linear_weights()
+    if linear is None:
+        raise UnservableExpert(
+            f"the online expert of {goal} ({deployment.dataset.settings.online.estimator}) has no "
+            "linear weights to export; it stays an expert of the predictions only"
         )
+    batch_digest = batch_hours.digest_after(deployment, goal, hour_us)
+    batch = None if batch_digest is None else batch_hours.open_batch_model(deployment, batch_digest)
+    ensemble = None if fitted is None else fitted.ensemble
+    return GoalModels(goal, linear, online_digest, batch, batch_digest, ensemble)

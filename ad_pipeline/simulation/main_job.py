@@ -7,6 +7,7 @@ orders them, shows their progress and prints what they left in the warehouse.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,10 +16,13 @@ from pathlib import Path
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key, hour_of
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
-from ad_pipeline.simulation.marketplace import simulate_days
+from ad_pipeline.simulation.driver import drive_day
+from ad_pipeline.simulation.marketplace import Progress, simulate_days
 from ad_pipeline.simulation.spec import MarketplaceSpec
 
 Say = Callable[[str], None]
+
+INSTANCE_SETTINGS = Path(__file__).resolve().parents[1] / "defs" / "dagster.yaml"
 
 _STEP_ENDED = re.compile(
     r"STEP_SUCCESS - Finished execution of step \"(?P<step>\w+)\" in (?P<took>.+)\."
@@ -62,25 +66,63 @@ def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -
     """
     spec = spec or MarketplaceSpec()
     deployment = _deployment("marketplace", home)
-    last_day = spec.days - 1
-    say(f"marketplace: simulating {last_day} of {spec.days} days of a seeded exchange")
-    summary = simulate_days(spec, deployment.logs, deployment.truth, range(last_day))
-    say(
-        f"  {summary.rows['impressions']:,} impressions, {summary.rows['engagements']:,} engagements"
-    )
-    served_from_us = spec.start_us + last_day * DAY_US
-    _materialize(deployment, deployment.dataset.start_us, served_from_us, say)
-    say(f"  a driver serves day {last_day + 1} through serving/current and writes its logs")
+    served_day = spec.days - 1
+    say(f"marketplace: the first {served_day} of {spec.days} days of a simulated exchange")
+    simulate(deployment, spec, range(served_day), say)
+    learnt_us = spec.start_us + served_day * DAY_US
+    _materialize(deployment, deployment.dataset.start_us, learnt_us, say)
+    say(f"  ad_pipeline drive --day {served_day}: a bidder serves the last day by serving/current")
     _run(
-        deployment, [sys.executable, "-m", "ad_pipeline.cli", "drive", "--day", str(last_day)], say
+        deployment,
+        [sys.executable, "-m", "ad_pipeline.cli", "drive", "--day", str(served_day)],
+        say,
     )
-    _materialize(deployment, served_from_us, _last_hour_end(deployment), say)
+    _materialize(deployment, learnt_us, _last_hour_end(deployment), say)
     return deployment
+
+
+def simulate(deployment: Deployment, spec: MarketplaceSpec, days: range, say: Say) -> None:
+    """Write some days of a simulated exchange's logs, and their truth, into a deployment's folders."""
+    summary = simulate_days(
+        spec, deployment.logs, deployment.truth, days, progress=_hours_told(say)
+    )
+    say(", ".join(f"{name} {rows:,}" for name, rows in summary.rows.items() if name != "truth"))
+
+
+def drive(deployment: Deployment, spec: MarketplaceSpec, day: int, say: Say) -> None:
+    """Serve one simulated day through ``serving/current`` and write its logs."""
+    driven = drive_day(
+        spec,
+        day,
+        deployment.serving,
+        deployment.logs,
+        deployment.truth,
+        progress=_hours_told(say),
+    )
+    say(f"progress: {driven.decisions:,} decisions, {driven.rows['impressions']:,} impressions")
+
+
+def _hours_told(say: Say) -> Progress:
+    """Say every twelfth hour, and the last."""
+
+    def tell(done: int, total: int) -> None:
+        if done % 12 == 0 or done == total:
+            say(f"progress: {done} of {total} hours")
+
+    return tell
 
 
 def _deployment(name: str, home: Path) -> Deployment:
     dataset = load_dataset(DATA_FOLDER / name / "dataset.yaml")
     return Deployment(dataset, (home / name).resolve())
+
+
+def dagster_home(deployment: Deployment) -> Path:
+    """Return a deployment's own Dagster home, with the project's settings of the instance in it."""
+    home = deployment.home / "dagster_home"
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(INSTANCE_SETTINGS, home / "dagster.yaml")
+    return home
 
 
 def _last_hour_end(deployment: Deployment) -> int:
@@ -112,13 +154,12 @@ def _run(deployment: Deployment, command: Sequence[str], say: Say) -> None:
     environment = os.environ | {
         "AD_PIPELINE_DATASET": deployment.dataset.name,
         "AD_PIPELINE_HOME": str(deployment.home.parent),
-        "DAGSTER_HOME": os.environ.get("DAGSTER_HOME", str(deployment.home / "dagster_home")),
+        "DAGSTER_HOME": str(dagster_home(deployment)),
         "DAGSTER_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    Path(environment["DAGSTER_HOME"]).mkdir(parents=True, exist_ok=True)
     log = deployment.home / "main_job.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -128,8 +169,7 @@ def _run(deployment: Deployment, command: Sequence[str], say: Say) -> None:
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             kept.write(line)
             if text := _told(line.rstrip()):
                 say(f"  {time.monotonic() - started:6.1f} s  {text}")

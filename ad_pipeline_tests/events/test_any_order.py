@@ -122,7 +122,10 @@ def files_coming_late(
         deployment = deployment_in(Path(name))
         warehouse = warehouse_of(deployment)
         sealed_us = START_US + sealed * HOUR_US
-        rows = [spread(deployment, "impressions", early[0], 1), spread(deployment, "engagements", early[1], 1)]
+        rows = [
+            spread(deployment, "impressions", early[0], 1),
+            spread(deployment, "engagements", early[1], 1),
+        ]
         close_log(deployment)
         last = impression("last", END_US - HOUR_US)
         rows[0].append(LoggedRow(last, "{home}/logs/impressions/zz_last.parquet"))
@@ -137,7 +140,7 @@ def files_coming_late(
             ingest_hours(warehouse, deployment, hour_us, hour_us + HOUR_US)
         ingest_hours(warehouse, deployment, sealed_us, LAST_US)
         ingest_hours(warehouse, deployment, hour_us, hour_us + HOUR_US)
-        assert contents(warehouse) == expected(deployment, *rows)
+        assert contents(warehouse) == expected(deployment, rows[0], rows[1])
         with warehouse.reader() as connection:
             assert accounting_gaps(connection) == ()
 

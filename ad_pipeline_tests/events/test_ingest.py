@@ -55,9 +55,7 @@ def test_a_duplicate_twenty_hours_later_is_found(tmp_path: Path) -> None:
     start = START_US + HOUR_US
     last = START_US + 23 * HOUR_US
     write_rows(deployment, "impressions", "a", [impression("i", start), impression("last", last)])
-    write_rows(
-        deployment, "impressions", "b", [impression("i", start, start + 20 * HOUR_US)]
-    )
+    write_rows(deployment, "impressions", "b", [impression("i", start, start + 20 * HOUR_US)])
     write_rows(
         deployment,
         "engagements",
@@ -87,14 +85,16 @@ def test_an_engagement_waits_for_its_impression_and_enters_with_it(small: Deploy
     write_rows(small, "impressions", "a", [impression("i", shown, shown + 2 * HOUR_US)])
     ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
     assert ask(small, "SELECT count(*) FROM events.engagements") == [(0,)]
-    assert ask(small, "SELECT held FROM events.accounting WHERE table_name = 'engagements'") == [(1,)]
+    assert ask(small, "SELECT held FROM events.accounting WHERE table_name = 'engagements'") == [
+        (1,)
+    ]
     ingest_hours(warehouse_of(small), small, START_US + HOUR_US, LAST_US)
     assert ask(small, "SELECT received_us, logged_us, read_us FROM events.engagements") == [
         (shown + 2 * HOUR_US, clicked, clicked)
     ]
-    assert ask(small, "SELECT sum(released), max(held), arg_max(held, hour_us) FROM events.accounting") == [
-        (1, 1, 0)
-    ]
+    assert ask(
+        small, "SELECT sum(released), max(held), arg_max(held, hour_us) FROM events.accounting"
+    ) == [(1, 1, 0)]
 
 
 def test_an_orphan_is_quarantined_when_the_horizon_has_passed(small: Deployment) -> None:
@@ -151,7 +151,7 @@ def test_hours_that_the_log_may_still_add_to_are_refused(tmp_path: Path) -> None
         ingest_hours(warehouse_of(deployment), deployment, START_US, START_US + HOUR_US)
     write_rows(deployment, "impressions", "a", [impression("i", START_US + 90 * MINUTE_US)])
     ingest_hours(warehouse_of(deployment), deployment, START_US, START_US + HOUR_US)
-    with pytest.raises(PastWatermark, match="2026-03-02-01:00 was asked for.*2026-03-02-00:00"):
+    with pytest.raises(PastWatermark, match=r"2026-03-02-01:00 was asked for.*2026-03-02-00:00"):
         ingest_hours(warehouse_of(deployment), deployment, START_US, START_US + 2 * HOUR_US)
 
 
@@ -218,7 +218,9 @@ def test_a_file_is_registered_once_and_knows_what_was_sealed(small: Deployment) 
         ("{home}/logs/engagements/a.parquet", START_US + 2 * HOUR_US)
     ]
     assert register_files(warehouse, small).new == ()
-    assert register_files(warehouse, small).empty_globs == ("retractions: {home}/logs/retractions/*",)
+    assert register_files(warehouse, small).empty_globs == (
+        "retractions: {home}/logs/retractions/*",
+    )
 
 
 def test_a_file_registered_while_a_chunk_is_computed_is_not_lost(
@@ -229,28 +231,26 @@ def test_a_file_registered_while_a_chunk_is_computed_is_not_lost(
     compute = ingest_module._compute
     calls = []
 
-    def computing(*arguments):  # noqa: ANN002, ANN202
+    def computing(*arguments):
         computed = compute(*arguments)
         calls.append(1)
         return computed
 
-    def writing_between(*arguments):  # noqa: ANN002, ANN202
+    def writing_between(*arguments):
         computed = computing(*arguments)
         if len(calls) == 1:
             write_rows(small, "impressions", "late", [impression("i", START_US)])
         return computed
 
     class Registering(type(warehouse)):
-        def writer(self):  # noqa: ANN202
+        def writer(self):
             if len(calls) == 1:
                 calls.append(0)
                 register_files(warehouse, small)
             return super().writer()
 
     monkeypatch.setattr(ingest_module, "_compute", writing_between)
-    ingest_hours(
-        Registering(warehouse.path, wait_seconds=20), small, START_US, START_US + HOUR_US
-    )
+    ingest_hours(Registering(warehouse.path, wait_seconds=20), small, START_US, START_US + HOUR_US)
     assert ask(small, "SELECT impression_id FROM events.impressions") == [("i",)]
 
 
@@ -302,9 +302,9 @@ def test_the_open_bandit_log_is_read_whole(tmp_path: Path) -> None:
     assert dataset.end_us is not None
     warehouse = warehouse_of(deployment)
     ingest_hours(warehouse, deployment, dataset.start_us, dataset.end_us + HOUR_US)
-    assert ask(deployment, "SELECT count(*), count(DISTINCT impression_id) FROM events.impressions") == [
-        (60_000, 60_000)
-    ]
+    assert ask(
+        deployment, "SELECT count(*), count(DISTINCT impression_id) FROM events.impressions"
+    ) == [(60_000, 60_000)]
     assert ask(
         deployment,
         "SELECT campaign_id, arm, count(*) FROM events.engagements INNER JOIN events.impressions "

@@ -99,7 +99,7 @@ COLUMNS: Mapping[str, Mapping[str, pa.DataType]] = {
 }
 
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def deployment_in(folder: Path, text: str = DATASET) -> Deployment:
@@ -134,7 +134,9 @@ def close_log(deployment: Deployment) -> None:
     )
 
 
-def impression(key: str | None, occurred_us: int, received_us: int | None = None, **more: Any) -> Row:
+def impression(
+    key: str | None, occurred_us: int, received_us: int | None = None, **more: Any
+) -> Row:
     """Return an impression; received when it occurred, if not said otherwise."""
     received_us = occurred_us if received_us is None else received_us
     return {"impression_id": key, "occurred_us": occurred_us, "received_us": received_us} | more
@@ -162,13 +164,15 @@ Tables = dict[str, Counter[tuple[Any, ...]]]
 
 SHOWN = {
     "impressions": "impression_id, bid_price, occurred_us, received_us, logged_us",
-    "engagements": "event_id, impression_id, goal, value, occurred_us, received_us, logged_us, read_us",
-    "held_engagements": "event_id, impression_id, goal, value, occurred_us, received_us, logged_us, "
-    "due_us, file, content_md5",
-    "duplicates": "table_name, key, received_us, logged_us, since_us, same_content, content_md5, copy",
+    "engagements": "event_id, impression_id, goal, value, occurred_us, received_us, logged_us, "
+    "read_us",
+    "held_engagements": "event_id, impression_id, goal, value, occurred_us, received_us, "
+    "logged_us, due_us, file, content_md5",
+    "duplicates": "table_name, key, received_us, logged_us, since_us, same_content, content_md5, "
+    "copy",
     "quarantine": "table_name, key, reason, file, occurred_us, received_us, logged_us, read_us",
-    "accounting": "table_name, hour_us, rows_in, kept, duplicates, held, released, quarantined, late, "
-    "outside_window",
+    "accounting": "table_name, hour_us, rows_in, kept, duplicates, held, released, quarantined, "
+    "late, outside_window",
 }
 """Columns that the oracle speaks about."""
 
@@ -180,7 +184,10 @@ def contents(warehouse: Warehouse) -> Tables:
             table: Counter(
                 connection.execute(
                     f"SELECT {columns} FROM events.{table} "
-                    + ("WHERE table_name IN ('impressions', 'engagements')" * (table == "accounting"))
+                    + (
+                        "WHERE table_name IN ('impressions', 'engagements')"
+                        * (table == "accounting")
+                    )
                 ).fetchall()
             )
             for table, columns in SHOWN.items()
@@ -222,13 +229,20 @@ def expected(
         row = logged.row
         key = row["impression_id" if table == "impressions" else "event_id"]
         tables["quarantine"][
-            table, key, reason, logged.file, row["occurred_us"], at_us, row["received_us"], logged.read_us
+            table,
+            key,
+            reason,
+            logged.file,
+            row["occurred_us"],
+            at_us,
+            row["received_us"],
+            logged.read_us,
         ] += 1
         count(table, at_us, quarantined=1)
 
     unique: dict[str, list[LoggedRow]] = {"impressions": [], "engagements": []}
     for table, rows in (("impressions", impressions), ("engagements", engagements)):
-        by_key: defaultdict[str, list[tuple[int, int, str, str, LoggedRow]]] = defaultdict(list)
+        by_key: defaultdict[str, list[tuple[int, Any, str, str, LoggedRow]]] = defaultdict(list)
         for logged in rows:
             received = logged.row["received_us"]
             if logged.read_us >= end_us or (received is not None and received < START_US):
@@ -250,7 +264,14 @@ def expected(
                 if before is not None and read_us - before[0] <= HORIZON_US:
                     places[read_us] += 1
                     tables["duplicates"][
-                        table, key, read_us, received, before[0], md5 == before[1], md5, places[read_us]
+                        table,
+                        key,
+                        read_us,
+                        received,
+                        before[0],
+                        md5 == before[1],
+                        md5,
+                        places[read_us],
                     ] += 1
                     count(table, read_us, duplicates=1)
                 else:

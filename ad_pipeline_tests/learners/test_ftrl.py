@@ -1,5 +1,6 @@
 """River's own checks on the classifier, one test a check, and what those checks do not see."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -84,13 +85,14 @@ ROW = st.fixed_dictionaries(
     cuts=st.lists(st.integers(0, 30), max_size=4),
 )
 def test_any_mini_batches_give_the_same_bytes_as_one_row_at_a_time(rows, cuts) -> None:
+    """Hypothesis also varies the order in which each row's dictionary was filled."""
     one, many = FTRLClassifier(bits=8, l1=0.0), FTRLClassifier(bits=8, l1=0.0)
     for x, y in rows:
         one.learn_one(x, y)
     frame = pd.DataFrame([x for x, _ in rows])
     labels = pd.Series([y for _, y in rows])
     bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         many.learn_many(frame.iloc[start:end], labels.iloc[start:end])
     for name, array in one.state_arrays().items():
         assert array.tobytes() == many.state_arrays()[name].tobytes()

@@ -1,5 +1,6 @@
 """The kernel against Algorithm 1 written out, against Vowpal Wabbit, and against itself."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -178,7 +179,8 @@ def test_two_features_in_one_slot_add_in_the_logit_and_visit_the_slot_twice() ->
     once = FTRLExpert(4, alpha, beta, l1, l2)
     once.predict_then_learn(slots, np.array([1]), values=np.array([[1.0, 0.5]]))
     first, second = summed.state()[0]["z_sqrt_n"][0], once.state()[0]["z_sqrt_n"][0]
-    assert first[0] == pytest.approx(second[0]) and first[1] > second[1]
+    assert first[0] == pytest.approx(second[0])
+    assert first[1] > second[1]
 
 
 def test_a_weight_scales_the_gradient_and_weight_zero_only_predicts() -> None:
@@ -202,7 +204,7 @@ def test_any_split_into_micro_batches_gives_the_same_bytes(cuts: list[int], seed
     expected = whole.predict_then_learn(stream.slots, stream.labels)
     bounds = [0, *sorted(cuts), 400]
     parts = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         parts.append(split.predict_then_learn(stream.slots[start:end], stream.labels[start:end]))
         split = FTRLExpert.restore(*split.state())  # every cut is a checkpoint
     assert np.concatenate(parts).tobytes() == expected.tobytes()

@@ -91,11 +91,13 @@ def test_a_row_outside_the_hour_and_examples_out_of_order_are_refused() -> None:
         online_hour(
             FTRLExpert(4), np.zeros((1, 1), np.uint32), np.array([HOUR - 1]), nothing, 1, HOUR
         )
+    zero, one = np.zeros((1, 1), np.uint32), np.ones(1)
+    late = Examples(zero, one, one, np.array([HOUR + HOUR_US]))
     with pytest.raises(ValueError, match="outside the hour"):
-        late = Examples(np.zeros((1, 1), np.uint32), *np.ones((2, 1)), np.array([HOUR + HOUR_US]))
         online_hour(FTRLExpert(4), none, np.empty(0, np.int64), late, MINUTE_US, HOUR)
+    zeros, ones = np.zeros((2, 1), np.uint32), np.ones(2)
+    swapped = Examples(zeros, ones, ones, np.array([1, 0]) + HOUR)
     with pytest.raises(ValueError, match="not ordered"):
-        swapped = Examples(np.zeros((2, 1), np.uint32), *np.ones((2, 2)), np.array([1, 0]) + HOUR)
         online_hour(FTRLExpert(4), none, np.empty(0, np.int64), swapped, MINUTE_US, HOUR)
 
 
@@ -235,7 +237,7 @@ def test_state_that_is_not_plain_data_is_refused_by_its_place() -> None:
     expert._model.optimizer.callback = lambda: None
     with pytest.raises(river_state.UnsupportedState, match=r"LogisticRegression.*function"):
         expert.state()
-    with pytest.raises(river_state.UnsupportedState, match="KNNClassifier.*dist_func"):
+    with pytest.raises(river_state.UnsupportedState, match=r"KNNClassifier.*dist_func"):
         river_state.encode(neighbors.KNNClassifier())
 
 
@@ -261,8 +263,10 @@ def test_shared_and_cyclic_objects_are_shared_and_cyclic_again() -> None:
     cycle["self"] = cycle
     arrays, tree = river_state.encode(cycle)
     back = river_state.decode(arrays, json.loads(json.dumps(tree, allow_nan=False)))
-    assert back["self"] is back and back["shared"] is back["again"]
-    assert repr(back["shared"]) == repr(shared) and back[3] == cycle[3]
+    assert back["self"] is back
+    assert back["shared"] is back["again"]
+    assert repr(back["shared"]) == repr(shared)
+    assert back[3] == cycle[3]
 
 
 def fingerprint(expert: OnlineExpert) -> tuple:

@@ -14,6 +14,7 @@ from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.evaluation.held_out import held_out_rows
 from ad_pipeline.evaluation.plots import calibration_plot, metrics_over_time
 from ad_pipeline.evaluation.progressive import progressive_metrics as measured
+from ad_pipeline.evaluation.progressive import scan_horizon_us
 from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, REPORT, TABLES
 from ad_pipeline.learners.ensembles import held_out_forecasts
 from ad_pipeline.warehouse import bound, replace_hours, select
@@ -40,12 +41,11 @@ def progressive_metrics(context: dg.AssetExecutionContext, deployment: Deploymen
     warehouse = deployment.warehouse
     warehouse.create(TABLES)
     query = select("evaluation.scored_rows")
-    horizon_us = sum(goal.window_us + goal.lateness_us for goal in dataset.goals)
     parameters = {
         "goals": list(dataset.goal_names),
         "start_us": start_us,
         "end_us": end_us,
-        "horizon_us": horizon_us,
+        "horizon_us": scan_horizon_us(dataset),
     }
     with warehouse.reader() as connection:
         rows = connection.execute(query, bound(query, parameters)).to_arrow_table()

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from ad_pipeline.clocks import hours_between
+from ad_pipeline.defs.assets.events import HOURLY_TABLES
 from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import column_lineage, table_spec, upstream_tables
 from ad_pipeline.defs.partitions import HORIZON, SINGLE_RUN, hours
@@ -17,7 +18,12 @@ ROOM = {table.name for table in TABLES}
 
 def _spec(table: Table) -> dg.AssetSpec:
     """Describe a table; its upstream tables are those that its SELECT reads."""
-    read = [name for name in upstream_tables(table.name) if name != table.name]
+    hourly_events = {upstream.name for upstream in HOURLY_TABLES}
+    read = [
+        name
+        for name in upstream_tables(table.name)
+        if name != table.name and name in ROOM | hourly_events
+    ]
     return table_spec(
         table,
         # Tables of this room are made together, goal by goal: only the events lie further back.

@@ -4,6 +4,7 @@ import dagster as dg
 import pyarrow as pa
 
 from ad_pipeline.clocks import hours_between, timestamp
+from ad_pipeline.defs.assets.events import HOURLY_TABLES
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import table_spec
@@ -128,8 +129,9 @@ def candidate_replay(context: dg.AssetExecutionContext, deployment: DeploymentRe
         table_spec(
             PRODUCTION_PARITY,
             deps=[
-                dg.AssetDep(["events", "decisions"], partition_mapping=SAME_HOUR),
-                dg.AssetDep(["events", "impressions"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(table.name.split("."), partition_mapping=SAME_HOUR)
+                for table in HOURLY_TABLES
+                if table.name in ("events.decisions", "events.impressions")
             ],
         )
     ],

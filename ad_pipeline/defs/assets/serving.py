@@ -1,13 +1,21 @@
 """What leaves the pipeline: the candidate bundle, and the pointer to the one that serves."""
 
 import dagster as dg
+import duckdb
+import numpy as np
+import pyarrow as pa
 
+from ad_pipeline.checkpoints import MissingCheckpoint
 from ad_pipeline.clocks import timestamp
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.partitions import SINGLE_RUN
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.learners.ensembles import held_out_forecasts
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate
 from ad_pipeline.serving.promotion import decide, history, promote
+from ad_pipeline.warehouse import select
+
+CANARIES = 16
 
 
 @dg.asset(
@@ -33,7 +41,12 @@ def bundle(
     context: dg.AssetExecutionContext, deployment: DeploymentResource
 ) -> dg.MaterializeResult:
     """Assemble the newest state of every goal into a bundle."""
-    built = build_candidate(deployment.warehouse, deployment.paths)
+    with deployment.warehouse.reader() as connection:
+        hour_us = _last_learnt_hour(connection)
+        canaries = connection.execute(
+            select("serving.canary_requests"), {"count": CANARIES}
+        ).to_arrow_table()
+    built = build_candidate(deployment.paths, hour_us, canaries.to_pylist())
     size = sum(path.stat().st_size for path in built.path.iterdir())
     context.log.info(f"bundle {built.digest[:12]} with {', '.join(g.goal for g in built.goals)}")
     return dg.MaterializeResult(
@@ -65,7 +78,25 @@ def current(
 ) -> dg.MaterializeResult:
     """Compare the candidate with what serves, and move the pointer if it is no worse."""
     paths = deployment.paths
-    judged = judge_candidate(deployment.warehouse, paths)
+    warehouse = deployment.warehouse
+
+    def read_impressions(impression_ids: pa.ChunkedArray, served_us: np.ndarray) -> pa.Table:
+        asked = pa.table(
+            {
+                "impression_id": impression_ids,
+                "served_us": served_us,
+                "place": np.arange(len(served_us)),
+            }
+        )
+        with warehouse.reader() as connection:
+            connection.register("asked", asked)
+            return connection.execute(
+                "SELECT impressions.* FROM asked INNER JOIN events.impressions AS impressions "
+                "ON impressions.impression_id = asked.impression_id "
+                "AND impressions.received_us = asked.served_us ORDER BY asked.place"
+            ).to_arrow_table()
+
+    judged = judge_candidate(paths, held_out_forecasts(warehouse, paths), read_impressions)
     promoted, reason = decide(judged.verdicts)
     if promoted:
         promote(
@@ -91,3 +122,10 @@ def current(
             },
         }
     )
+
+
+def _last_learnt_hour(connection: duckdb.DuckDBPyConnection) -> int:
+    found = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
+    if found is None or found[0] is None:
+        raise MissingCheckpoint("no log hour is sealed yet; materialize the events first")
+    return int(found[0])
