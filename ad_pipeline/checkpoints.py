@@ -117,7 +117,7 @@ def write_checkpoint(
         for name, data in {**contents, "manifest.json": manifest_bytes}.items():
             _write_durably(scratch / name, data)
         _flush_folder(scratch)
-        os.rename(scratch, target)
+        Path(scratch).rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -227,7 +227,7 @@ def replace_file(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         _write_durably(scratch, data)
-        os.replace(scratch, path)
+        Path(scratch).replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise

@@ -135,10 +135,10 @@ def _rollback(_: argparse.Namespace) -> None:
 def _print_report(deployment: Deployment) -> None:
     from ad_pipeline.evaluation.printed import report_lines
     from ad_pipeline.serving.pointers import CURRENT, read_pointer
-    from ad_pipeline.warehouse import Warehouse
+    from ad_pipeline.warehouse import Warehouse, rows_of
 
     with Warehouse(deployment.warehouse).reader() as connection:
-        rows = connection.execute("SELECT * FROM evaluation.report").to_arrow_table().to_pylist()
+        rows = rows_of(connection, "SELECT * FROM evaluation.report").to_pylist()
     _say(f"\n== {deployment.dataset.name}")
     for line in report_lines(rows):
         _say(line)

@@ -96,7 +96,9 @@ def parse_duration(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+)\s*([smhd])", str(text).strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a duration; write a whole number and s, m, h or d: '90m'")
+        raise ValueError(
+            f"{text!r} is not a duration; write a whole number and s, m, h or d: '90m'"
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 
-from ad_pipeline.clocks import HOUR_US, microseconds, parse_duration, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_of, microseconds, parse_duration, timestamp
 from ad_pipeline.settings import Settings
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
@@ -468,6 +468,18 @@ class Dataset(_Record):
     def horizon_us(self) -> int:
         """Longest window plus lateness of any goal, microseconds: then no one waits any more."""
         return max(goal.window_us + goal.lateness_us for goal in self.goals)
+
+    @property
+    def maturity_us(self) -> int:
+        """Longest time from an impression to the maturity of any goal, along its chain."""
+        return max(self.chain_window_us(goal.name) + goal.lateness_us for goal in self.goals)
+
+    @property
+    def last_hour_end_us(self) -> int | None:
+        """End of the hour in which the last label of a closed log matures; None for an open log."""
+        if self.end_us is None:
+            return None
+        return hour_of(self.end_us + self.maturity_us - 1) + HOUR_US
 
     @property
     def feature_columns(self) -> dict[str, str]:

@@ -55,10 +55,15 @@ class BatchSettings(Group):
 
     retrain_every_hours: PositiveInt = 24
     lookback_hours: PositiveInt = Field(default=96, description="Matured hours a retrain reads.")
-    validation_share: Share = Field(default=0.15, description="Latest part of those hours: early stopping.")
-    minimum_positives: PositiveInt = Field(default=100, description="Fewer: no model, and it says so.")
+    validation_share: Share = Field(
+        default=0.15, description="Latest part of those hours: early stopping."
+    )
+    minimum_positives: PositiveInt = Field(
+        default=100, description="Fewer: no model, and it says so."
+    )
     maximum_rows: PositiveInt = Field(
-        default=600_000, description="Rows drawn by hash of the impression above this, so memory is flat."
+        default=600_000,
+        description="Rows drawn by hash of the impression above this, so memory is flat.",
     )
     leaves: PositiveInt = 31
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
@@ -66,7 +71,9 @@ class BatchSettings(Group):
     early_stopping_rounds: PositiveInt = 15
     minimum_leaf_rows: PositiveInt = 100
     maximum_bins: PositiveInt = 63
-    top_categories: PositiveInt = Field(default=64, description="Codes per categorical; the rest share one.")
+    top_categories: PositiveInt = Field(
+        default=64, description="Codes per categorical; the rest share one."
+    )
 
 
 class RateSettings(Group):
@@ -74,10 +81,12 @@ class RateSettings(Group):
 
     window_hours: PositiveInt = Field(default=72, description="Counts look back this far.")
     publication_lag_hours: Annotated[int, Field(ge=0)] = Field(
-        default=1, description="Hours between the end of a counted hour and its snapshot being served."
+        default=1,
+        description="Hours between the end of a counted hour and its snapshot being served.",
     )
     prior_strength: Annotated[float, Field(gt=0)] = Field(
-        default=50.0, description="Anchors' worth of the overall rate mixed into each entity's rate."
+        default=50.0,
+        description="Anchors' worth of the overall rate mixed into each entity's rate.",
     )
 
 
@@ -100,8 +109,9 @@ class EvaluationSettings(Group):
 class PromotionSettings(Group):
     """When a candidate bundle may replace the current one."""
 
-    tolerance: Annotated[float, Field(ge=0)] = Field(
-        default=0.002, description="Relative mean log loss that still counts as a tie."
+    margin: Annotated[float, Field(gt=0)] = Field(
+        default=0.05,
+        description="Relative log loss by which a candidate must be shown not to be worse.",
     )
 
 
@@ -109,13 +119,18 @@ class DriftSettings(Group):
     """Drift: the reference hours, the statistic and its alarm."""
 
     current_hours: PositiveInt = 24
-    sample_rows: PositiveInt = Field(default=20_000, description="Fixed, so cost does not grow with time.")
+    sample_rows: PositiveInt = Field(
+        default=20_000, description="Fixed, so cost does not grow with time."
+    )
     top_categories: PositiveInt = 50
     psi_threshold: Annotated[float, Field(gt=0)] = Field(
-        default=0.2, description="The customary 'significant shift' of the population stability index."
+        default=0.2,
+        description="The customary 'significant shift' of the population stability index.",
     )
     minimum_drifted_columns: PositiveInt = 1
-    retrain_cooldown_hours: PositiveInt = Field(default=6, description="Log hours between two retrains.")
+    retrain_cooldown_hours: PositiveInt = Field(
+        default=6, description="Log hours between two retrains."
+    )
 
 
 class Settings(Group):

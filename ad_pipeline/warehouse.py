@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 SQL_FOLDER = Path(__file__).resolve().parents[1] / "dbt_like_sql"
 
@@ -50,9 +51,7 @@ class Column:
     @property
     def is_moment(self) -> bool:
         """Whether it holds microseconds since the epoch."""
-        return (
-            self.type == "BIGINT" and self.name.endswith("_us") and self.name not in DURATIONS
-        )
+        return self.type == "BIGINT" and self.name.endswith("_us") and self.name not in DURATIONS
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,9 @@ class Warehouse:
                 columns = ", ".join(f'"{c.name}" {c.type}' for c in table.columns)
                 connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
                 connection.execute(f"CREATE TABLE {table.name} ({columns})")
-                connection.execute(f"COMMENT ON TABLE {table.name} IS {_literal(table.description)}")
+                connection.execute(
+                    f"COMMENT ON TABLE {table.name} IS {_literal(table.description)}"
+                )
                 connection.execute(_readable_view(table))
 
     @contextmanager
@@ -231,7 +232,9 @@ class Warehouse:
 
     def _holders(self) -> str:
         """Name the live processes that hold the lock, for the error message."""
-        notes = [json.loads(path.read_text() or "{}") for path in self._holders_folder().glob("*.json")]
+        notes = [
+            json.loads(path.read_text() or "{}") for path in self._holders_folder().glob("*.json")
+        ]
         return "; ".join(
             f"process {note['pid']} ({note['command']})"
             for note in notes
@@ -255,6 +258,28 @@ def bound(query: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the parameters that a query names as ``$name``; DuckDB refuses the others."""
     named = set(re.findall(r"\$([A-Za-z_]\w*)", query))
     return {name: value for name, value in parameters.items() if name in named}
+
+
+def rows_of(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    parameters: Mapping[str, Any] | None = None,
+) -> pa.Table:
+    """Return a query's rows as an Arrow table.
+
+    Parameters
+    ----------
+    connection : DuckDBPyConnection
+    query : str
+        One SELECT.
+    parameters : mapping, optional
+        Values for the query's ``$names``; those it does not name are left out.
+
+    Returns
+    -------
+    pyarrow.Table
+    """
+    return connection.sql(query, params=bound(query, parameters or {})).to_arrow_table()
 
 
 def replace_hours(

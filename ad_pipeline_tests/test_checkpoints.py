@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, has the bytes it says it has, and depends on its content only."""
+"""A checkpoint is whole or absent, has the bytes it says, and depends on its content only."""
 
 import signal
 import subprocess
@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from ad_pipeline import checkpoints
 
-ARRAYS = {"z": np.arange(12, dtype=np.float64).reshape(6, 2), "slots": np.arange(6, dtype=np.uint32)}
+ARRAYS = {
+    "z": np.arange(12, dtype=np.float64).reshape(6, 2),
+    "slots": np.arange(6, dtype=np.uint32),
+}
 MANIFEST = {"goal": "click", "stream_position": 7}
 FILES = {"model.txt": b"tree\n"}
 
@@ -55,11 +58,11 @@ def test_a_flipped_byte_in_any_file_is_refused_and_the_file_named(tmp_path: Path
 def test_a_missing_and_a_foreign_file_are_refused(tmp_path: Path):
     written = write(tmp_path)
     (written.path / "z.npy").unlink()
-    with pytest.raises(checkpoints.CorruptCheckpoint, match="z.npy"):
+    with pytest.raises(checkpoints.CorruptCheckpoint, match=r"z\.npy"):
         checkpoints.read_checkpoint(tmp_path, written.digest)
     other = write(tmp_path, goal="purchase")
     (other.path / "extra.npy").write_bytes(b"")
-    with pytest.raises(checkpoints.CorruptCheckpoint, match="extra.npy"):
+    with pytest.raises(checkpoints.CorruptCheckpoint, match=r"extra\.npy"):
         checkpoints.read_checkpoint(tmp_path, other.digest)
 
 
@@ -90,7 +93,9 @@ def test_a_pointer_names_the_last_checkpoint_it_was_moved_to_and_never_dangles(t
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(allow_nan=True, width=64), max_size=20))
-def test_floats_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, values: list[float]):
+def test_floats_come_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float]
+):
     array = np.array(values, dtype=np.float64)
     root = tmp_path_factory.mktemp("floats")
     written = checkpoints.write_checkpoint(root, "test", {"x": array}, {})

@@ -36,7 +36,12 @@ def test_a_moment_without_a_zone_is_refused():
 
 @pytest.mark.parametrize(
     ("text", "us"),
-    [("30s", 30_000_000), ("90m", 5_400_000_000), ("24h", clocks.DAY_US), ("7d", 7 * clocks.DAY_US)],
+    [
+        ("30s", 30_000_000),
+        ("90m", 5_400_000_000),
+        ("24h", clocks.DAY_US),
+        ("7d", 7 * clocks.DAY_US),
+    ],
 )
 def test_durations_are_read_and_written_alike(text: str, us: int):
     assert clocks.parse_duration(text) == us

@@ -141,8 +141,6 @@ def test_a_fresh_process_hashes_without_pandas() -> None:
         "bad = {'pandas', 'dagster', 'duckdb'} & set(sys.modules);"
         "sys.exit(', '.join(bad) or 0)"
     )
-    done = subprocess.run(  # noqa: S603 - the code above
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("] ")[0] == str(hashing.hash_values(["a", None], 1).tolist())[:-1]

@@ -135,7 +135,11 @@ def only_defs_open_the_warehouse(root: Path) -> Iterator[str]:
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
-            opens = called.split(".")[-1] == "Warehouse" and unit not in {"defs", "cli", "warehouse"}
+            opens = called.split(".")[-1] == "Warehouse" and unit not in {
+                "defs",
+                "cli",
+                "warehouse",
+            }
             connects = called == "duckdb.connect" and unit != "warehouse"
             if opens or (connects and not _is_in_memory(node)):
                 yield f"{path.relative_to(root)} opens a database: {ast.unparse(node)}"

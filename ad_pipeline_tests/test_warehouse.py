@@ -1,4 +1,4 @@
-"""Readers share, a writer excludes, a kill undoes half a transaction, and errors name the holder."""
+"""Readers share, a writer excludes, a kill undoes half a transaction, errors name the holder."""
 
 import signal
 import subprocess
@@ -79,9 +79,13 @@ def test_replacing_hours_touches_no_other_hour_and_a_second_time_changes_nothing
 
 
 def test_an_error_inside_a_writer_undoes_everything_and_frees_the_warehouse_at_once(path: Path):
-    with pytest.raises(RuntimeError, match="planted"), Warehouse(path).writer() as connection:
-        connection.execute("INSERT INTO events.things VALUES ('a', 1, 1)")
-        raise RuntimeError("planted")
+    def insert_and_fail() -> None:
+        with Warehouse(path).writer() as connection:
+            connection.execute("INSERT INTO events.things VALUES ('a', 1, 1)")
+            raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        insert_and_fail()
     with Warehouse(path, wait_seconds=1).writer() as connection:
         connection.execute("INSERT INTO events.things VALUES ('b', 1, 1)")
     assert rows(path) == [("b",)]

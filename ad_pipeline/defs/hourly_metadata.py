@@ -1,4 +1,4 @@
-"""Metadata that differs by hour: how a range of partitions, done in one step, keeps its own figures.
+"""Metadata that differs by hour, though a range of partitions is done in one step.
 
 A ``MaterializeResult`` puts the same metadata on every partition of a range, and Dagster would plot
 a flat line. What the figures mean stands with the asset that reports them.
@@ -45,7 +45,7 @@ def describe_hour(
 def rows_by_hour(
     warehouse: Warehouse, table: Table, start_us: int, end_us: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield ``(hour_us, rows)`` of a table for each hour of ``[start_us, end_us)`` that has rows."""
+    """Yield ``(hour_us, rows)`` of a table for each hour of the range that has rows."""
     clock = table.clock
     with warehouse.reader() as connection:
         yield from connection.execute(

@@ -6,6 +6,7 @@ they cannot drift from the SQL that runs. Asset bodies do not belong here.
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import dagster as dg
 import sqlglot
@@ -70,7 +71,9 @@ def column_schema(table: Table) -> dg.TableSchema:
 def upstream_tables(name: str) -> tuple[str, ...]:
     """Return the warehouse tables, ``room.table``, that a table's SELECT reads, sorted."""
     tree = sqlglot.parse_one(select(name), read="duckdb")
-    return tuple(sorted({f"{table.db}.{table.name}" for table in tree.find_all(exp.Table) if table.db}))
+    return tuple(
+        sorted({f"{table.db}.{table.name}" for table in tree.find_all(exp.Table) if table.db})
+    )
 
 
 def column_lineage(table: Table, sources: Sequence[Table]) -> dg.TableColumnLineage | None:
@@ -86,7 +89,7 @@ def column_lineage(table: Table, sources: Sequence[Table]) -> dg.TableColumnLine
     room, short_name = table.name.split(".")
     if not (SQL_FOLDER / room / f"{short_name}.sql").exists():
         return None
-    schema: dict[str, dict[str, dict[str, str]]] = {}
+    schema: dict[str, Any] = {}
     for source in sources:
         source_room, source_name = source.name.split(".")
         schema.setdefault(source_room, {})[source_name] = {c.name: c.type for c in source.columns}
@@ -96,14 +99,17 @@ def column_lineage(table: Table, sources: Sequence[Table]) -> dg.TableColumnLine
         dialect="duckdb",
         validate_qualify_columns=False,
     )
+    selected = {chosen.alias_or_name for chosen in tree.find(exp.Select).expressions}
     found: dict[str, list[dg.TableColumnDep]] = {}
     for column in table.column_names:
-        if column not in tree.named_selects:
+        if column not in selected:
             continue
         node = lineage(column, tree, schema=schema, dialect="duckdb")
         found[column] = sorted(
             {
-                dg.TableColumnDep([leaf.expression.db, leaf.expression.name], _column_name(leaf.name))
+                dg.TableColumnDep(
+                    [leaf.expression.db, leaf.expression.name], _column_name(leaf.name)
+                )
                 for leaf in node.walk()
                 if isinstance(leaf.expression, exp.Table) and leaf.expression.db
             },
@@ -114,5 +120,3 @@ def column_lineage(table: Table, sources: Sequence[Table]) -> dg.TableColumnLine
 
 def _column_name(qualified: str) -> str:
     return qualified.rpartition(".")[2].strip('"')
-
-

@@ -20,25 +20,12 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 def hourly_partitions(dataset: Dataset) -> dg.HourlyPartitionsDefinition:
     """Return the log hours of a dataset, from its start to the last hour a label matures in."""
-    end_us = None if dataset.end_us is None else last_hour_end(dataset)
+    end_us = dataset.last_hour_end_us
     return dg.HourlyPartitionsDefinition(
         start_date=datetime_of(hour_of(dataset.start_us)),
         end_date=None if end_us is None else datetime_of(end_us),
         timezone="UTC",
     )
-
-
-def last_hour_end(dataset: Dataset) -> int:
-    """Return the end of the hour in which the last label of a closed log matures, microseconds.
-
-    Raises
-    ------
-    ValueError
-        If the dataset has no end.
-    """
-    if dataset.end_us is None:
-        raise ValueError(f"dataset {dataset.name} has no end: its log is open")
-    return hour_of(dataset.end_us + dataset.horizon_us - 1) + HOUR_US
 
 
 DATASET = deployment_from_env().dataset
@@ -50,11 +37,11 @@ PREVIOUS_HOUR = dg.TimeWindowPartitionMapping(
     start_offset=-1, end_offset=-1, allow_nonexistent_upstream_partitions=True
 )
 HORIZON = dg.TimeWindowPartitionMapping(
-    start_offset=-(-DATASET.horizon_us // HOUR_US) - 1,
+    start_offset=-(-DATASET.maturity_us // HOUR_US) - 1,
     end_offset=0,
     allow_nonexistent_upstream_partitions=True,
 )
-"""Back over the longest window and its lateness, the current hour included."""
+"""Back over the longest chain of windows and its lateness, the current hour included."""
 
 
 def hours(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> tuple[int, int]:

@@ -80,9 +80,10 @@ def _truth(rows: Sequence[Row]) -> Iterator[str]:
         if row["metric"].startswith("truth_") and row["value"] is not None:
             distances.setdefault(row["expert"], {})[row["metric"]] = row["value"]
     for expert, found in distances.items():
+        correlation = found.get("truth_correlation")
         yield (
             f"  {expert} v. the true probabilities: KL {found['truth_mean_kl']:.5f} nats a row "
             f"(entropy of the truth {found['truth_entropy']:.5f}), "
-            f"mean |logit error| {found['truth_mean_absolute_logit_error']:.3f}, "
-            f"correlation {found['truth_correlation']:.3f}"
+            f"mean |logit error| {found['truth_mean_absolute_logit_error']:.3f}"
+            + ("" if correlation is None else f", correlation {correlation:.3f}")
         )

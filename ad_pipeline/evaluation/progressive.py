@@ -15,7 +15,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.datasets import Dataset
 from ad_pipeline.evaluation import metrics
 from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, arrow_rows
 
@@ -59,24 +58,6 @@ class ScoredRows:
     def hours(self) -> NDArray[np.int64]:
         """Start of the hour in which each row matured, shape (n,): the blocks of intervals."""
         return self.matured_us - self.matured_us % HOUR_US
-
-
-def scan_horizon_us(dataset: Dataset) -> int:
-    """Return how far before maturity an impression can have been served: ``$horizon_us``.
-
-    A purchase anchored on a click may mature a click window plus a purchase window and lateness
-    after serving, which is more than the goal's own window and lateness.
-
-    Parameters
-    ----------
-    dataset : Dataset
-
-    Returns
-    -------
-    int
-        Microseconds. An anchor that the log had even later leaves its row unscored, and counted.
-    """
-    return max(dataset.chain_window_us(goal.name) + goal.lateness_us for goal in dataset.goals)
 
 
 def by_goal_and_expert(rows: pa.Table, experts: Sequence[str] = EXPERTS) -> Iterator[ScoredRows]:

@@ -25,7 +25,7 @@ from ad_pipeline.events.ledger import (
     watermark_us,
 )
 from ad_pipeline.events.readers import LogFile, content_md5, land
-from ad_pipeline.warehouse import Table, Warehouse, bound, replace_hours, select
+from ad_pipeline.warehouse import Table, Warehouse, bound, replace_hours, rows_of, select
 
 CHUNK_ROWS = 300_000
 """Log rows computed at a time: memory stays flat however long the range is."""
@@ -242,7 +242,7 @@ def _compute(
             f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in tables[short].columns
         )
         text = f"SELECT {columns} FROM ({query}) AS computed"
-        found[short] = connection.sql(text, params=bound(text, parameters)).to_arrow_table()
+        found[short] = rows_of(connection, text, parameters)
         connection.register(relation, found[short])
 
     for short in _log_table_names():

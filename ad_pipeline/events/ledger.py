@@ -221,7 +221,7 @@ def watermark_us(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -> int
     if latest_us is None:
         return 0
     if dataset.end_us is not None and latest_us >= dataset.end_us - HOUR_US:
-        return hour_of(dataset.end_us + dataset.horizon_us - 1) + HOUR_US
+        return dataset.last_hour_end_us or 0
     return hour_of(latest_us) + (HOUR_US if dataset.whole_hours else 0)
 
 

@@ -26,7 +26,7 @@ from ad_pipeline.features.encoding import (
     read_columns,
 )
 from ad_pipeline.features.tables import INVERSE_DICTIONARY, TABLES
-from ad_pipeline.warehouse import Warehouse, bound, replace_hours, select
+from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
 
 if TYPE_CHECKING:
     import duckdb
@@ -179,7 +179,7 @@ def collisions(connection: "duckdb.DuckDBPyConnection") -> pa.Table:
     pa.Table
         slot uint32, tokens int64, meanings list of ``feature=value``; fullest slots first.
     """
-    return connection.sql(select("features.collisions")).to_arrow_table()
+    return rows_of(connection, select("features.collisions"))
 
 
 def _tokens(
@@ -259,10 +259,7 @@ def _received(
     columns = ", ".join(["received_us", *(f'"{name}"' for name in contract.columns)])
     chosen = f"SELECT {columns} FROM ({query})"
     with warehouse.reader() as connection:
-        return connection.sql(
-            chosen,
-            params=bound(query, {"start_us": start_us, "end_us": end_us}),
-        ).to_arrow_table()
+        return rows_of(connection, chosen, {"start_us": start_us, "end_us": end_us})
 
 
 def _write(warehouse: Warehouse, met: pa.Table, start_us: int, end_us: int) -> dict[int, int]:

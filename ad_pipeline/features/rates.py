@@ -573,7 +573,7 @@ def recount(
     pa.Table
         entity, value, goal, anchors, engagements; no row where both are zero.
     """
-    from ad_pipeline.warehouse import bound, select
+    from ad_pipeline.warehouse import rows_of, select
 
     query = select("features.rates")
     parameters = {
@@ -583,7 +583,7 @@ def recount(
         "goals": [goal.name for goal in contract.goals],
         "anchors": [goal.anchor for goal in contract.goals],
     }
-    return connection.sql(query, params=bound(query, parameters)).to_arrow_table()
+    return rows_of(connection, query, parameters)
 
 
 def differences(
@@ -705,7 +705,7 @@ def _read_counts(
     warehouse: "Warehouse", contract: FeatureContract, start_us: int, end_us: int
 ) -> Iterator[tuple[HourCounts, int, int]]:
     """Count each hour of a chunk, read in two queries; also the rows of each kind."""
-    from ad_pipeline.warehouse import bound, select
+    from ad_pipeline.warehouse import rows_of, select
 
     entities = "".join(f', "{name}"' for name in contract.entities)
     parameters: dict[str, Any] = {
@@ -721,8 +721,7 @@ def _read_counts(
     )
     with warehouse.reader() as connection:
         shown, engaged = (
-            connection.sql(query, params=bound(query, parameters)).to_arrow_table()
-            for query in (impressions, engagements)
+            rows_of(connection, query, parameters) for query in (impressions, engagements)
         )
     orphans = engaged["impression_id"].null_count
     if orphans:

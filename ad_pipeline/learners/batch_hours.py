@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, write_checkpoint
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
@@ -28,7 +27,7 @@ from ad_pipeline.learners.batch import (
     training_slices,
 )
 from ad_pipeline.learners.tables import BATCH_PREDICTIONS, RETRAINS, TABLES
-from ad_pipeline.warehouse import Warehouse, bound, replace_hours, select
+from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
 
 KIND = "learners.batch_model"
 CODE_VERSION = 1
@@ -85,7 +84,9 @@ def pointer(goal: str, hour_us: int) -> str:
 def digest_after(deployment: Deployment, goal: str, hour_us: int) -> str | None:
     """Return the checkpoint of the model in force after an hour, None if there is none yet."""
     name = pointer(goal, hour_us)
-    return resolve(deployment.checkpoints, name) if is_pointed(deployment.checkpoints, name) else None
+    return (
+        resolve(deployment.checkpoints, name) if is_pointed(deployment.checkpoints, name) else None
+    )
 
 
 def open_batch_model(deployment: Deployment, digest: str) -> BatchModel:
@@ -182,7 +183,7 @@ def score_hours(
         }
         served_query = select("features.impressions_received")
         with warehouse.reader() as connection:
-            served = connection.execute(served_query, bound(served_query, span)).to_arrow_table()
+            served = rows_of(connection, served_query, span)
             online = {
                 goal.name: _online_logits(connection, goal.name, chunk_us, chunk_end_us)
                 for goal in dataset.goals
@@ -203,7 +204,9 @@ def score_hours(
                 if len(logits):
                     mean = float(np.mean(1 / (1 + np.exp(-logits))))
                     means.setdefault(hour_us, {})[f"{goal}/mean_probability"] = mean
-                rows.append(_prediction_rows(served.slice(first, last - first), goal, logits, digest))
+                rows.append(
+                    _prediction_rows(served.slice(first, last - first), goal, logits, digest)
+                )
         with warehouse.writer() as connection:
             scored = pa.concat_tables(rows) if rows else _no_predictions()
             connection.register("scored", scored)
@@ -218,7 +221,11 @@ def score_hours(
 
 
 def _train(
-    warehouse: Warehouse, deployment: Deployment, contract: FeatureContract, goal: Goal, hour_us: int
+    warehouse: Warehouse,
+    deployment: Deployment,
+    contract: FeatureContract,
+    goal: Goal,
+    hour_us: int,
 ) -> BatchModel | TooFewPositives:
     settings = deployment.dataset.settings.batch
     query = select("learners.matured_examples")
@@ -228,7 +235,7 @@ def _train(
         "end_us": hour_us + HOUR_US,
     }
     with warehouse.reader() as connection:
-        rows = connection.execute(query, bound(query, parameters)).to_arrow_table()
+        rows = rows_of(connection, query, parameters)
     rows = _thinned(rows, settings.maximum_rows, deployment.dataset.settings.seed)
     matured_us = rows.column("matured_us").to_numpy()
     train, valid = training_slices(matured_us, settings.validation_share, goal.window_us)
@@ -252,7 +259,7 @@ def _thinned(rows: pa.Table, most: int, seed: int) -> pa.Table:
     if rows.num_rows <= most:
         return rows
     draws = uniform(seed, rows.column("impression_id"), KIND)
-    return rows.filter(pc.less(pa.array(draws), most / rows.num_rows))
+    return rows.filter(pa.array(draws < most / rows.num_rows))
 
 
 def _write(
@@ -284,17 +291,13 @@ def _write(
 
 def _online_logits(connection: Any, goal: str, start_us: int, end_us: int) -> np.ndarray:
     """Return the online logits of a goal, in the order of ``features.impressions_received``."""
-    return (
-        connection.execute(
-            "SELECT logit FROM learners.online_predictions WHERE goal = $goal "
-            "AND serving_us >= $start_us AND serving_us < $end_us "
-            "ORDER BY serving_us, impression_id",
-            {"goal": goal, "start_us": start_us, "end_us": end_us},
-        )
-        .to_arrow_table()
-        .column("logit")
-        .to_numpy()
+    found = rows_of(
+        connection,
+        "SELECT logit FROM learners.online_predictions WHERE goal = $goal "
+        "AND serving_us >= $start_us AND serving_us < $end_us ORDER BY serving_us, impression_id",
+        {"goal": goal, "start_us": start_us, "end_us": end_us},
     )
+    return found.column("logit").to_numpy()
 
 
 def _prediction_rows(served: pa.Table, goal: str, logits: np.ndarray, digest: str) -> pa.Table:
@@ -313,5 +316,7 @@ def _prediction_rows(served: pa.Table, goal: str, logits: np.ndarray, digest: st
 
 
 def _no_predictions() -> pa.Table:
-    empty = pa.table({"impression_id": pa.array([], pa.string()), "received_us": pa.array([], pa.int64())})
+    empty = pa.table(
+        {"impression_id": pa.array([], pa.string()), "received_us": pa.array([], pa.int64())}
+    )
     return _prediction_rows(empty, "", np.empty(0), "")

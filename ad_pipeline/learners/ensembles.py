@@ -1,4 +1,4 @@
-"""The ensemble of each goal over the log: which rows fit it, where it is kept, what it is tested on.
+"""The ensemble of each goal: which rows of the log fit it, where it is kept, what tests it.
 
 Rows are matured impressions beside the scores they got at serving time. They are split by the hour
 of their maturity into fit, calibration and test, in that order, and the bounds travel with the
@@ -17,9 +17,9 @@ from ad_pipeline.clocks import HOUR_US, timestamp
 from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.evaluation.metrics import probabilities_of
-from ad_pipeline.evaluation.progressive import EXPERTS, scan_horizon_us
+from ad_pipeline.evaluation.progressive import EXPERTS
 from ad_pipeline.learners.ensemble import Ensemble, Range, fit_ensemble
-from ad_pipeline.warehouse import Warehouse, bound, select
+from ad_pipeline.warehouse import Warehouse, rows_of, select
 
 KIND = "learners.ensemble"
 
@@ -117,9 +117,7 @@ def open_ensemble(deployment: Deployment, goal: str) -> FittedEnsemble | None:
     name = f"{KIND}/{goal}"
     if not is_pointed(deployment.checkpoints, name):
         return None
-    checkpoint = read_checkpoint(
-        deployment.checkpoints, resolve(deployment.checkpoints, name)
-    )
+    checkpoint = read_checkpoint(deployment.checkpoints, resolve(deployment.checkpoints, name))
     manifest: dict[str, Any] = checkpoint.manifest
     return FittedEnsemble(
         goal, checkpoint.digest, Ensemble.from_json(manifest["ensemble"]), manifest["base_rate"]
@@ -174,7 +172,7 @@ def held_out_forecasts(warehouse: Warehouse, deployment: Deployment) -> Iterator
 def _matured_rows(
     warehouse: Warehouse, deployment: Deployment, goal: Goal, matured: Range | None
 ) -> pa.Table:
-    """Read the scored, matured rows of a goal: of a range, or of the newest hours that settings allow."""
+    """Read the scored, matured rows of a goal: of a range, or of the newest hours."""
     dataset = deployment.dataset
     query = select("evaluation.scored_rows")
     with warehouse.reader() as connection:
@@ -190,9 +188,9 @@ def _matured_rows(
             "goals": [goal.name],
             "start_us": matured.start_us,
             "end_us": matured.end_us,
-            "horizon_us": scan_horizon_us(dataset),
+            "horizon_us": dataset.maturity_us,
         }
-        return connection.execute(query, bound(query, parameters)).to_arrow_table()
+        return rows_of(connection, query, parameters)
 
 
 def _logits(rows: pa.Table) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ from ad_pipeline.learners.online import (
     restore_expert,
 )
 from ad_pipeline.learners.tables import ONLINE_PREDICTIONS, TABLES
-from ad_pipeline.warehouse import Warehouse, bound, replace_hours, select
+from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
 
 KIND = "learners.online_model"
 CODE_VERSION = 1
@@ -92,7 +92,7 @@ def open_expert(root: Path, digest: str) -> OnlineExpert:
     Raises
     ------
     CorruptCheckpoint
-        If bytes differ from the manifest, or a canary row scores otherwise than when it was written.
+        If bytes differ from the manifest, or a canary row scores otherwise than at writing.
     """
     checkpoint = read_checkpoint(root, digest)
     arrays = {
@@ -143,10 +143,7 @@ def learn_hours(
         served, emitted = _read_chunk(warehouse, list(models), chunk_us, chunk_end_us)
         served_slots = _encoded_slots(deployment, contract, served)
         served_us = _moments(served, "received_us")
-        examples = {
-            goal: _examples(deployment, contract, rows)
-            for goal, rows in emitted.items()
-        }
+        examples = {goal: _examples(deployment, contract, rows) for goal, rows in emitted.items()}
         predictions: list[pa.Table] = []
         learned: list[LearnedHour] = []
         for hour_us in hours_between(chunk_us, chunk_end_us):
@@ -188,7 +185,7 @@ class _Model:
     def before(
         cls, deployment: Deployment, contract: FeatureContract, goal: str, start_us: int
     ) -> "_Model":
-        """Restore the model that the hour before ``start_us`` left; a new one at the log's start."""
+        """Restore what the hour before ``start_us`` left; a new model at the log's start."""
         previous = pointer(goal, start_us - HOUR_US)
         at_start = start_us <= hour_of(deployment.dataset.start_us)
         if at_start and not is_pointed(deployment.checkpoints, previous):
@@ -276,19 +273,14 @@ def _read_chunk(
     emitted_query = select("learners.emitted_examples")
     span = {"start_us": start_us, "end_us": end_us}
     with warehouse.reader() as connection:
-        served = connection.execute(served_query, bound(served_query, span)).to_arrow_table()
+        served = rows_of(connection, served_query, span)
         emitted = {
-            goal: connection.execute(
-                emitted_query, bound(emitted_query, span | {"goal": goal})
-            ).to_arrow_table()
-            for goal in goals
+            goal: rows_of(connection, emitted_query, span | {"goal": goal}) for goal in goals
         }
     return served, emitted
 
 
-def _encoded_slots(
-    deployment: Deployment, contract: FeatureContract, rows: pa.Table
-) -> np.ndarray:
+def _encoded_slots(deployment: Deployment, contract: FeatureContract, rows: pa.Table) -> np.ndarray:
     read, counts = read_as_served(deployment, contract, rows)
     return slots(contract, read, counts)
 

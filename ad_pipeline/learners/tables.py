@@ -11,7 +11,11 @@ _PREDICTION_COLUMNS = (
     Column("expert", "VARCHAR", "Who said it: online or batch."),
     Column("logit", "DOUBLE", "Log odds of the goal, given at serving time, before mixing."),
     Column("model_hash", "VARCHAR", "Checkpoint that the score came from or continued from."),
-    Column("micro_batch", "SMALLINT", "Slice of the hour whose predecessors had been learnt; 0 for batch."),
+    Column(
+        "micro_batch",
+        "SMALLINT",
+        "Slice of the hour whose predecessors had been learnt; 0 for batch.",
+    ),
     Column("serving_us", "BIGINT", "When our log received the impression."),
 )
 

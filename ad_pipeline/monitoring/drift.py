@@ -28,9 +28,9 @@ from ad_pipeline.hashing import uniform
 from ad_pipeline.settings import DriftSettings
 
 IDENTITY_COLUMNS = frozenset(
-    {"impression_id", "request_id", "user_id", "event_id", "engagement_event_id"}
+    {"impression_id", "request_id", "user_id", "ad_id", "event_id", "engagement_event_id"}
 )
-"""Columns whose values are new by nature."""
+"""Columns whose values come and go by nature: that ads are born and die is no drift."""
 
 OTHER = "__other__"
 NULL = "__null__"

@@ -21,10 +21,10 @@ from ad_pipeline.monitoring.drift import (
     fixed_sample,
     matched_reference,
 )
-from ad_pipeline.warehouse import Warehouse, bound, select
+from ad_pipeline.warehouse import Warehouse, bound, rows_of, select
 
 THINNED_TO = 4
-"""Rows read per row sampled: reading thins by a stable hash in SQL, the sample is drawn from that."""
+"""Rows read per row sampled: SQL thins by a stable hash, the sample is drawn from that."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ def compare_log(warehouse: Warehouse, dataset: Dataset) -> LogComparison | None:
         if last is None or last[0] is None:
             return None
         end_us = hour_of(last[0]) + HOUR_US
+        if dataset.end_us is not None:
+            # Late rows that trickle in after the end are no hour of traffic.
+            end_us = min(end_us, dataset.end_us)
         start_us = max(end_us - settings.current_hours * HOUR_US, hour_of(dataset.start_us))
         reference = matched_reference(start_us, end_us, hour_of(dataset.start_us))
         if not reference.hours_us:
@@ -92,7 +95,5 @@ def _sampled(
     rows = int(found[0]) if found else 0
     query = select("monitoring.drift_sample")
     one_in = max(1, rows // (THINNED_TO * size))
-    table = connection.execute(
-        query, bound(query, parameters | {"one_in": one_in})
-    ).to_arrow_table()
+    table = rows_of(connection, query, parameters | {"one_in": one_in})
     return fixed_sample(table, size, dataset.settings.seed)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ad_pipeline.clocks import HOUR_US, hours_between
 from ad_pipeline.datasets import Deployment
@@ -30,7 +29,7 @@ from ad_pipeline.monitoring.tables import production_parity_rows
 from ad_pipeline.serving.bundle import Bundle, open_bundle
 from ad_pipeline.serving.decisions import count_columns, logged_inputs
 from ad_pipeline.serving.scorer import PublishedSnapshot, Scorer
-from ad_pipeline.warehouse import Warehouse, bound, select
+from ad_pipeline.warehouse import Warehouse, rows_of, select
 
 KEY = "request_id"
 
@@ -130,14 +129,14 @@ def recheck_decisions(
         for digest in sorted(set(decisions.column("bundle_hash").to_pylist())):
             if digest not in bundles:
                 bundles[digest] = open_bundle(deployment.bundles, digest)
-            of_bundle = decisions.filter(pc.equal(decisions.column("bundle_hash"), digest))
+            of_bundle = _where(decisions, "bundle_hash", digest)
             yield _recheck(deployment, bundles[digest], hour_us, of_bundle)
 
 
 def _read(connection: duckdb.DuckDBPyConnection, hour_us: int) -> pa.Table:
     query = select("monitoring.decisions_to_check")
     parameters = {"start_us": hour_us, "end_us": hour_us + HOUR_US}
-    return connection.execute(query, bound(query, parameters)).to_arrow_table()
+    return rows_of(connection, query, parameters)
 
 
 def _recheck(
@@ -185,8 +184,8 @@ def _recheck(
 def _recomputed(
     deployment: Deployment, bundle: Bundle, decisions: pa.Table, snapshot_hash: str
 ) -> pa.Table:
-    """Compute the features of decisions anew: our impression's columns, the named snapshot's counts."""
-    rows = decisions.filter(pc.equal(decisions.column("snapshot_hash"), snapshot_hash))
+    """Compute the features anew: our impression's columns, the named snapshot's counts."""
+    rows = _where(decisions, "snapshot_hash", snapshot_hash)
     snapshot = (
         PublishedSnapshot.read(deployment.snapshots, snapshot_hash) if snapshot_hash else None
     )
@@ -207,3 +206,7 @@ def _recomputed(
 
 def _no_scores() -> pa.Table:
     return scores_of([], KEY)
+
+
+def _where(rows: pa.Table, column: str, value: str) -> pa.Table:
+    return rows.filter(pa.array([found == value for found in rows.column(column).to_pylist()]))

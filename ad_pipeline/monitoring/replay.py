@@ -34,15 +34,15 @@ from ad_pipeline.serving.bundle import BATCH, ONLINE, Bundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.decisions import EVERYTHING
 from ad_pipeline.serving.replay import SNAPSHOT_COLUMN
-from ad_pipeline.warehouse import Warehouse, bound, select
+from ad_pipeline.warehouse import Warehouse, rows_of, select
 
 REPLAYED_HOURS = 24
 KEY = "impression_id"
 
 RECOUNTED_HOURS = 2
 RECOUNTED_ROWS = 2000
-"""Features are held against SQL for this many hours of the day and rows of each: a recount reads the
-whole window of an hour."""
+"""Features are held against SQL for this many hours of the day and rows of each: a recount reads
+the whole window of an hour."""
 
 
 class ReplayFailed(RuntimeError):
@@ -149,9 +149,11 @@ def _last_day(warehouse: Warehouse, deployment: Deployment) -> tuple[int, int, p
         end_us = hour_of(last[0]) + HOUR_US if last and last[0] else deployment.dataset.start_us
         start_us = end_us - REPLAYED_HOURS * HOUR_US
         parameters = {"start_us": start_us, "end_us": end_us}
-        return start_us, end_us, connection.execute(
-            query, bound(query, parameters)
-        ).to_arrow_table()
+        return (
+            start_us,
+            end_us,
+            rows_of(connection, query, parameters),
+        )
 
 
 def _snapshots_due(

@@ -162,7 +162,7 @@ def judge_goal(
     forecast = held_out.probabilities[ENSEMBLE]
     compare = partial(
         verdict,
-        tolerance=settings.promotion.tolerance,
+        margin=settings.promotion.margin,
         seed=settings.seed,
         replicates=settings.evaluation.replicates,
         level=settings.evaluation.level,

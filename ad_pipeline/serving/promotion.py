@@ -32,8 +32,8 @@ from ad_pipeline.serving.pointers import (
 
 HISTORY = "history.jsonl"
 
-TOLERANCE = 0.002
-"""Relative mean log loss that still counts as a tie; see ``PromotionSettings.tolerance``."""
+MARGIN = 0.05
+"""Relative log loss by which a candidate must be shown not to be worse."""
 
 
 class NothingToRollBackTo(LookupError):
@@ -103,7 +103,7 @@ def verdict(
     blocks: ArrayLike,
     *,
     base_rate: float | None = None,
-    tolerance: float = TOLERANCE,
+    margin: float = MARGIN,
     seed: int = 0,
     replicates: int = 400,
     level: float = 0.95,
@@ -111,8 +111,8 @@ def verdict(
     """Judge a candidate on matured rows that neither bundle was fitted on.
 
     Refused when the interval of the difference lies wholly above zero (it is worse, however
-    little), or when the mean is worse by more than the tolerance (it may be worse, and too much
-    to try). Too few blocks for an interval is a refusal too: nothing was shown.
+    little), or reaches beyond the margin (non-inferiority: with so few rows it may be much worse).
+    Too few blocks for an interval is a refusal too: nothing was shown. Else it is better or a tie.
 
     Parameters
     ----------
@@ -127,8 +127,8 @@ def verdict(
     base_rate : float, optional
         The constant to beat when nothing serves, known before these rows; without it the rows'
         own rate is taken, which no forecast could have known: the stricter comparison.
-    tolerance : float
-        Relative mean log loss.
+    margin : float
+        Relative log loss by which the candidate must be shown not to be worse.
     seed, replicates, level
         As for :func:`ad_pipeline.evaluation.intervals.paired_difference`.
 
@@ -151,7 +151,7 @@ def verdict(
         against = "current bundle"
         other = np.asarray(current, dtype=np.float64)
     found = paired_difference(y, candidate, other, blocks, seed, replicates, level)
-    promotes, reason = _judged(found, against, tolerance, level)
+    promotes, reason = _judged(found, against, margin, level)
     return PromotionVerdict(
         promote=promotes,
         reason=reason,
@@ -301,9 +301,7 @@ def history(serving: Path) -> list[Move]:
     return moves
 
 
-def _judged(
-    found: PairedDifference, against: str, tolerance: float, level: float
-) -> tuple[bool, str]:
+def _judged(found: PairedDifference, against: str, margin: float, level: float) -> tuple[bool, str]:
     if found.rows == 0:
         return False, "no matured rows to compare on; wait for labels to mature"
     measured = (
@@ -314,8 +312,8 @@ def _judged(
         return False, f"{measured}: {found.blocks} block(s) carry no interval; wait for more hours"
     if found.low > 0:
         return False, f"{measured}: worse, the {level:.0%} interval lies wholly above zero"
-    if found.relative > tolerance:
-        return False, f"{measured}: worse by more than the tolerance of {tolerance:.2%}"
+    if found.high > margin:
+        return False, f"{measured}: too few rows to rule out that it is {margin:.0%} worse"
     return True, f"{measured}: {'better' if found.high < 0 else 'a tie'}"
 
 

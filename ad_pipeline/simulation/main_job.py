@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key, hour_of
+from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
 from ad_pipeline.simulation.driver import drive_day
 from ad_pipeline.simulation.marketplace import Progress, simulate_days
@@ -48,7 +48,7 @@ def run_open_bandit(home: Path, say: Say) -> Deployment:
     deployment = _deployment("open_bandit", home)
     dataset = deployment.dataset
     say("open_bandit: a real log of 60,000 impressions, six files, one week")
-    _materialize(deployment, dataset.start_us, _last_hour_end(deployment), say)
+    _materialize(deployment, dataset.start_us, dataset.last_hour_end_us, say)
     return deployment
 
 
@@ -77,12 +77,12 @@ def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -
         [sys.executable, "-m", "ad_pipeline.cli", "drive", "--day", str(served_day)],
         say,
     )
-    _materialize(deployment, learnt_us, _last_hour_end(deployment), say)
+    _materialize(deployment, learnt_us, deployment.dataset.last_hour_end_us, say)
     return deployment
 
 
 def simulate(deployment: Deployment, spec: MarketplaceSpec, days: range, say: Say) -> None:
-    """Write some days of a simulated exchange's logs, and their truth, into a deployment's folders."""
+    """Write days of a simulated exchange's logs, and their truth, into a deployment's folders."""
     summary = simulate_days(
         spec, deployment.logs, deployment.truth, days, progress=_hours_told(say)
     )
@@ -125,15 +125,10 @@ def dagster_home(deployment: Deployment) -> Path:
     return home
 
 
-def _last_hour_end(deployment: Deployment) -> int:
-    dataset = deployment.dataset
-    if dataset.end_us is None:
-        raise ValueError(f"dataset {dataset.name} has no end, so the main job has no last hour")
-    return hour_of(dataset.end_us + dataset.horizon_us - 1) + HOUR_US
-
-
-def _materialize(deployment: Deployment, start_us: int, end_us: int, say: Say) -> None:
+def _materialize(deployment: Deployment, start_us: int, end_us: int | None, say: Say) -> None:
     """Materialize every asset for the log hours ``[start_us, end_us)``, as the CLI does."""
+    if end_us is None:
+        raise ValueError(f"dataset {deployment.dataset.name} is open: say up to which hour to run")
     span = f"{hour_key(start_us)}...{hour_key(end_us - HOUR_US)}"
     say(f"  dagster asset materialize --select '*' --partition-range {span}")
     command = [

@@ -101,7 +101,7 @@ class MarketplaceSpec:
     users: int = 40_000
     advertisers: int = 15
     campaigns: int = 40
-    ads: int = 400
+    ads: int = 700
     publishers: int = 60
     new_publishers: int = 8
     segments: int = 8

@@ -24,6 +24,9 @@ PLACEMENTS = ("banner", "feed", "interstitial", "native", "sidebar", "video")
 DEVICES = ("desktop", "mobile", "tablet", "tv")
 COUNTRIES = ("AT", "BE", "BR", "CA", "CH", "DE", "ES", "FR", "GB", "IT", "NL", "PL", "SE", "US")
 SIZES = ("160x600", "300x250", "320x50", "336x280", "640x360", "728x90", "970x250", "1x1")
+LONGEST_LIFE = 240.0
+"""Hours that an ad runs at most."""
+
 CONTENT_PER_CATEGORY = 100
 
 # Sizes that a placement can hold, and how often it asks for each.
@@ -315,14 +318,17 @@ def _ads(spec: MarketplaceSpec, campaigns: Campaigns) -> Ads:
     rng = spec.stream("ads")
     count = spec.ads
     campaign = (np.arange(count) % spec.campaigns).astype(np.int16)
-    birth = np.floor(rng.uniform(-48.0, 24.0 * spec.days, count)).astype(np.int64)
-    life = np.clip(np.exp(rng.normal(np.log(40.0), 0.6, count)), 6.0, 240.0).astype(np.int64)
-    # Each campaign's first ad runs all along, so that no hour is without ads.
+    # Births begin the longest life before the log does, so that ages are the same mix every day.
+    birth = np.floor(rng.uniform(-LONGEST_LIFE, 24.0 * spec.days, count)).astype(np.int64)
+    life = np.exp(rng.normal(np.log(40.0), 0.6, count))
+    life = np.clip(life, 6.0, LONGEST_LIFE).astype(np.int64)
+    # Each campaign's first ad runs all along, so that no hour is without ads; it is old already.
     evergreen = np.arange(count) < spec.campaigns
+    old = np.floor(rng.uniform(-10.0 * LONGEST_LIFE, -LONGEST_LIFE, count)).astype(np.int64)
     return Ads(
         campaign=campaign,
         category=campaigns.category[campaign],
-        birth_hour=np.where(evergreen, np.minimum(birth, 0), birth),
+        birth_hour=np.where(evergreen, old, birth),
         death_hour=np.where(evergreen, 24 * spec.days + 1, birth + life),
         click_effect=rng.normal(0.0, 0.3, count),
         purchase_effect=rng.normal(0.0, 0.3, count),

@@ -285,7 +285,7 @@ def test_a_fresh_process_encodes_a_request_without_pandas_duckdb_or_dagster() ->
         "encoding.dense(c, read, held);"
         "sys.exit(', '.join({'pandas', 'duckdb', 'dagster'} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run(  # noqa: S603 - the code above
+    done = subprocess.run(
         [sys.executable, "-c", code, CONTRACT.to_json()],
         capture_output=True,
         text=True,

@@ -73,20 +73,20 @@ def test_certainly_worse_is_refused_however_little() -> None:
     truth, labels, hours = _rows()
     worse = np.where(labels == 1, truth * 0.9999, truth * 1.0001)
     found = verdict(labels, worse, truth, hours)
-    assert found.difference < promotion.TOLERANCE
+    assert found.difference < 0.01 * promotion.MARGIN
     assert not found.promote
 
 
-def test_possibly_much_worse_is_refused_though_the_interval_holds_zero() -> None:
+def test_a_candidate_that_may_be_much_worse_is_refused_though_the_interval_holds_zero() -> None:
     truth, labels, hours = _rows(rows=600)
     noise = np.random.default_rng(5).standard_normal(len(truth))
     for size in np.linspace(0.05, 1.5, 60):
         other = 1 / (1 + np.exp(-(np.log(truth / (1 - truth)) + size * noise)))
         found = verdict(labels, other, truth, hours)
-        if found.low <= 0 and found.difference > promotion.TOLERANCE:
+        if found.low <= 0 and found.high > promotion.MARGIN:
             assert not found.promote
-            assert "tolerance" in found.reason
-            assert verdict(labels, other, truth, hours, tolerance=1.0).promote
+            assert "too few rows" in found.reason
+            assert verdict(labels, other, truth, hours, margin=1.0).promote
             return
     pytest.fail("no candidate landed between the two rules; the test needs other noise")
 

@@ -14,10 +14,12 @@ from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.evaluation.held_out import held_out_rows
 from ad_pipeline.evaluation.plots import calibration_plot, metrics_over_time
 from ad_pipeline.evaluation.progressive import progressive_metrics as measured
-from ad_pipeline.evaluation.progressive import scan_horizon_us
 from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, REPORT, TABLES
 from ad_pipeline.learners.ensembles import held_out_forecasts
-from ad_pipeline.warehouse import bound, replace_hours, select
+from ad_pipeline.warehouse import replace_hours, rows_of, select
+
+PLOTTED = ("log_loss", "normalized_entropy", "calibration_ratio")
+"""Measures that Dagster gets as numbers; all of them stand in the tables."""
 
 
 @dg.multi_asset(
@@ -45,10 +47,10 @@ def progressive_metrics(context: dg.AssetExecutionContext, deployment: Deploymen
         "goals": list(dataset.goal_names),
         "start_us": start_us,
         "end_us": end_us,
-        "horizon_us": scan_horizon_us(dataset),
+        "horizon_us": dataset.maturity_us,
     }
     with warehouse.reader() as connection:
-        rows = connection.execute(query, bound(query, parameters)).to_arrow_table()
+        rows = rows_of(connection, query, parameters)
     records = measured(rows, start_us, end_us, end_us)
     with warehouse.writer() as connection:
         connection.register("measured", records)
@@ -61,7 +63,7 @@ def progressive_metrics(context: dg.AssetExecutionContext, deployment: Deploymen
     for record in records.to_pylist():
         figures = by_hour[record["hour_us"]]
         figures["dagster/row_count"] += 1
-        for name in ("log_loss", "normalized_entropy", "calibration_ratio", "positives"):
+        for name in (*PLOTTED, "positives"):
             if record[name] is not None:
                 figures[f"{record['goal']}/{record['expert']}/{name}"] = record[name]
     for hour_us, figures in by_hour.items():
@@ -86,9 +88,9 @@ def report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     warehouse = deployment.warehouse
     warehouse.create(TABLES)
     with warehouse.reader() as connection:
-        progressive = connection.execute(
-            f"SELECT * FROM {PROGRESSIVE_METRICS.name} ORDER BY hour_us, goal, expert"
-        ).to_arrow_table()
+        progressive = rows_of(
+            connection, f"SELECT * FROM {PROGRESSIVE_METRICS.name} ORDER BY hour_us, goal, expert"
+        )
     rows: list[pa.Table] = []
     metadata: dict[str, float | int | str | dg.MetadataValue] = {}
     paths.reports.mkdir(parents=True, exist_ok=True)
@@ -114,10 +116,9 @@ def report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
             connection.execute(f"DELETE FROM {REPORT.name}")
             connection.execute(f"INSERT INTO {REPORT.name} BY NAME SELECT * FROM measured")
         for record in table.to_pylist():
-            if record["metric"] in ("log_loss", "normalized_entropy", "calibration_ratio"):
-                if record["value"] is not None:
-                    name = f"{record['goal']}/{record['expert']}/{record['metric']}"
-                    metadata[name] = record["value"]
+            if record["metric"] in PLOTTED and record["value"] is not None:
+                name = f"{record['goal']}/{record['expert']}/{record['metric']}"
+                metadata[name] = record["value"]
         metadata["dagster/row_count"] = table.num_rows
     context.log.info(f"report of {len(rows)} goals, pictures in {paths.reports}")
     return dg.MaterializeResult(metadata=metadata)

@@ -43,9 +43,7 @@ def log_files(context: dg.AssetExecutionContext, deployment: DeploymentResource)
 
 @dg.multi_asset(
     name="events",
-    specs=[
-        table_spec(table, deps=[["events", "files"]], kinds={"sql"}) for table in HOURLY_TABLES
-    ],
+    specs=[table_spec(table, deps=[["events", "files"]], kinds={"sql"}) for table in HOURLY_TABLES],
     backfill_policy=SINGLE_RUN,
 )
 def events(context: dg.AssetExecutionContext, deployment: DeploymentResource):

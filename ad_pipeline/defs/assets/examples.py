@@ -37,7 +37,9 @@ def _spec(table: Table) -> dg.AssetSpec:
     )
 
 
-@dg.multi_asset(name="examples", specs=[_spec(table) for table in TABLES], backfill_policy=SINGLE_RUN)
+@dg.multi_asset(
+    name="examples", specs=[_spec(table) for table in TABLES], backfill_policy=SINGLE_RUN
+)
 def examples(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Join labels for the log hours of this run, goal by goal in the order of their chains."""
     start_us, end_us = hours(context)

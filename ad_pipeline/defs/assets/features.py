@@ -1,12 +1,12 @@
-"""What learners see beside an impression's own columns: hourly published counts, and the dictionary."""
+"""What learners see beside an impression's own columns: published counts, and the dictionary."""
 
 import dagster as dg
 
+from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import HORIZON, HOURLY, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features.dictionary import collisions, write_dictionary
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import advance_hours
@@ -26,8 +26,8 @@ from ad_pipeline.serving.pointers import publish_snapshot
         dg.AssetDep(["events", "engagements"], partition_mapping=SAME_HOUR),
     ],
     description=(
-        "Snapshot of integer counts by entity (a user, an ad, a publisher) over the trailing window "
-        "that ends with this hour: anchors and engagements of each goal. Learners and the scorer "
+        "Snapshot of integer counts by entity (a user, an ad, a publisher) over the window that "
+        "ends with this hour: anchors and engagements of each goal. Learners and the scorer "
         "read the same snapshot as smoothed rates, at the same lag after the hour."
     ),
 )
@@ -81,7 +81,8 @@ def inverse_dictionary(context: dg.AssetExecutionContext, deployment: Deployment
     with warehouse.reader() as connection:
         shared = collisions(connection)
     fullest = "\n".join(
-        f"| {row['slot']} | {', '.join(row['meanings'][:5])} |" for row in shared.slice(0, 5).to_pylist()
+        f"| {row['slot']} | {', '.join(row['meanings'][:5])} |"
+        for row in shared.slice(0, 5).to_pylist()
     )
     return dg.MaterializeResult(
         metadata={

@@ -99,9 +99,9 @@ class Retrain(dg.Config):
         RATES,
     ],
     description=(
-        "The LightGBM model of each goal in force after this hour, trained on matured rows with the "
-        "online expert's serving-time logit among its features. Hours without a retrain point at "
-        "the previous model; a retrain beyond the schedule is recorded with its cause."
+        "The LightGBM model of each goal in force after this hour, trained on matured rows with "
+        "the online expert's serving-time logit among its features. Hours without a retrain "
+        "point at the previous model; one beyond the schedule is recorded with its cause."
     ),
 )
 def batch_model(
@@ -176,8 +176,9 @@ def batch_predictions(context: dg.AssetExecutionContext, deployment: DeploymentR
     backfill_policy=SINGLE_RUN,
     deps=[["learners", "online_predictions"], ["learners", "batch_predictions"]],
     description=(
-        "Every expert's score of every impression at serving time, as one view. Mixing, calibration "
-        "and progressive metrics read scores given then, never a re-score by a newer model."
+        "Every expert's score of every impression at serving time, as one view. Mixing, "
+        "calibration and progressive metrics read scores given then, never those of a "
+        "newer model."
     ),
 )
 def predictions(deployment: DeploymentResource) -> dg.MaterializeResult:

@@ -31,7 +31,7 @@ from ad_pipeline.warehouse import replace_hours
     backfill_policy=SINGLE_RUN,
 )
 def drift(context: dg.AssetExecutionContext, deployment: DeploymentResource):
-    """Compare the log's last hours with the same hours before; Evidently draws what the PSI found."""
+    """Compare the log's last hours with the same hours before; Evidently draws what is found."""
     paths = deployment.paths
     settings = paths.dataset.settings.drift
     warehouse = deployment.warehouse
@@ -51,9 +51,7 @@ def drift(context: dg.AssetExecutionContext, deployment: DeploymentResource):
         )
         connection.execute(f"INSERT INTO {DRIFT.name} BY NAME SELECT * FROM found")
     report = paths.reports / "drift.html"
-    numbers = evidently_report(
-        compared.before, compared.now, compared.columns, settings, report
-    )
+    numbers = evidently_report(compared.before, compared.now, compared.columns, settings, report)
     drifted = [column.column for column in verdict.columns if column.drifted]
     context.log.info(f"drift: {', '.join(drifted) or 'none'} (highest PSI {verdict.psi:.3f})")
     listed = "\n".join(
@@ -68,7 +66,7 @@ def drift(context: dg.AssetExecutionContext, deployment: DeploymentResource):
             "highest_psi": verdict.psi,
             "current": f"{timestamp(compared.start_us)} to {timestamp(compared.end_us)}",
             "current_end_us": compared.end_us,
-            "reference": f"{len(compared.reference.hours_us)} hours, same {compared.reference.rule}",
+            "reference": f"{len(compared.reference.hours_us)} hours, {compared.reference.rule}",
             "columns": dg.MetadataValue.md(
                 f"| column | PSI | Evidently's PSI | |\n|---|---|---|---|\n{listed}"
             ),
@@ -81,8 +79,9 @@ def drift(context: dg.AssetExecutionContext, deployment: DeploymentResource):
 @dg.multi_asset(
     name="candidate_replay",
     specs=[
-        table_spec(CANDIDATE_REPLAY, deps=[["serving", "bundle"], ["events", "impressions"]])
-        ._replace(automation_condition=refresh_after_upstream())
+        table_spec(
+            CANDIDATE_REPLAY, deps=[["serving", "bundle"], ["events", "impressions"]]
+        )._replace(automation_condition=refresh_after_upstream())
     ],
     backfill_policy=SINGLE_RUN,
 )

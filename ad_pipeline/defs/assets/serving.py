@@ -11,9 +11,10 @@ from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.partitions import SINGLE_RUN
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.learners.ensembles import held_out_forecasts
+from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate
 from ad_pipeline.serving.promotion import decide, history, promote
-from ad_pipeline.warehouse import select
+from ad_pipeline.warehouse import rows_of, select
 
 CANARIES = 16
 
@@ -43,9 +44,7 @@ def bundle(
     """Assemble the newest state of every goal into a bundle."""
     with deployment.warehouse.reader() as connection:
         hour_us = _last_learnt_hour(connection)
-        canaries = connection.execute(
-            select("serving.canary_requests"), {"count": CANARIES}
-        ).to_arrow_table()
+        canaries = rows_of(connection, select("serving.canary_requests"), {"count": CANARIES})
     built = build_candidate(deployment.paths, hour_us, canaries.to_pylist())
     size = sum(path.stat().st_size for path in built.path.iterdir())
     context.log.info(f"bundle {built.digest[:12]} with {', '.join(g.goal for g in built.goals)}")
@@ -90,14 +89,30 @@ def current(
         )
         with warehouse.reader() as connection:
             connection.register("asked", asked)
-            return connection.execute(
+            return rows_of(
+                connection,
                 "SELECT impressions.* FROM asked INNER JOIN events.impressions AS impressions "
                 "ON impressions.impression_id = asked.impression_id "
-                "AND impressions.received_us = asked.served_us ORDER BY asked.place"
-            ).to_arrow_table()
+                "AND impressions.received_us = asked.served_us ORDER BY asked.place",
+            )
 
     judged = judge_candidate(paths, held_out_forecasts(warehouse, paths), read_impressions)
+    moves = history(paths.serving)
+    with warehouse.reader() as connection:
+        replayed = connection.execute(
+            f"SELECT bool_and(state = 'passed') FROM {CANDIDATE_REPLAY.name} "
+            "WHERE bundle_hash = $bundle",
+            {"bundle": judged.digest},
+        ).fetchone()
     promoted, reason = decide(judged.verdicts)
+    if moves and moves[-1].digest == judged.digest:
+        promoted, reason = True, "it serves already"
+    elif not (replayed and replayed[0]):
+        # Across runs Dagster does not hold this asset back when the blocking check failed.
+        promoted, reason = (
+            False,
+            "its replay has not passed; materialize monitoring/candidate_replay",
+        )
     if promoted:
         promote(
             paths.serving,
@@ -106,7 +121,9 @@ def current(
             judged.evidence(),
             watermark_us=judged.watermark_us,
         )
-    context.log.info(f"bundle {judged.digest[:12]} {'promoted' if promoted else 'refused'}: {reason}")
+    context.log.info(
+        f"bundle {judged.digest[:12]} {'promoted' if promoted else 'refused'}: {reason}"
+    )
     moves = history(paths.serving)
     return dg.MaterializeResult(
         metadata={

@@ -1,0 +1,81 @@
+"""Checks of the label join: each anchor once, each emission once, no fact from the future."""
+
+import dagster as dg
+import duckdb
+
+from ad_pipeline.defs.checks.verdicts import found
+from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.warehouse import select
+
+LABELLED = ["examples", "labelled_impressions"]
+EMITTED = ["examples", "training_examples"]
+
+
+@dg.multi_asset_check(
+    name="examples_checks",
+    specs=[
+        dg.AssetCheckSpec(
+            "each_anchor_is_labelled_once",
+            asset=LABELLED,
+            blocking=True,
+            description="Every impression that matured before the last sealed hour has one label.",
+        ),
+        dg.AssetCheckSpec(
+            "no_label_knows_the_future",
+            asset=LABELLED,
+            blocking=True,
+            description="No label rests on an engagement that our log had after its maturity.",
+        ),
+        dg.AssetCheckSpec(
+            "each_example_is_emitted_once",
+            asset=EMITTED,
+            blocking=True,
+            description="The key of a training example is unique, so that a replay is safe.",
+        ),
+        dg.AssetCheckSpec(
+            "no_example_knows_the_future",
+            asset=EMITTED,
+            blocking=True,
+            description="No positive is emitted before our log had its engagement.",
+        ),
+    ],
+)
+def examples_checks(deployment: DeploymentResource):
+    """Look for the faults that a label join can have."""
+    anchored = [goal for goal in deployment.dataset.goals if goal.anchor == "impression"]
+    with deployment.warehouse.reader() as connection:
+        wrong = sum(
+            _count(
+                connection,
+                "examples.anchors_not_labelled_once",
+                {
+                    "goal": goal.name,
+                    "horizon_us": goal.window_us + goal.lateness_us,
+                },
+            )
+            for goal in anchored
+        )
+        labels_ahead = _count(connection, "examples.labels_ahead_of_time", {})
+        repeated = _count(connection, "examples.repeated_emissions", {})
+        emitted_ahead = _count(connection, "examples.emissions_ahead_of_time", {})
+    yield found(
+        "each_anchor_is_labelled_once", LABELLED, wrong == 0, f"{wrong:,} impressions are not",
+        wrong=wrong,
+    )  # fmt: skip
+    yield found(
+        "no_label_knows_the_future", LABELLED, labels_ahead == 0, f"{labels_ahead:,} labels do",
+        wrong=labels_ahead,
+    )  # fmt: skip
+    yield found(
+        "each_example_is_emitted_once", EMITTED, repeated == 0, f"{repeated:,} keys repeat",
+        wrong=repeated,
+    )  # fmt: skip
+    yield found(
+        "no_example_knows_the_future", EMITTED, emitted_ahead == 0, f"{emitted_ahead:,} do",
+        wrong=emitted_ahead,
+    )  # fmt: skip
+
+
+def _count(connection: duckdb.DuckDBPyConnection, name: str, parameters: dict[str, object]) -> int:
+    row = connection.execute(select(name), parameters).fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,87 @@
+"""Checks of the experts and their mixture."""
+
+import dagster as dg
+
+from ad_pipeline.checkpoints import CorruptCheckpoint, resolve
+from ad_pipeline.clocks import hour_key
+from ad_pipeline.defs.checks.verdicts import found
+from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.learners.ensembles import open_ensemble
+from ad_pipeline.learners.online_hours import open_expert, pointer
+from ad_pipeline.warehouse import select
+
+MODEL = ["learners", "online_model"]
+SCORED = ["learners", "online_predictions"]
+ENSEMBLE = ["learners", "ensemble"]
+
+
+@dg.multi_asset_check(
+    name="learners_checks",
+    specs=[
+        dg.AssetCheckSpec(
+            "newest_checkpoint_is_intact",
+            asset=MODEL,
+            blocking=True,
+            description="Every byte has its SHA-256, and canary rows score as when it was written.",
+        ),
+        dg.AssetCheckSpec(
+            "every_impression_is_scored_once",
+            asset=SCORED,
+            blocking=True,
+            description="Each impression has one score of the online expert for each goal.",
+        ),
+        dg.AssetCheckSpec(
+            "ranges_do_not_overlap",
+            asset=ENSEMBLE,
+            blocking=True,
+            description="Fit, calibration and test lie one behind the other in maturity.",
+        ),
+    ],
+)
+def learners_checks(deployment: DeploymentResource):
+    """Open what was written and count what was scored."""
+    paths = deployment.paths
+    goals = paths.dataset.goal_names
+    with deployment.warehouse.reader() as connection:
+        row = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
+        wrong_row = connection.execute(
+            select("learners.impressions_not_scored_once"), {"goals": list(goals)}
+        ).fetchone()
+    hour_us = int(row[0]) if row and row[0] is not None else paths.dataset.start_us
+    wrong = int(wrong_row[0]) if wrong_row else 0
+    faults: list[str] = []
+    for goal in goals:
+        try:
+            open_expert(paths.checkpoints, resolve(paths.checkpoints, pointer(goal, hour_us)))
+        except (CorruptCheckpoint, LookupError) as error:
+            faults.append(str(error))
+    yield found(
+        "newest_checkpoint_is_intact",
+        MODEL,
+        not faults,
+        "; ".join(faults) or f"{len(goals)} checkpoints of {hour_key(hour_us)}",
+    )
+    yield found(
+        "every_impression_is_scored_once",
+        SCORED,
+        wrong == 0,
+        f"{wrong:,} impressions and goals are not",
+        wrong=wrong,
+    )
+    overlapping = [
+        goal
+        for goal in goals
+        if (fitted := open_ensemble(paths, goal)) is not None
+        and not _one_behind_the_other(fitted.ranges)
+    ]
+    yield found(
+        "ranges_do_not_overlap",
+        ENSEMBLE,
+        not overlapping,
+        f"they overlap for {', '.join(overlapping)}" if overlapping else "disjoint for every goal",
+    )
+
+
+def _one_behind_the_other(ranges: dict[str, list[int]]) -> bool:
+    bounds = [bound for name in ("fit", "calibration", "test") for bound in ranges[name]]
+    return bounds == sorted(bounds)

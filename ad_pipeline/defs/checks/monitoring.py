@@ -1,0 +1,128 @@
+"""Checks of parity and drift: two parities, never one for the other."""
+
+import dagster as dg
+
+from ad_pipeline.checkpoints import resolve
+from ad_pipeline.defs.checks.verdicts import found
+from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.serving.candidate import CANDIDATE
+
+REPLAYED = ["monitoring", "candidate_replay"]
+PARITY = ["monitoring", "production_parity"]
+DRIFTED = ["monitoring", "drift"]
+
+
+@dg.multi_asset_check(
+    name="candidate_replay_checks",
+    specs=[
+        dg.AssetCheckSpec(
+            "scores_agree_to_the_bit",
+            asset=REPLAYED,
+            blocking=True,
+            description="A fresh process gives the batch path's scores, bit for bit.",
+        ),
+        dg.AssetCheckSpec(
+            "features_agree_with_sql",
+            asset=REPLAYED,
+            blocking=True,
+            description="The features that the fresh process used are those that SQL recounts.",
+        ),
+    ],
+)
+def candidate_replay_checks(deployment: DeploymentResource):
+    """Read the replay of the newest candidate; one that was never replayed has not passed."""
+    paths = deployment.paths
+    bundle = resolve(paths.bundles, CANDIDATE)
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT comparison, name, state, rows, equal, first_offending "
+            "FROM monitoring.candidate_replay WHERE bundle_hash = $bundle ORDER BY 1, 2",
+            {"bundle": bundle},
+        ).fetchall()
+    for check, comparison in (
+        ("scores_agree_to_the_bit", "scores"),
+        ("features_agree_with_sql", "features"),
+    ):
+        chosen = [row for row in rows if row[0] == comparison]
+        differing = [row for row in chosen if row[3] != row[4]]
+        compared = sum(row[3] for row in chosen)
+        first = f"; first: {differing[0][1]} of {differing[0][5]}" if differing else ""
+        yield found(
+            check,
+            REPLAYED,
+            bool(chosen) and all(row[2] == "passed" for row in chosen),
+            f"{compared:,} compared, {sum(row[3] - row[4] for row in differing):,} differ{first}"
+            if chosen
+            else f"bundle {bundle[:12]} was not replayed",
+            compared=compared,
+        )
+
+
+@dg.multi_asset_check(
+    name="production_parity_checks",
+    specs=[
+        dg.AssetCheckSpec(
+            "served_scores_are_given_again",
+            asset=PARITY,
+            description="The bundle that each decision names gives its logged score again.",
+        ),
+        dg.AssetCheckSpec(
+            "served_features_were_right",
+            asset=PARITY,
+            description="Logged features equal those recomputed from our log and the snapshot.",
+        ),
+    ],
+)
+def production_parity_checks(deployment: DeploymentResource):
+    """Read every re-checked hour. "No decisions yet" warns: it is said, and it is not passed."""
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT comparison, name, sum(rows), sum(equal), sum(mismatches), sum(missing), "
+            "sum(extra), count(*) FILTER (state = 'failed'), min(nullif(first_offending, '')) "
+            "FROM monitoring.production_parity WHERE bundle_hash <> '' GROUP BY ALL ORDER BY 1, 2"
+        ).fetchall()
+    for check, comparison in (
+        ("served_scores_are_given_again", "scores"),
+        ("served_features_were_right", "features"),
+    ):
+        chosen = [row for row in rows if row[0] == comparison]
+        failed = [row for row in chosen if row[7]]
+        worst = max(failed, key=lambda row: row[2] - row[3], default=None)
+        yield found(
+            check,
+            PARITY,
+            bool(chosen) and not failed,
+            "no decisions yet"
+            if not chosen
+            else f"{sum(row[2] for row in chosen):,} compared, "
+            + (
+                "all equal"
+                if worst is None
+                else f"{worst[1]}: mismatch {worst[4]:,}, missing {worst[5]:,}, extra {worst[6]:,} "
+                f"of {worst[2]:,}; first: {worst[8]}"
+            ),
+            warns=not chosen,
+            compared=int(sum(row[2] for row in chosen)),
+        )
+
+
+@dg.asset_check(
+    asset=DRIFTED,
+    name="inputs_have_not_drifted",
+    description="No watched column of the last hours left the distribution of the hours before.",
+)
+def inputs_have_not_drifted(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Read the newest verdict; drift warns, and the sensor acts on it."""
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT column_name, psi FROM monitoring.drift WHERE drifted AND current_end_us = "
+            "(SELECT max(current_end_us) FROM monitoring.drift) ORDER BY psi DESC"
+        ).fetchall()
+    return found(
+        "inputs_have_not_drifted",
+        DRIFTED,
+        not rows,
+        ", ".join(f"{name} (PSI {psi:.2f})" for name, psi in rows) or "none has",
+        warns=True,
+        drifted_columns=len(rows),
+    )

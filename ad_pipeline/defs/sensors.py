@@ -1,0 +1,202 @@
+"""Reactions to the outside world: new log files, hours that have closed, a drift verdict.
+
+A tick lists files or asks the warehouse one small question; it reads no log. What a tick decides is
+a pure function of what it saw and of its cursor, and stands apart from the sensor so that it can be
+tested without Dagster. Reactions inside the graph are conditions, in ``automation.py``.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import dagster as dg
+import duckdb
+
+from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
+from ad_pipeline.datasets import Deployment
+from ad_pipeline.defs.jobs import ledger, main, retrain
+from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.events.ledger import watermark_us
+from ad_pipeline.warehouse import Warehouse, WarehouseBusy
+
+PATIENCE_SECONDS = 2.0
+"""A tick does not queue behind a run for the warehouse: the next tick asks again."""
+
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+
+
+@dataclass(frozen=True)
+class DriftSeen:
+    """What the drift sensor sees.
+
+    Attributes
+    ----------
+    verdict_end_us : int
+        End of the hours of the newest verdict.
+    columns : tuple of str
+        Those that drifted; empty if none did.
+    last_hour_us : int
+        Last log hour learnt.
+    last_retrain_us : int or None
+        Last hour of a retrain that was asked for.
+    """
+
+    verdict_end_us: int
+    columns: tuple[str, ...]
+    last_hour_us: int
+    last_retrain_us: int | None
+
+
+def listing_digest(deployment: Deployment) -> str:
+    """Return a digest of the log folders as a file listing shows them: names, sizes, times."""
+    found = sorted(
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for source in deployment.dataset.sources
+        for path in deployment.log_files(source)
+    )
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else ""
+
+
+def closed_range(start_us: int, sealed_us: int, complete_us: int) -> tuple[int, int] | None:
+    """Return the hours ``[start, end)`` that are complete and not sealed yet, or None.
+
+    Parameters
+    ----------
+    start_us : int
+        Start of the dataset.
+    sealed_us : int
+        End of the last sealed hour; 0 before the first.
+    complete_us : int
+        The watermark.
+    """
+    first = max(hour_of(start_us), sealed_us)
+    return (first, complete_us) if complete_us > first else None
+
+
+def retrain_due(seen: DriftSeen, acted_on_us: int, cooldown_hours: int) -> tuple[bool, str]:
+    """Decide whether a drift verdict starts a retrain.
+
+    Parameters
+    ----------
+    seen : DriftSeen
+    acted_on_us : int
+        End of the hours of the last verdict that was acted on; 0 for none.
+    cooldown_hours : int
+        Log hours between two such retrains.
+
+    Returns
+    -------
+    due : bool
+    reason : str
+        For people.
+    """
+    if not seen.columns:
+        return False, f"no drift in the hours before {timestamp(seen.verdict_end_us)}"
+    if seen.verdict_end_us <= acted_on_us:
+        return False, f"the verdict up to {timestamp(seen.verdict_end_us)} was acted on already"
+    if seen.last_retrain_us is not None:
+        ready_us = seen.last_retrain_us + cooldown_hours * HOUR_US
+        if seen.last_hour_us < ready_us:
+            return False, f"cooling down until log hour {timestamp(ready_us)}"
+    return True, f"{', '.join(seen.columns)} drifted before {timestamp(seen.verdict_end_us)}"
+
+
+@dg.sensor(
+    job=ledger,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Looks for new log files and enters them into the ledger.",
+)
+def new_log_files(
+    context: dg.SensorEvaluationContext, deployment: DeploymentResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Start the ledger job when the listing of the log folders changed."""
+    digest = listing_digest(deployment.paths)
+    if digest == (context.cursor or ""):
+        return dg.SkipReason("no new log file")
+    return dg.SensorResult(run_requests=[dg.RunRequest(run_key=digest)], cursor=digest)
+
+
+@dg.sensor(
+    job=main,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Runs the main job for log hours that have become complete.",
+)
+def closed_hours(deployment: DeploymentResource) -> dg.RunRequest | dg.SkipReason:
+    """Start the main job for the hours between the last sealed one and the watermark."""
+    paths = deployment.paths
+    if not paths.warehouse.exists():
+        return dg.SkipReason("no log file is registered yet")
+    try:
+        with Warehouse(paths.warehouse, wait_seconds=PATIENCE_SECONDS).reader() as connection:
+            complete_us = watermark_us(connection, paths.dataset)
+            row = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
+    except WarehouseBusy as busy:
+        return dg.SkipReason(str(busy))
+    sealed_us = row[0] + HOUR_US if row and row[0] is not None else 0
+    due = closed_range(paths.dataset.start_us, sealed_us, complete_us)
+    if due is None:
+        return dg.SkipReason(f"every complete hour is sealed, up to {timestamp(sealed_us)}")
+    first, last = hour_key(due[0]), hour_key(due[1] - HOUR_US)
+    return dg.RunRequest(
+        run_key=f"{first}...{last}", tags={RANGE_START_TAG: first, RANGE_END_TAG: last}
+    )
+
+
+@dg.sensor(
+    job=retrain,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Retrains LightGBM when the inputs drifted; cools down between two retrains.",
+)
+def drift_retrain(
+    context: dg.SensorEvaluationContext, deployment: DeploymentResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Turn the newest drift verdict into a retrain run, once."""
+    paths = deployment.paths
+    if not paths.warehouse.exists():
+        return dg.SkipReason("nothing was materialized yet")
+    try:
+        with Warehouse(paths.warehouse, wait_seconds=PATIENCE_SECONDS).reader() as connection:
+            seen = _seen(connection)
+    except WarehouseBusy as busy:
+        return dg.SkipReason(str(busy))
+    if seen is None:
+        return dg.SkipReason("no drift verdict yet")
+    cooldown = paths.dataset.settings.drift.retrain_cooldown_hours
+    due, reason = retrain_due(seen, int(context.cursor or 0), cooldown)
+    if not due:
+        return dg.SkipReason(reason)
+    evidence = json.dumps({"verdict_end_us": seen.verdict_end_us, "columns": list(seen.columns)})
+    request = dg.RunRequest(
+        run_key=f"drift-{seen.verdict_end_us}",
+        partition_key=hour_key(seen.last_hour_us),
+        run_config=dg.RunConfig(
+            ops={"learners__batch_model": {"config": {"cause": "drift", "evidence": evidence}}}
+        ),
+        tags={"ad_pipeline/cause": reason},
+    )
+    return dg.SensorResult(run_requests=[request], cursor=str(seen.verdict_end_us))
+
+
+def _seen(connection: duckdb.DuckDBPyConnection) -> DriftSeen | None:
+    tables = {
+        f"{schema}.{name}"
+        for schema, name in connection.execute(
+            "SELECT table_schema, table_name FROM information_schema.tables "
+            "WHERE table_catalog = 'warehouse'"
+        ).fetchall()
+    }
+    if not {"monitoring.drift", "learners.retrains", "learners.online_predictions"} <= tables:
+        return None
+    verdict = connection.execute(
+        "SELECT current_end_us, list(column_name ORDER BY column_name) FILTER (drifted) "
+        "FROM monitoring.drift GROUP BY current_end_us ORDER BY current_end_us DESC LIMIT 1"
+    ).fetchone()
+    hour = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
+    asked = connection.execute("SELECT max(hour_us) FROM learners.retrains").fetchone()
+    if verdict is None or hour is None or hour[0] is None:
+        return None
+    return DriftSeen(verdict[0], tuple(verdict[1] or ()), hour[0], asked[0] if asked else None)

@@ -1,0 +1,39 @@
+"""The market that the tests of this room run: loaded in this process, materialized once.
+
+The partitions of a dataset are read when the definitions are imported, so this process has one
+dataset: the tiny market. Other datasets are loaded in processes of their own (``test_graph.py``).
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from ad_pipeline.clocks import DAY_US
+from ad_pipeline_tests.defs.markets import Market, drive, make_market, run, write_days
+
+TINY_MARKET = make_market(Path(os.environ["AD_PIPELINE_HOME"]) / "tiny")
+
+os.environ["AD_PIPELINE_DATASET"] = str(TINY_MARKET.dataset_file)
+
+
+@pytest.fixture(scope="session")
+def market() -> Market:
+    """Return the market after its whole life; tests only read it.
+
+    One day is learnt and its bundle promoted, a driver serves the second day through that bundle,
+    then that day and the tail of its labels are learnt.
+    """
+    served_us = TINY_MARKET.start_us + DAY_US
+    write_days(TINY_MARKET, range(1))
+    run(TINY_MARKET, TINY_MARKET.start_us, served_us)
+    drive(TINY_MARKET, 1)
+    run(TINY_MARKET, served_us, TINY_MARKET.end_us)
+    return TINY_MARKET
+
+
+@pytest.fixture
+def own_market(market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Market:
+    """Return a copy of the market that a test may damage; this process works on it."""
+    copied = market.copied_to(tmp_path / "home")
+    monkeypatch.setenv("AD_PIPELINE_HOME", str(copied.root))
+    return copied
