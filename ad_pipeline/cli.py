@@ -86,8 +86,12 @@ def _demo(chosen: argparse.Namespace) -> None:
     started = time.monotonic()
     runs = {"open_bandit": run_open_bandit, "marketplace": run_marketplace}
     finished = [run(home, _say) for name, run in runs.items() if chosen.only in (None, name)]
-    for deployment in finished:
-        _print_report(deployment)
+    for run in finished:
+        _print_report(run.deployment)
+        _say(f"  checks: {sum(seen.passed for seen in run.checks)} of {len(run.checks)} passed")
+        for seen in run.checks:
+            if not seen.passed:
+                _say(f"    not passed: {seen.asset}: {seen.check}: {seen.found}")
     _say(f"\nThe main job took {time.monotonic() - started:.0f} s. Look around with `make dev`, or")
     _say("`make dev AD_PIPELINE_DATASET=marketplace`, then http://localhost:3000")
 

@@ -31,7 +31,7 @@ class OnlineSettings(Group):
         default_factory=dict, description="Keyword arguments of a River classifier."
     )
     bits: Annotated[int, Field(ge=8, le=28)] = Field(default=20, description="2^bits hashed slots.")
-    alpha: Annotated[float, Field(gt=0)] = 0.05
+    alpha: Annotated[float, Field(gt=0)] = 0.1
     beta: Annotated[float, Field(ge=0)] = 1.0
     l1: Annotated[float, Field(ge=0)] = 0.5
     l2: Annotated[float, Field(ge=0)] = 1.0

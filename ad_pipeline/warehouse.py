@@ -279,7 +279,29 @@ def rows_of(
     -------
     pyarrow.Table
     """
+    # What an earlier execute() left unread would make sql() refuse.
+    connection.complete()
     return connection.sql(query, params=bound(query, parameters or {})).to_arrow_table()
+
+
+def one_row(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """Return the only row of a query such as an aggregate.
+
+    All of the result is fetched: an unfinished one would keep the connection from the next query.
+
+    Raises
+    ------
+    ValueError
+        If there is another number of rows than one.
+    """
+    rows = connection.execute(query, bound(query, parameters or {})).fetchall()
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows where one was expected: {query}")
+    return rows[0]
 
 
 def replace_hours(
@@ -314,10 +336,7 @@ def replace_hours(
         f"DELETE FROM {table.name} WHERE {table.clock} >= $start_us AND {table.clock} < $end_us",
         {"start_us": start_us, "end_us": end_us},
     )
-    inserted = connection.execute(
-        f"INSERT INTO {table.name} BY NAME {query}", bound(query, parameters)
-    ).fetchone()
-    return int(inserted[0]) if inserted else 0
+    return int(one_row(connection, f"INSERT INTO {table.name} BY NAME {query}", parameters)[0])
 
 
 @contextmanager

@@ -99,7 +99,8 @@ def column_lineage(table: Table, sources: Sequence[Table]) -> dg.TableColumnLine
         dialect="duckdb",
         validate_qualify_columns=False,
     )
-    selected = {chosen.alias_or_name for chosen in tree.find(exp.Select).expressions}
+    outermost = tree.find(exp.Select)
+    selected = {chosen.alias_or_name for chosen in outermost.expressions} if outermost else set()
     found: dict[str, list[dg.TableColumnDep]] = {}
     for column in table.column_names:
         if column not in selected:

@@ -37,7 +37,7 @@ PREVIOUS_HOUR = dg.TimeWindowPartitionMapping(
     start_offset=-1, end_offset=-1, allow_nonexistent_upstream_partitions=True
 )
 HORIZON = dg.TimeWindowPartitionMapping(
-    start_offset=-(-DATASET.maturity_us // HOUR_US) - 1,
+    start_offset=-DATASET.maturity_us // HOUR_US - 1,
     end_offset=0,
     allow_nonexistent_upstream_partitions=True,
 )

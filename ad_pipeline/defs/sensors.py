@@ -7,6 +7,7 @@ tested without Dagster. Reactions inside the graph are conditions, in ``automati
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 
 import dagster as dg
@@ -16,14 +17,24 @@ from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.defs.jobs import ledger, main, retrain
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.events.ledger import watermark_us
-from ad_pipeline.warehouse import Warehouse, WarehouseBusy
+from ad_pipeline.events.ledger import sealed_until, watermark_us
+from ad_pipeline.warehouse import Warehouse, WarehouseBusy, one_row
 
 PATIENCE_SECONDS = 2.0
 """A tick does not queue behind a run for the warehouse: the next tick asks again."""
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
+
+GOING_ON = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+QUIET_SECONDS = 3600.0
+"""A run that has said nothing for so long died with its machine: nobody marked it as ended."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,22 @@ def retrain_due(seen: DriftSeen, acted_on_us: int, cooldown_hours: int) -> tuple
     return True, f"{', '.join(seen.columns)} drifted before {timestamp(seen.verdict_end_us)}"
 
 
+def run_over_hours(instance: dg.DagsterInstance) -> str | None:
+    """Return the id of a run over log hours that is going on, or None.
+
+    Every hour continues from the one before, and a run seals its hours before it learns them: what
+    comes next must not start while sealed hours are being learnt.
+    """
+    for record in instance.get_run_records(dg.RunsFilter(statuses=GOING_ON)):
+        run = record.dagster_run
+        if run.job_name == ledger.name:
+            continue
+        said = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+        if not said or time.time() - said[0].timestamp < QUIET_SECONDS:
+            return run.run_id
+    return None
+
+
 @dg.sensor(
     job=ledger,
     minimum_interval_seconds=30,
@@ -124,18 +151,21 @@ def new_log_files(
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Runs the main job for log hours that have become complete.",
 )
-def closed_hours(deployment: DeploymentResource) -> dg.RunRequest | dg.SkipReason:
+def closed_hours(
+    context: dg.SensorEvaluationContext, deployment: DeploymentResource
+) -> dg.RunRequest | dg.SkipReason:
     """Start the main job for the hours between the last sealed one and the watermark."""
+    if going_on := run_over_hours(context.instance):
+        return dg.SkipReason(f"run {going_on} is still at its hours")
     paths = deployment.paths
     if not paths.warehouse.exists():
         return dg.SkipReason("no log file is registered yet")
     try:
         with Warehouse(paths.warehouse, wait_seconds=PATIENCE_SECONDS).reader() as connection:
             complete_us = watermark_us(connection, paths.dataset)
-            row = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
+            sealed_us = sealed_until(connection)
     except WarehouseBusy as busy:
         return dg.SkipReason(str(busy))
-    sealed_us = row[0] + HOUR_US if row and row[0] is not None else 0
     due = closed_range(paths.dataset.start_us, sealed_us, complete_us)
     if due is None:
         return dg.SkipReason(f"every complete hour is sealed, up to {timestamp(sealed_us)}")
@@ -155,6 +185,8 @@ def drift_retrain(
     context: dg.SensorEvaluationContext, deployment: DeploymentResource
 ) -> dg.SensorResult | dg.SkipReason:
     """Turn the newest drift verdict into a retrain run, once."""
+    if going_on := run_over_hours(context.instance):
+        return dg.SkipReason(f"run {going_on} is still at its hours")
     paths = deployment.paths
     if not paths.warehouse.exists():
         return dg.SkipReason("nothing was materialized yet")
@@ -191,12 +223,14 @@ def _seen(connection: duckdb.DuckDBPyConnection) -> DriftSeen | None:
     }
     if not {"monitoring.drift", "learners.retrains", "learners.online_predictions"} <= tables:
         return None
-    verdict = connection.execute(
-        "SELECT current_end_us, list(column_name ORDER BY column_name) FILTER (drifted) "
-        "FROM monitoring.drift GROUP BY current_end_us ORDER BY current_end_us DESC LIMIT 1"
-    ).fetchone()
-    hour = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
-    asked = connection.execute("SELECT max(hour_us) FROM learners.retrains").fetchone()
-    if verdict is None or hour is None or hour[0] is None:
+    verdict_end_us, columns = one_row(
+        connection,
+        "SELECT max(current_end_us), list(column_name ORDER BY column_name) FILTER (drifted) "
+        "FROM monitoring.drift "
+        "WHERE current_end_us = (SELECT max(current_end_us) FROM monitoring.drift)",
+    )
+    (asked_us,) = one_row(connection, "SELECT max(hour_us) FROM learners.retrains")
+    if verdict_end_us is None:
         return None
-    return DriftSeen(verdict[0], tuple(verdict[1] or ()), hour[0], asked[0] if asked else None)
+    last_hour_us = sealed_until(connection) - HOUR_US
+    return DriftSeen(verdict_end_us, tuple(columns or ()), last_hour_us, asked_us)

@@ -15,7 +15,7 @@ from ad_pipeline.clocks import HOUR_US, hour_of
 from ad_pipeline.datasets import Dataset, Deployment, Source
 from ad_pipeline.events.contract import LOG_TABLES, event_tables
 from ad_pipeline.events.readers import LogFile, statistics
-from ad_pipeline.warehouse import Warehouse
+from ad_pipeline.warehouse import Warehouse, one_row
 
 
 class ChangedLogFile(Exception):
@@ -214,10 +214,9 @@ def watermark_us(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -> int
         With ``events.files``.
     dataset : Dataset
     """
-    found = connection.execute(
-        "SELECT max(last_sound_us) FROM events.files WHERE table_name = 'impressions'"
-    ).fetchone()
-    latest_us = found[0] if found else None
+    (latest_us,) = one_row(
+        connection, "SELECT max(last_sound_us) FROM events.files WHERE table_name = 'impressions'"
+    )
     if latest_us is None:
         return 0
     if dataset.end_us is not None and latest_us >= dataset.end_us - HOUR_US:
@@ -227,8 +226,8 @@ def watermark_us(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -> int
 
 def sealed_until(connection: duckdb.DuckDBPyConnection) -> int:
     """Return the end of the last hour in ``events.accounting``, microseconds; 0 if none."""
-    found = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
-    return found[0] + HOUR_US if found and found[0] is not None else 0
+    (hour_us,) = one_row(connection, "SELECT max(hour_us) FROM events.accounting")
+    return 0 if hour_us is None else hour_us + HOUR_US
 
 
 def _enter(connection: duckdb.DuckDBPyConnection, new: Sequence[LedgerEntry]) -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, write_checkpoint
-from ad_pipeline.clocks import HOUR_US, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_of, timestamp
 from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.evaluation.metrics import probabilities_of
 from ad_pipeline.evaluation.progressive import EXPERTS
 from ad_pipeline.learners.ensemble import Ensemble, Range, fit_ensemble
-from ad_pipeline.warehouse import Warehouse, rows_of, select
+from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
 KIND = "learners.ensemble"
 
@@ -177,12 +177,12 @@ def _matured_rows(
     query = select("evaluation.scored_rows")
     with warehouse.reader() as connection:
         if matured is None:
-            found = connection.execute(
+            (last_us,) = one_row(
+                connection,
                 "SELECT max(matured_us) FROM examples.labelled_impressions WHERE goal = $goal",
                 {"goal": goal.name},
-            ).fetchone()
-            last_us = found[0] if found and found[0] is not None else dataset.start_us
-            end_us = last_us - last_us % HOUR_US + HOUR_US
+            )
+            end_us = hour_of(dataset.start_us if last_us is None else last_us) + HOUR_US
             matured = Range(end_us - dataset.settings.ensemble.lookback_hours * HOUR_US, end_us)
         parameters = {
             "goals": [goal.name],

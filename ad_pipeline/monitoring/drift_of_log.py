@@ -21,7 +21,7 @@ from ad_pipeline.monitoring.drift import (
     fixed_sample,
     matched_reference,
 )
-from ad_pipeline.warehouse import Warehouse, bound, rows_of, select
+from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
 THINNED_TO = 4
 """Rows read per row sampled: SQL thins by a stable hash, the sample is drawn from that."""
@@ -63,10 +63,10 @@ def compare_log(warehouse: Warehouse, dataset: Dataset) -> LogComparison | None:
     types = {column.name: column.type for column in event_tables(dataset)["impressions"].columns}
     columns = drift_columns(types)
     with warehouse.reader() as connection:
-        last = connection.execute("SELECT max(received_us) FROM events.impressions").fetchone()
-        if last is None or last[0] is None:
+        (last_us,) = one_row(connection, "SELECT max(received_us) FROM events.impressions")
+        if last_us is None:
             return None
-        end_us = hour_of(last[0]) + HOUR_US
+        end_us = hour_of(last_us) + HOUR_US
         if dataset.end_us is not None:
             # Late rows that trickle in after the end are no hour of traffic.
             end_us = min(end_us, dataset.end_us)
@@ -90,9 +90,7 @@ def _sampled(
         "start_us": hours_us[0],
         "end_us": hours_us[-1] + HOUR_US,
     }
-    counted = select("monitoring.impressions_in_hours")
-    found = connection.execute(counted, bound(counted, parameters)).fetchone()
-    rows = int(found[0]) if found else 0
+    (rows,) = one_row(connection, select("monitoring.impressions_in_hours"), parameters)
     query = select("monitoring.drift_sample")
     one_in = max(1, rows // (THINNED_TO * size))
     table = rows_of(connection, query, parameters | {"one_in": one_in})

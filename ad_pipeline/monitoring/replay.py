@@ -34,7 +34,7 @@ from ad_pipeline.serving.bundle import BATCH, ONLINE, Bundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.decisions import EVERYTHING
 from ad_pipeline.serving.replay import SNAPSHOT_COLUMN
-from ad_pipeline.warehouse import Warehouse, rows_of, select
+from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
 REPLAYED_HOURS = 24
 KEY = "impression_id"
@@ -145,8 +145,8 @@ def batch_path_probabilities(
 def _last_day(warehouse: Warehouse, deployment: Deployment) -> tuple[int, int, pa.Table]:
     query = select("features.impressions_received")
     with warehouse.reader() as connection:
-        last = connection.execute("SELECT max(received_us) FROM events.impressions").fetchone()
-        end_us = hour_of(last[0]) + HOUR_US if last and last[0] else deployment.dataset.start_us
+        (last_us,) = one_row(connection, "SELECT max(received_us) FROM events.impressions")
+        end_us = deployment.dataset.start_us if last_us is None else hour_of(last_us) + HOUR_US
         start_us = end_us - REPLAYED_HOURS * HOUR_US
         parameters = {"start_us": start_us, "end_us": end_us}
         return (

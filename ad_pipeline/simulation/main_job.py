@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key
@@ -28,6 +29,10 @@ _STEP_ENDED = re.compile(
     r"STEP_SUCCESS - Finished execution of step \"(?P<step>\w+)\" in (?P<took>.+)\."
 )
 _SAID = re.compile(r" - INFO - \S+ - \S+ - (?:\w+ - )?(?P<text>.+)$")
+_CHECKED = re.compile(
+    r"ASSET_CHECK_EVALUATION - Asset check '(?P<check>\w+)' on '(?P<asset>[\w/]+)' "
+    r"(?P<verdict>passed|did not pass)\.(?: Description: '(?P<found>.*)')?"
+)
 _WRONG = re.compile(r"(STEP_FAILURE|RUN_FAILURE|Error: |Traceback|Failed asset check)")
 
 
@@ -35,7 +40,40 @@ class MainJobFailed(RuntimeError):
     """A command of the main job failed; the message holds the end of its log."""
 
 
-def run_open_bandit(home: Path, say: Say) -> Deployment:
+@dataclass(frozen=True)
+class CheckSeen:
+    """One asset check as a run reported it.
+
+    Attributes
+    ----------
+    asset, check : str
+    passed : bool
+    found : str
+        What it found, for people.
+    """
+
+    asset: str
+    check: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A dataset that went through the main job.
+
+    Attributes
+    ----------
+    deployment : Deployment
+    checks : tuple of CheckSeen
+        Of its last materialization.
+    """
+
+    deployment: Deployment
+    checks: tuple[CheckSeen, ...]
+
+
+def run_open_bandit(home: Path, say: Say) -> FinishedRun:
     """Run the whole path on the real log, in one range.
 
     Parameters
@@ -48,11 +86,11 @@ def run_open_bandit(home: Path, say: Say) -> Deployment:
     deployment = _deployment("open_bandit", home)
     dataset = deployment.dataset
     say("open_bandit: a real log of 60,000 impressions, six files, one week")
-    _materialize(deployment, dataset.start_us, dataset.last_hour_end_us, say)
-    return deployment
+    checks = _materialize(deployment, dataset.start_us, dataset.last_hour_end_us, say)
+    return FinishedRun(deployment, checks)
 
 
-def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -> Deployment:
+def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -> FinishedRun:
     """Simulate, learn, promote, serve the last day through the bundle, learn that, promote again.
 
     Parameters
@@ -77,8 +115,8 @@ def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -
         [sys.executable, "-m", "ad_pipeline.cli", "drive", "--day", str(served_day)],
         say,
     )
-    _materialize(deployment, learnt_us, deployment.dataset.last_hour_end_us, say)
-    return deployment
+    checks = _materialize(deployment, learnt_us, deployment.dataset.last_hour_end_us, say)
+    return FinishedRun(deployment, checks)
 
 
 def simulate(deployment: Deployment, spec: MarketplaceSpec, days: range, say: Say) -> None:
@@ -125,7 +163,9 @@ def dagster_home(deployment: Deployment) -> Path:
     return home
 
 
-def _materialize(deployment: Deployment, start_us: int, end_us: int | None, say: Say) -> None:
+def _materialize(
+    deployment: Deployment, start_us: int, end_us: int | None, say: Say
+) -> tuple[CheckSeen, ...]:
     """Materialize every asset for the log hours ``[start_us, end_us)``, as the CLI does."""
     if end_us is None:
         raise ValueError(f"dataset {deployment.dataset.name} is open: say up to which hour to run")
@@ -135,11 +175,16 @@ def _materialize(deployment: Deployment, start_us: int, end_us: int | None, say:
         sys.executable, "-m", "dagster", "asset", "materialize", "--select", "*",
         "-m", "ad_pipeline.definitions", "--partition-range", span,
     ]  # fmt: skip
-    _run(deployment, command, say)
+    return _run(deployment, command, say)
 
 
-def _run(deployment: Deployment, command: Sequence[str], say: Say) -> None:
+def _run(deployment: Deployment, command: Sequence[str], say: Say) -> tuple[CheckSeen, ...]:
     """Run a command for a deployment and pass on what it says that people want to read.
+
+    Returns
+    -------
+    tuple of CheckSeen
+        In the order in which they were reported.
 
     Raises
     ------
@@ -158,6 +203,7 @@ def _run(deployment: Deployment, command: Sequence[str], say: Say) -> None:
     log = deployment.home / "main_job.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    checks: list[CheckSeen] = []
     with (
         log.open("a") as kept,
         subprocess.Popen(
@@ -166,6 +212,9 @@ def _run(deployment: Deployment, command: Sequence[str], say: Say) -> None:
     ):
         for line in process.stdout or ():
             kept.write(line)
+            if seen := _CHECKED.search(line):
+                passed = seen["verdict"] == "passed"
+                checks.append(CheckSeen(seen["asset"], seen["check"], passed, seen["found"] or ""))
             if text := _told(line.rstrip()):
                 say(f"  {time.monotonic() - started:6.1f} s  {text}")
     if process.returncode != 0:
@@ -173,6 +222,7 @@ def _run(deployment: Deployment, command: Sequence[str], say: Say) -> None:
         raise MainJobFailed(
             f"{' '.join(command)} ended with {process.returncode}; all of it is in {log}:\n{end}"
         )
+    return tuple(checks)
 
 
 def _told(line: str) -> str:

@@ -7,6 +7,7 @@ dataset: the tiny market. Other datasets are loaded in processes of their own (`
 import os
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from ad_pipeline.clocks import DAY_US
 from ad_pipeline_tests.defs.markets import Market, drive, make_market, run, write_days
@@ -33,7 +34,20 @@ def market() -> Market:
 
 @pytest.fixture
 def own_market(market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Market:
-    """Return a copy of the market that a test may damage; this process works on it."""
-    copied = market.copied_to(tmp_path / "home")
+    """Return a copy of the market that a test may damage; this process works on it.
+
+    Without what is of no use there: Dagster's records and the pictures.
+    """
+    copied = market.copied_to(tmp_path / "home", "dagster_home", "reports")
     monkeypatch.setenv("AD_PIPELINE_HOME", str(copied.root))
     return copied
+
+
+@pytest.fixture(scope="session")
+def definitions() -> dg.Definitions:
+    """Return the definitions as this process has them: those of the tiny market."""
+    from ad_pipeline.definitions import defs
+
+    loaded = defs()
+    assert isinstance(loaded, dg.Definitions)
+    return loaded

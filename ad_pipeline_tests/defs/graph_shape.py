@@ -83,7 +83,7 @@ def assets_of(definitions: dg.Definitions) -> list[Asset]:
         node = graph.get(key)
         condition = node.automation_condition
         schema = node.metadata.get("dagster/column_schema")
-        if isinstance(schema, dg.TableColumnsMetadataValue | dg.TableSchemaMetadataValue):
+        if isinstance(schema, dg.TableSchemaMetadataValue):
             schema = schema.value
         found.append(
             Asset(
@@ -123,11 +123,14 @@ def shape(definitions: dg.Definitions) -> str:
             lines.append(f"    <- {name}{_reach(hours)}")
         for name, blocks in asset.checks.items():
             lines.append(f"    ? {name}{' (blocking)' if blocks else ''}")
-    lines += [f"job {name}" for name in sorted(job.name for job in definitions.jobs or ())]
-    lines += [f"schedule {name}" for name in sorted(one.name for one in definitions.schedules or ())]
+    # Sets: a module that imports another's job makes Dagster list the job twice.
+    lines += sorted({f"job {job.name}" for job in definitions.jobs or ()})
+    lines += sorted({f"schedule {schedule.name}" for schedule in definitions.schedules or ()})
     lines += sorted(
-        f"sensor {sensor.name} ({sensor.default_status.value.lower()})"
-        for sensor in definitions.sensors or ()
+        {
+            f"sensor {sensor.name} ({sensor.default_status.value.lower()})"
+            for sensor in definitions.sensors or ()
+        }
     )
     return "\n".join(lines) + "\n"
 

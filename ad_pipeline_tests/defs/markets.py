@@ -23,6 +23,7 @@ from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.simulation.spec import MarketplaceSpec
 
 TINY = MarketplaceSpec(
+    seed=2,
     days=2,
     impressions_per_day=8_000,
     users=300,
@@ -47,8 +48,11 @@ SETTINGS: dict[str, Any] = {
     },
     "evaluation": {"replicates": 50},
     "promotion": {"margin": 0.5},
+    "drift": {"psi_threshold": 5.0},
 }
-"""What a small market needs to get through every branch: a batch model, a fit, a promotion."""
+"""What a small market needs to get through every branch: a batch model, a fit, a promotion.
+
+Its ads are few and age fast, which is no drift worth an alarm here."""
 
 MODULE = "ad_pipeline.definitions"
 
@@ -102,9 +106,9 @@ class Market:
             "PYTHONWARNINGS": "ignore",
         }
 
-    def copied_to(self, root: Path) -> "Market":
-        """Return the same market in another home, with all that it holds so far."""
-        shutil.copytree(self.root, root)
+    def copied_to(self, root: Path, *without: str) -> "Market":
+        """Return the same market in another home, with all that it holds so far but some names."""
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns(*without))
         return Market(self.spec, self.dataset_file, root)
 
 
@@ -176,12 +180,16 @@ def run(
     AssertionError
         If the command failed and ``check`` is set; the message holds the end of its log.
     """
+    return in_a_process(market, materialize(start_us, end_us, select), check=check)
+
+
+def materialize(start_us: int, end_us: int, select: str = "*") -> list[str]:
+    """Return what follows ``python -m`` to materialize assets for the log hours of a range."""
     span = f"{hour_key(start_us)}...{hour_key(end_us - HOUR_US)}"
-    command = [
+    return [
         "dagster", "asset", "materialize", "-m", MODULE, "--select", select,
         "--partition-range", span,
     ]  # fmt: skip
-    return in_a_process(market, command, check=check)
 
 
 def in_a_process(

@@ -8,7 +8,7 @@ import pyarrow as pa
 from ad_pipeline.clocks import HOUR_US, hours_between, timestamp
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.hourly_metadata import describe_hour
-from ad_pipeline.defs.lineage import table_spec
+from ad_pipeline.defs.lineage import column_schema, table_spec
 from ad_pipeline.defs.partitions import HORIZON, HOURLY, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.learners.batch_hours import score_hours, train_hours
@@ -175,6 +175,7 @@ def batch_predictions(context: dg.AssetExecutionContext, deployment: DeploymentR
     kinds={"duckdb", "sql"},
     backfill_policy=SINGLE_RUN,
     deps=[["learners", "online_predictions"], ["learners", "batch_predictions"]],
+    metadata={"dagster/column_schema": column_schema(ONLINE_PREDICTIONS)},  # of both tables
     description=(
         "Every expert's score of every impression at serving time, as one view. Mixing, "
         "calibration and progressive metrics read scores given then, never those of a "

@@ -6,15 +6,16 @@ import numpy as np
 import pyarrow as pa
 
 from ad_pipeline.checkpoints import MissingCheckpoint
-from ad_pipeline.clocks import timestamp
+from ad_pipeline.clocks import HOUR_US, timestamp
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.partitions import SINGLE_RUN
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.learners.ensembles import held_out_forecasts
 from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate
 from ad_pipeline.serving.promotion import decide, history, promote
-from ad_pipeline.warehouse import rows_of, select
+from ad_pipeline.warehouse import one_row, rows_of, select
 
 CANARIES = 16
 
@@ -99,15 +100,16 @@ def current(
     judged = judge_candidate(paths, held_out_forecasts(warehouse, paths), read_impressions)
     moves = history(paths.serving)
     with warehouse.reader() as connection:
-        replayed = connection.execute(
+        (replay_passed,) = one_row(
+            connection,
             f"SELECT bool_and(state = 'passed') FROM {CANDIDATE_REPLAY.name} "
             "WHERE bundle_hash = $bundle",
             {"bundle": judged.digest},
-        ).fetchone()
+        )
     promoted, reason = decide(judged.verdicts)
     if moves and moves[-1].digest == judged.digest:
         promoted, reason = True, "it serves already"
-    elif not (replayed and replayed[0]):
+    elif not replay_passed:
         # Across runs Dagster does not hold this asset back when the blocking check failed.
         promoted, reason = (
             False,
@@ -142,7 +144,7 @@ def current(
 
 
 def _last_learnt_hour(connection: duckdb.DuckDBPyConnection) -> int:
-    found = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
-    if found is None or found[0] is None:
+    sealed_us = sealed_until(connection)
+    if not sealed_us:
         raise MissingCheckpoint("no log hour is sealed yet; materialize the events first")
-    return int(found[0])
+    return sealed_us - HOUR_US

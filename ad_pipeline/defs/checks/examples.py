@@ -5,7 +5,7 @@ import duckdb
 
 from ad_pipeline.defs.checks.verdicts import found
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.warehouse import select
+from ad_pipeline.warehouse import one_row, select
 
 LABELLED = ["examples", "labelled_impressions"]
 EMITTED = ["examples", "training_examples"]
@@ -77,5 +77,4 @@ def examples_checks(deployment: DeploymentResource):
 
 
 def _count(connection: duckdb.DuckDBPyConnection, name: str, parameters: dict[str, object]) -> int:
-    row = connection.execute(select(name), parameters).fetchone()
-    return int(row[0]) if row else 0
+    return int(one_row(connection, select(name), parameters)[0])

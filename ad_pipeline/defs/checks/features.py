@@ -3,9 +3,10 @@
 import dagster as dg
 
 from ad_pipeline.checkpoints import resolve
-from ad_pipeline.clocks import hour_key
+from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.defs.checks.verdicts import found
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.features.dictionary import collisions
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import differences, pointer, read_snapshot, recount
@@ -37,8 +38,7 @@ def features_checks(deployment: DeploymentResource):
     paths = deployment.paths
     contract = FeatureContract.from_dataset(paths.dataset)
     with deployment.warehouse.reader() as connection:
-        row = connection.execute("SELECT max(hour_us) FROM events.accounting").fetchone()
-        hour_us = int(row[0]) if row and row[0] is not None else paths.dataset.start_us
+        hour_us = sealed_until(connection) - HOUR_US
         recounted = recount(connection, contract, hour_us)
         shared = collisions(connection).num_rows / 2**contract.bits
     snapshot = read_snapshot(paths.snapshots, resolve(paths.snapshots, pointer(hour_us)))
