@@ -141,10 +141,12 @@ class Warehouse:
         WarehouseBusy
             If anyone holds it past the deadline.
         """
-        with self._lock(fcntl.LOCK_EX), self._attached("READ_WRITE") as connection:
-            connection.execute("BEGIN TRANSACTION")
-            yield connection
-            connection.execute("COMMIT")
+        with self._lock(fcntl.LOCK_EX):
+            self._make_file()
+            with self._attached("READ_WRITE") as connection:
+                connection.execute("BEGIN TRANSACTION")
+                yield connection
+                connection.execute("COMMIT")
 
     def create(self, tables: Sequence[Table]) -> None:
         """Create what is missing of the tables, and a ``_readable`` view of each.
@@ -170,6 +172,19 @@ class Warehouse:
                     f"COMMENT ON TABLE {table.name} IS {_literal(table.description)}"
                 )
                 connection.execute(_readable_view(table))
+
+    def _make_file(self) -> None:
+        """Make the database file if there is none; the caller holds the lock alone.
+
+        DuckDB writes a new file's headers one after the other, and refuses for ever a file that was
+        killed between them. So it gets its name when it is whole.
+        """
+        if self.path.exists():
+            return
+        scratch = self.path.with_name(f".{self.path.name}.writing")
+        scratch.unlink(missing_ok=True)
+        duckdb.connect(str(scratch)).close()
+        scratch.rename(self.path)
 
     @contextmanager
     def _attached(self, mode: str) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -127,6 +127,31 @@ def test_a_killed_writer_leaves_no_half_transaction_and_no_lock(path: Path):
     assert rows(path) == [("a",)]
 
 
+def test_a_kill_while_the_file_is_made_leaves_a_warehouse_that_can_be_made(tmp_path: Path):
+    """DuckDB refuses a file of which it wrote only some headers."""
+    path = tmp_path / "warehouse.duckdb"
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        import duckdb
+        from ad_pipeline.warehouse import Warehouse
+        def half_made(name, **options):
+            if name != ":memory:":
+                Path(name).write_bytes(bytes(4096))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return true_connect(name, **options)
+        true_connect, duckdb.connect = duckdb.connect, half_made
+        with Warehouse(Path(sys.argv[1])).writer():
+            pass
+    """)
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [file.stat().st_size for file in tmp_path.glob(".*")] == [4096]
+    Warehouse(path, wait_seconds=1).create([TABLE])
+    assert rows(path) == []
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_a_waiting_writer_is_not_starved_by_readers_that_keep_coming(path: Path):
     """Readers that overlap without a gap would keep a writer out for ever without the turnstile."""
     script = textwrap.dedent("""

@@ -35,7 +35,8 @@ def metrics_over_time(
 
     An hour has few positives, so its own value is mostly noise: points are hours, lines pool the
     sums of the last ``window_hours``. The base rate is the line at 1 (normalized entropy) and the
-    entropy of the pooled rate (log loss).
+    entropy of the pooled rate (log loss). The first hours of a learner that knows nothing yet leave
+    the frame, which is chosen for the other hours.
 
     Parameters
     ----------
@@ -103,6 +104,7 @@ def metrics_over_time(
         left.set_title(f"{goal}: normalized entropy (lower is better)", loc="left")
         right.set_title(f"{goal}: log loss, nats (lower is better)", loc="left")
         for axes in (left, right):
+            _framed(axes)
             _dated(axes)
             axes.yaxis.set_major_locator(MaxNLocator(6))
     for axes in grid[-1]:
@@ -215,6 +217,22 @@ def _dated(axes: "Axes") -> None:
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC, show_offset=False))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _framed(axes: "Axes") -> None:
+    """Show all values but far outliers, which would press the others into a line."""
+    drawn = np.concatenate(
+        [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()]
+    )
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return
+    first, third = np.percentile(drawn, [25, 75])
+    reach = 4 * (third - first)
+    kept = drawn[(drawn >= first - reach) & (drawn <= third + reach)]
+    room = 0.05 * (kept.max() - kept.min())
+    if room > 0:
+        axes.set_ylim(kept.min() - room, kept.max() + room)
 
 
 def _moment(us: int) -> datetime:

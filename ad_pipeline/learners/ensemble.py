@@ -2,7 +2,8 @@
 
 Its inputs are the logits that each expert gave *at serving time*, never a re-score. A mixture is
 taken only where the data show that it is better than the best expert; few positives therefore leave
-one expert as it is. What can be applied needs NumPy and Numba only.
+one expert as it is. Between maturities the newest rows may overrule that choice, by the loss of
+:mod:`.provisional`. What can be applied needs NumPy and Numba only.
 
 References
 ----------
@@ -20,7 +21,20 @@ from numba import njit
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.learners.calibration import Calibration, fit_calibration
 from ad_pipeline.learners.logistic import fit_logistic, row_losses
-from ad_pipeline.learners.selection import Candidate, Fitted, Trial, choose
+from ad_pipeline.learners.provisional import (
+    ENOUGH_POSITIVES,
+    STANDARD_ERRORS,
+    ProvisionalRows,
+    corrected_losses,
+)
+from ad_pipeline.learners.selection import (
+    MINIMUM_HOURS,
+    Candidate,
+    Fitted,
+    Trial,
+    challenge,
+    choose,
+)
 from ad_pipeline.settings import EnsembleSettings
 
 STACKING_PRIOR_SD = 0.3
@@ -109,7 +123,7 @@ class Ensemble:
         Bounds of the fit, calibration and test ranges, microseconds.
     facts : dict
         For people: rows and positives by range, trials of mixtures and calibrations, experts left
-        out and why.
+        out and why, what the provisional rows said.
     """
 
     kind: str
@@ -199,6 +213,7 @@ def fit_ensemble(
     labels: np.ndarray,
     hours: np.ndarray,
     settings: EnsembleSettings,
+    provisional: ProvisionalRows | None = None,
 ) -> Ensemble:
     """Choose and fit a mixture on the fit range, then a calibration on the calibration range.
 
@@ -206,6 +221,10 @@ def fit_ensemble(
     and an intercept, shrunk towards the best expert). Rows that an expert did not score (NaN: it
     did not exist yet) are left out of the comparison; an expert with fewer than
     :data:`MINIMUM_POSITIVES` positives in the fit range is left out instead.
+
+    With provisional rows, the fitted mixtures and every expert alone are compared on them too, by
+    corrected loss, paired by serving hour: one that is measurably better there replaces the choice,
+    and is what is calibrated. Nothing is fitted to them.
 
     Parameters
     ----------
@@ -216,9 +235,13 @@ def fit_ensemble(
     hours : ndarray of shape (n,), int64
         ``matured_us`` of each row, microseconds.
     settings : EnsembleSettings
+    provisional : ProvisionalRows, optional
+        Rows that have not matured, so none of those above; None compares nothing.
 
     Raises
     ------
+    KeyError
+        If the provisional rows lack an expert.
     ValueError
         If no expert scored any row, or :func:`split_ranges` refuses.
     """
@@ -229,9 +252,13 @@ def fit_ensemble(
     scored = np.isfinite(matrix).all(axis=1)
     fitting, calibrating = in_fit & scored, ranges.calibration.holds(hours) & scored
     hour = hours - hours % HOUR_US
-    kind, weights, intercept, trials = _fit_mixture(
+    mixtures, kind, trials = _fit_mixtures(
         matrix[fitting], labels[fitting], hour[fitting], experts, settings.folds
     )
+    compared = None
+    if provisional is not None:
+        kind, compared = _compare_on_provisional(mixtures, kind, experts, provisional)
+    weights, intercept = mixtures[kind]
     everyone = range(len(experts))
     read = [place for place in everyone if weights[place] != 0.0] or list(everyone)
     used = tuple(experts[place] for place in read)
@@ -250,6 +277,7 @@ def fit_ensemble(
         },
         "left_out": left_out,
         "mixtures": [_trial_json(trial) for trial in trials],
+        "provisional": compared,
         "calibrations": [_trial_json(trial) for trial in calibration_trials],
     }
     return Ensemble(kind, used, chosen, intercept, calibration, ranges.to_json(), facts)
@@ -277,37 +305,89 @@ def _usable_experts(
     return usable, left_out
 
 
-def _fit_mixture(
+_Mixture = tuple[tuple[float, ...], float]
+"""Weights of the experts, and an intercept."""
+
+
+def _fit_mixtures(
     matrix: np.ndarray,
     labels: np.ndarray,
     hours: np.ndarray,
     experts: tuple[str, ...],
     folds: int,
-) -> tuple[str, tuple[float, ...], float, tuple[Trial, ...]]:
+) -> tuple[dict[str, _Mixture], str, tuple[Trial, ...]]:
+    """Return every mixture by kind, fitted; the chosen one's kind; and how it was chosen."""
     losses = [float(row_losses(matrix[:, k], labels).sum()) for k in range(len(experts))]
     best = int(np.argmin(losses))
-    alone = tuple(1.0 if k == best else 0.0 for k in range(len(experts)))
+    width = range(len(experts))
+    mixtures: dict[str, _Mixture] = {
+        expert: (tuple(float(k == place) for k in width), 0.0)
+        for place, expert in enumerate(experts)
+    }
     if len(experts) == 1:
-        return experts[0], alone, 0.0, ()
-    even = (1.0 / len(experts),) * len(experts)
+        return mixtures, experts[0], ()
+    alone = np.array(mixtures[experts[best]][0])
+    mixtures["average"] = ((1.0 / len(experts),) * len(experts), 0.0)
 
-    def fixed(weights: tuple[float, ...]) -> Callable[[np.ndarray, np.ndarray], Fitted]:
-        return lambda _inputs, _labels: lambda rows: _mixed(rows, weights, 0.0)
+    def fixed(kind: str) -> Callable[[np.ndarray, np.ndarray], Fitted]:
+        return lambda _inputs, _labels: lambda rows: _mixed(rows, *mixtures[kind])
 
     def stacked(inputs: np.ndarray, targets: np.ndarray) -> Fitted:
-        weights, intercept = _stack(inputs, targets, np.array(alone))
+        weights, intercept = _stack(inputs, targets, alone)
         return lambda rows: _mixed(rows, weights, intercept)
 
     candidates = [
-        Candidate(experts[best], fixed(alone)),
-        Candidate("average", fixed(even)),
+        Candidate(experts[best], fixed(experts[best])),
+        Candidate("average", fixed("average")),
         Candidate("stacked", stacked),
     ]
     chosen, trials = choose(candidates, matrix, labels, hours, folds)
-    if chosen.name == "stacked":
-        weights, intercept = _stack(matrix, labels, np.array(alone))
-        return "stacked", weights, intercept, trials
-    return chosen.name, even if chosen.name == "average" else alone, 0.0, trials
+    mixtures["stacked"] = _stack(matrix, labels, alone)
+    return mixtures, chosen.name, trials
+
+
+def _compare_on_provisional(
+    mixtures: Mapping[str, _Mixture],
+    chosen: str,
+    experts: tuple[str, ...],
+    rows: ProvisionalRows,
+) -> tuple[str, dict[str, Any]]:
+    """Return the kind that the provisional rows leave or put in place, and the facts as JSON."""
+    matrix = _matrix(rows.logits, experts)
+    corrected = rows.corrected_labels()
+    usable = np.isfinite(matrix).all(axis=1) & np.isfinite(corrected)
+    hours = (rows.serving_us - rows.serving_us % HOUR_US)[usable]
+    observed, n_hours = int(rows.labels[usable].sum()), len(np.unique(hours))
+    final, trials, not_compared = chosen, (), ""
+    if len(mixtures) == 1:
+        not_compared = "there is one expert"
+    elif observed < ENOUGH_POSITIVES:
+        not_compared = f"{observed} observed positives, {ENOUGH_POSITIVES} needed"
+    elif n_hours < MINIMUM_HOURS:
+        not_compared = f"{n_hours} hours, {MINIMUM_HOURS} needed"
+    else:
+        kinds = list(mixtures)
+        losses = np.array(
+            [
+                corrected_losses(_mixed(matrix[usable], *mixtures[kind]), corrected[usable])
+                for kind in kinds
+            ]
+        )
+        place, trials = challenge(kinds, kinds.index(chosen), losses, hours, STANDARD_ERRORS)
+        final = kinds[place]
+    return final, {
+        "now_us": rows.now_us,
+        "rows": len(hours),
+        "rows_left_out": len(usable) - len(hours),
+        "hours": n_hours,
+        "observed_positives": observed,
+        "corrected_positives": float(corrected[usable].sum()),
+        "chosen_before": chosen,
+        "chosen": final,
+        "changed": final != chosen,
+        "not_compared": not_compared,
+        "mixtures": [_trial_json(trial) for trial in trials],
+    }
 
 
 def _stack(

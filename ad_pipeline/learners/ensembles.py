@@ -2,7 +2,8 @@
 
 Rows are matured impressions beside the scores they got at serving time. They are split by the hour
 of their maturity into fit, calibration and test, in that order, and the bounds travel with the
-ensemble into every figure. Mixing and calibrating themselves are :mod:`.ensemble`.
+ensemble into every figure. Beside them stand the provisional rows: served, and in none of the
+ranges, because they have not matured. Mixing and calibrating themselves are :mod:`.ensemble`.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.evaluation.metrics import probabilities_of
 from ad_pipeline.evaluation.progressive import EXPERTS
-from ad_pipeline.learners.ensemble import Ensemble, Range, fit_ensemble
+from ad_pipeline.events.ledger import sealed_until
+from ad_pipeline.learners.ensemble import Ensemble, Range, Ranges, fit_ensemble, split_ranges
+from ad_pipeline.learners.provisional import ArrivalDelays, ProvisionalRows
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
 KIND = "learners.ensemble"
@@ -76,6 +79,29 @@ class FittedEnsemble:
                 f"{name}_range": f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
                 for name, (start_us, end_us) in ensemble.ranges.items()
             },
+            **self._provisional_figures,
+        }
+
+    @property
+    def _provisional_figures(self) -> dict[str, float | int | str]:
+        facts = self.ensemble.facts["provisional"]
+        if facts is None:
+            return {}
+        if facts["not_compared"]:
+            outcome = f"not compared: {facts['not_compared']}"
+        elif facts["changed"]:
+            outcome = f"{facts['chosen']} replaces {facts['chosen_before']}"
+        else:
+            outcome = f"{facts['chosen']} stays"
+        counts = ("rows", "hours", "observed_positives", "corrected_positives")
+        return {
+            "provisional/outcome": outcome,
+            "provisional/until": timestamp(facts["now_us"]),
+            **{f"provisional/{name}": facts[name] for name in counts},
+            **{
+                f"provisional/corrected_log_loss/{trial['name']}": trial["log_loss"]
+                for trial in facts["mixtures"]
+            },
         }
 
 
@@ -99,7 +125,11 @@ def fit_ensembles(warehouse: Warehouse, deployment: Deployment) -> Iterator[Fitt
         if len(np.unique(hours_us)) < 3:
             continue
         labels = rows.column("label").to_numpy()
-        fitted = fit_ensemble(_logits(rows), labels, rows.column("matured_us").to_numpy(), settings)
+        matured_us = rows.column("matured_us").to_numpy()
+        provisional = _provisional_rows(
+            warehouse, deployment, goal, split_ranges(matured_us, settings)
+        )
+        fitted = fit_ensemble(_logits(rows), labels, matured_us, settings, provisional)
         fit_range = Range(*fitted.ranges["fit"])
         base_rate = float(labels[fit_range.holds(hours_us)].mean())
         digest = write_checkpoint(
@@ -191,6 +221,48 @@ def _matured_rows(
             "horizon_us": dataset.maturity_us,
         }
         return rows_of(connection, query, parameters)
+
+
+def _provisional_rows(
+    warehouse: Warehouse, deployment: Deployment, goal: Goal, ranges: Ranges
+) -> ProvisionalRows:
+    """Read the rows that had not matured by the end of the last sealed hour.
+
+    Arrival delays are those of the fit and calibration ranges: the labels of the test range stay
+    unseen.
+    """
+    parameters = {
+        "goal": goal.name,
+        "window_us": goal.window_us,
+        "lateness_us": goal.lateness_us,
+        "horizon_us": deployment.dataset.maturity_us,
+        "start_us": ranges.fit.start_us,
+        "end_us": ranges.calibration.end_us,
+    }
+    with warehouse.reader() as connection:
+        (latest_us,) = one_row(
+            connection,
+            "SELECT max(emit_us) FROM examples.training_examples "
+            "WHERE goal = $goal AND emit_us >= $matured_until_us",
+            {"goal": goal.name, "matured_until_us": ranges.test.end_us},
+        )
+        # Events may be sealed ahead of the label join: there, missing labels are not negatives.
+        joined_us = ranges.test.end_us if latest_us is None else hour_of(latest_us) + HOUR_US
+        now_us = min(sealed_until(connection), joined_us)
+        delays = rows_of(connection, select("learners.arrival_delays"), parameters)
+        rows = rows_of(
+            connection, select("learners.provisional_rows"), parameters | {"now_us": now_us}
+        )
+    return ProvisionalRows(
+        now_us=now_us,
+        logits=_logits(rows),
+        labels=rows.column("label").to_numpy(),
+        anchor_us=rows.column("anchor_us").to_numpy(),
+        serving_us=rows.column("serving_us").to_numpy(),
+        delays=ArrivalDelays(
+            *(delays.column(name).to_numpy() for name in ("delay_us", "observed", "emitted"))
+        ),
+    )
 
 
 def _logits(rows: pa.Table) -> dict[str, np.ndarray]:

@@ -117,7 +117,7 @@ class FTRLExpert:
     def __init__(
         self,
         bits: int = 20,
-        alpha: float = 0.05,
+        alpha: float = 0.1,
         beta: float = 1.0,
         l1: float = 0.5,
         l2: float = 1.0,

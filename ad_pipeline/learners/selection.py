@@ -54,7 +54,7 @@ class Trial:
     log_loss : float
         Mean over rows, nats; NaN if nothing could be tried.
     excess : float
-        Mean log loss above the best candidate's.
+        Mean log loss above the best candidate's, or the incumbent's of :func:`challenge`.
     excess_error : float
         Standard error of that difference, paired, over hours.
     """
@@ -95,8 +95,7 @@ def choose(
     """
     distinct, hour = np.unique(hours, return_inverse=True)
     if len(distinct) < MINIMUM_HOURS or len(candidates) == 1 or not 0 < labels.sum() < len(labels):
-        nothing = tuple(Trial(c.name, float("nan"), 0.0, float("nan")) for c in candidates)
-        return candidates[0], nothing
+        return candidates[0], _untried([c.name for c in candidates])
     fold = np.arange(len(distinct)) * min(folds, len(distinct)) // len(distinct)
     by_hour = np.zeros((len(candidates), len(distinct)))
     for held in np.unique(fold):
@@ -107,21 +106,75 @@ def choose(
             by_hour[place] += np.bincount(hour[out], weights=losses, minlength=len(distinct))
     totals = by_hour.sum(axis=1)
     best = int(np.argmin(totals))
-    differences = by_hour - by_hour[best]
-    # Of a sum over hours; neighbouring hours are taken as independent.
-    errors = np.sqrt(len(distinct) * differences.var(axis=1, ddof=1))
-    trials = tuple(
-        Trial(
-            candidate.name,
-            float(totals[place] / len(labels)),
-            float((totals[place] - totals[best]) / len(labels)),
-            float(errors[place] / len(labels)),
-        )
-        for place, candidate in enumerate(candidates)
-    )
+    trials, errors = _against(by_hour, best, [c.name for c in candidates], len(labels))
     kept = [
         place
         for place in range(len(candidates))
         if totals[place] - totals[best] <= standard_errors * errors[place]
     ]
     return candidates[kept[0]], trials
+
+
+def challenge(
+    names: Sequence[str],
+    incumbent: int,
+    losses: np.ndarray,
+    hours: np.ndarray,
+    standard_errors: float,
+) -> tuple[int, tuple[Trial, ...]]:
+    """Return the best of some fitted candidates, or the incumbent unless it is measurably worse.
+
+    Parameters
+    ----------
+    names : sequence of str, of length k
+    incumbent : int
+        Place of the one that was chosen before.
+    losses : ndarray of shape (k, n), float64
+        Of every row under every candidate, nats.
+    hours : ndarray of shape (n,), int64
+        The hour of each row.
+    standard_errors : float
+
+    Returns
+    -------
+    place : int
+        The lowest loss among those that beat the incumbent by more than ``standard_errors`` of the
+        paired difference; the incumbent if none does, or there are too few hours to tell.
+    trials : tuple of Trial
+        In the order of the names.
+    """
+    distinct, hour = np.unique(hours, return_inverse=True)
+    if len(distinct) < MINIMUM_HOURS:
+        return incumbent, _untried(names)
+    by_hour = np.array(
+        [np.bincount(hour, weights=each, minlength=len(distinct)) for each in losses]
+    )
+    totals = by_hour.sum(axis=1)
+    trials, errors = _against(by_hour, incumbent, names, len(hours))
+    better = totals[incumbent] - totals > standard_errors * errors
+    place = int(np.argmin(np.where(better, totals, np.inf))) if better.any() else incumbent
+    return place, trials
+
+
+def _against(
+    by_hour: np.ndarray, reference: int, names: Sequence[str], rows: int
+) -> tuple[tuple[Trial, ...], np.ndarray]:
+    """Compare summed losses, (k, hours), with those of one candidate, paired by hour."""
+    totals = by_hour.sum(axis=1)
+    differences = by_hour - by_hour[reference]
+    # Of a sum over hours; neighbouring hours are taken as independent.
+    errors = np.sqrt(by_hour.shape[1] * differences.var(axis=1, ddof=1))
+    trials = tuple(
+        Trial(
+            name,
+            float(totals[place] / rows),
+            float((totals[place] - totals[reference]) / rows),
+            float(errors[place] / rows),
+        )
+        for place, name in enumerate(names)
+    )
+    return trials, errors
+
+
+def _untried(names: Sequence[str]) -> tuple[Trial, ...]:
+    return tuple(Trial(name, float("nan"), 0.0, float("nan")) for name in names)

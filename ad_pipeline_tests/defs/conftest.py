@@ -5,10 +5,12 @@ dataset: the tiny market. Other datasets are loaded in processes of their own (`
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import pytest
+
 from ad_pipeline.clocks import DAY_US
 from ad_pipeline_tests.defs.markets import Market, drive, make_market, run, write_days
 
@@ -41,6 +43,13 @@ def own_market(market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     copied = market.copied_to(tmp_path / "home", "dagster_home", "reports")
     monkeypatch.setenv("AD_PIPELINE_HOME", str(copied.root))
     return copied
+
+
+@pytest.fixture
+def new_market(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Market:
+    """Return a market of which nothing is known yet; this process works on it."""
+    monkeypatch.setenv("AD_PIPELINE_HOME", str(tmp_path / "new"))
+    return replace(TINY_MARKET, root=tmp_path / "new")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+
 from ad_pipeline.datasets import deployment_from_env
 
 FOLDER = Path(__file__).parent
@@ -79,7 +80,7 @@ def assets_of(definitions: dg.Definitions) -> list[Asset]:
         return mapping.start_offset, mapping.end_offset
 
     found = []
-    for key in sorted(graph.get_all_asset_keys(), key=lambda key: key.path):
+    for key in sorted(graph.get_all_asset_keys()):
         node = graph.get(key)
         condition = node.automation_condition
         schema = node.metadata.get("dagster/column_schema")
@@ -96,7 +97,7 @@ def assets_of(definitions: dg.Definitions) -> list[Asset]:
                 condition=None if condition is None else condition.get_label(),
                 reads={
                     parent.to_user_string(): hours_read(key, parent)
-                    for parent in sorted(node.parent_keys, key=lambda parent: parent.path)
+                    for parent in sorted(node.parent_keys)
                 },
                 columns={column.name: column.description for column in schema.columns}
                 if isinstance(schema, dg.TableSchema)

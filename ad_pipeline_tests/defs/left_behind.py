@@ -1,8 +1,8 @@
 """What runs leave behind, in a form that two homes can be compared in.
 
 Everything that a run computes or decides is in it: rows and definitions of the warehouse, bytes of
-checkpoints, snapshots and bundles, every pointer, the history of promotions. Not in it are Dagster's
-own records, pictures, lock files, and hidden files, which are writes that never became visible.
+checkpoints, snapshots and bundles, every pointer, the history of promotions. Not in it are
+Dagster's own records, pictures, lock files, and hidden files: writes that never became visible.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.warehouse import Warehouse
 
@@ -26,11 +27,12 @@ def left_behind(deployment: Deployment) -> LeftBehind:
     affair. Everything else is compared byte by byte.
     """
     found: LeftBehind = {}
-    with Warehouse(deployment.warehouse).reader() as connection:
-        for table in _relations(connection, "BASE TABLE"):
-            found[f"table {table}"] = _digest_of_rows(connection, table)
-        for view in _relations(connection, "VIEW"):
-            found[f"view {view}"] = _digest_of_definition(connection, view)
+    if deployment.warehouse.exists():
+        with Warehouse(deployment.warehouse).reader() as connection:
+            for table in _relations(connection, "BASE TABLE"):
+                found[f"table {table}"] = _digest_of_rows(connection, table)
+            for view in _relations(connection, "VIEW"):
+                found[f"view {view}"] = _digest_of_definition(connection, view)
     for root in (
         deployment.checkpoints, deployment.snapshots, deployment.bundles, deployment.serving,
     ):  # fmt: skip

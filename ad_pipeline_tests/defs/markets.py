@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key, timestamp
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
 from ad_pipeline.simulation.driver import DrivenDay, drive_day

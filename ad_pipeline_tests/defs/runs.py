@@ -27,6 +27,15 @@ def failed(evaluations: dict[str, dg.AssetCheckEvaluation]) -> set[str]:
     return {name for name, found in evaluations.items() if not found.passed}
 
 
+def made(ran: dg.ExecuteInProcessResult) -> set[str]:
+    """Return the assets that a run materialized, ``room/name``."""
+    return {
+        event.asset_key.to_user_string()
+        for event in ran.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+
+
 def run_here(
     definitions: dg.Definitions,
     assets: Iterable[str],
@@ -34,7 +43,9 @@ def run_here(
     end_us: int | None = None,
     instance: dg.DagsterInstance | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """Materialize some assets and evaluate their checks; no asset means all checks.
+    """Materialize some assets and evaluate the checks that are about them alone.
+
+    Without an asset every check is evaluated, and nothing materialized.
 
     Parameters
     ----------
@@ -48,7 +59,17 @@ def run_here(
     """
     keys = {dg.AssetKey(name.split("/")) for name in assets}
     graph = definitions.resolve_asset_graph()
-    checks = {check for check in graph.asset_check_keys if not keys or check.asset_key in keys}
+    checks = {
+        check
+        for check in graph.asset_check_keys
+        # Checks made in one step are evaluated together or not at all.
+        if not keys
+        or all(
+            together.asset_key in keys
+            for together in graph.get_execution_set_asset_and_check_keys(check)
+            if isinstance(together, dg.AssetCheckKey)
+        )
+    }
     job = definitions.resolve_implicit_global_asset_job_def().get_subset(
         asset_selection=keys, asset_check_selection=checks
     )

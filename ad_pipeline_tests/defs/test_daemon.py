@@ -6,26 +6,23 @@ Everything is read from the event log and the warehouse; nothing is mocked.
 """
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key
 from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.warehouse import Warehouse, rows_of
+from ad_pipeline_tests.defs.live import started
 from ad_pipeline_tests.defs.markets import TINY, Market, make_market
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 PATIENCE_SECONDS = 360.0
 """For one reaction: ticks are 30 seconds apart, and a run takes most of a minute."""
@@ -62,7 +59,7 @@ class Daemon:
 
     def runs(self, job: str) -> list[dg.DagsterRun]:
         """Return the runs of a job, the oldest first."""
-        return self.instance.get_runs(dg.RunsFilter(job_name=job))[::-1]
+        return list(reversed(self.instance.get_runs(dg.RunsFilter(job_name=job))))
 
     def succeeded(self, job: str, number: int) -> bool:
         """Return whether a job has so many runs behind it, all of them well."""
@@ -126,35 +123,11 @@ def daemon_of(market: Market, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemo
     market.deployment.logs.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("DAGSTER_HOME", environment["DAGSTER_HOME"])
     log = market.root / "daemon.log"
-    with log.open("wb") as told, dg.DagsterInstance.get() as instance:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "dagster._daemon", "run",
-                "--workspace", str(REPOSITORY / "workspace.yaml"),
-            ],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=told,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            yield Daemon(market, instance, process, log)
-        finally:
-            # The code server and every run are in the session of the daemon.
-            os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=20)
-            with_no_group_left(process.pid)
-            process.wait()
-
-
-def with_no_group_left(group: int) -> None:
-    """Kill what is left of a process group."""
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    with (
+        started(["dagster._daemon", "run"], environment, log) as process,
+        dg.DagsterInstance.get() as instance,
+    ):
+        yield Daemon(market, instance, process, log)
 
 
 def deliver(market: Market, staged: Path, name: str) -> None:
@@ -217,7 +190,7 @@ def check_that_the_days_were_learnt(daemon: Daemon) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_drifted_day_of_log_files_ends_in_a_retrained_model_that_serves(
+def test_a_drifted_day_of_log_files_ends_in_a_replayed_bundle_of_a_retrained_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     market, staged = staged_market(tmp_path, drift=True)
@@ -259,9 +232,9 @@ def test_a_drifted_day_of_log_files_ends_in_a_retrained_model_that_serves(
         assert by_automation is not None
         assert by_automation.tags["dagster/sensor_name"] == "automation"
         assert newest.asset_materialization is not None
-        bundle = newest.asset_materialization.metadata["digest"].value
-        manifest = market.deployment.bundles / str(bundle) / "manifest.json"
-        assert str(model) in manifest.read_text(), "the bundle holds another model"
+        folder = Path(str(newest.asset_materialization.metadata["folder"].value))
+        manifest = (folder / "manifest.json").read_text()
+        assert str(model) in manifest, "the bundle holds another model"
         # The verdict was acted on: the ticks that followed asked for nothing more.
         assert len(daemon.runs("retrain")) == 1
 

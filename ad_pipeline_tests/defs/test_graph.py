@@ -20,7 +20,7 @@ DATASETS = ("open_bandit", "marketplace")
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """Return shape and faults of each dataset's graph, from processes of their own, side by side."""
+    """Return shape and faults of each dataset's graph, each from a process of its own."""
     homes = {dataset: tmp_path_factory.mktemp(dataset) for dataset in DATASETS}
     running = {
         dataset: subprocess.Popen(

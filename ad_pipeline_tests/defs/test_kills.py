@@ -21,6 +21,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+
 from ad_pipeline.checkpoints import is_pointed, resolve
 from ad_pipeline.clocks import DAY_US
 from ad_pipeline.datasets import Deployment
@@ -120,7 +121,7 @@ class Aftermath:
     right_after : list of str
         Differences from the undisturbed end before the re-run.
     witnessed : dict of str to bool or int
-        What the killed home looked like; see :func:`_witnessed`.
+        What the killed home looked like, if the kill was planted; see :func:`_witnessed`.
     in_the_end : list of str
         Differences after the re-run, with a few rows of tables that differ.
     """
@@ -206,7 +207,10 @@ def aftermaths(
 def test_a_kill_at_any_moment_and_a_rerun_end_like_an_undisturbed_run(
     name: str, aftermaths: dict[str, Future[Aftermath]]
 ) -> None:
-    assert aftermaths[name].result().in_the_end == []
+    aftermath = aftermaths[name].result()
+    if KILLS[name].share < 0.9:  # of the last steps, promotion may have been the last to write
+        assert aftermath.right_after != []
+    assert aftermath.in_the_end == []
 
 
 @pytest.mark.parametrize("name", [kill.name for kill in PLANTED])
@@ -241,7 +245,8 @@ def test_two_promotions_stand_in_the_history(undisturbed: dict[str, Undisturbed]
         "UPDATE events.impressions SET bid_price = bid_price + 1 WHERE impression_id = "
         "(SELECT min(impression_id) FROM events.impressions)",
         "UPDATE learners.online_predictions SET logit = nextafter(logit, CAST(9 AS DOUBLE)) "
-        "WHERE goal = 'click' AND impression_id = (SELECT min(impression_id) FROM learners.online_predictions)",
+        "WHERE goal = 'click' AND impression_id = "
+        "(SELECT min(impression_id) FROM learners.online_predictions)",
         "DELETE FROM examples.label_states WHERE rowid = 0",
         "INSERT INTO monitoring.candidate_replay SELECT * FROM monitoring.candidate_replay LIMIT 1",
     ],
@@ -318,7 +323,7 @@ def _killed_and_run_again(reference: Undisturbed, kill: Kill, root: Path) -> Aft
     else:
         line, seconds = reference.instant(kill.share)
         _kill_after(_start(market, ["-m", *command]), line, seconds)
-    witnessed = _witnessed(market.deployment)
+    witnessed = _witnessed(market.deployment) if kill.moment else {}
     right_after = differences(reference.ended, left_behind(market.deployment))
     run(market, reference.start_us, reference.end_us)
     found = differences(reference.ended, left_behind(market.deployment))

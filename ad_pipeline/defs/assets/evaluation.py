@@ -13,6 +13,7 @@ from ad_pipeline.defs.partitions import HORIZON, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.evaluation.held_out import held_out_rows
 from ad_pipeline.evaluation.plots import calibration_plot, metrics_over_time
+from ad_pipeline.evaluation.printed import report_lines
 from ad_pipeline.evaluation.progressive import progressive_metrics as measured
 from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, REPORT, TABLES
 from ad_pipeline.learners.ensembles import held_out_forecasts
@@ -115,7 +116,10 @@ def report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
             connection.register("measured", table)
             connection.execute(f"DELETE FROM {REPORT.name}")
             connection.execute(f"INSERT INTO {REPORT.name} BY NAME SELECT * FROM measured")
-        for record in table.to_pylist():
+        records = table.to_pylist()
+        lines = "\n".join(report_lines(records))
+        metadata["result"] = dg.MetadataValue.md(f"```\n{lines}\n```")
+        for record in records:
             if record["metric"] in PLOTTED and record["value"] is not None:
                 name = f"{record['goal']}/{record['expert']}/{record['metric']}"
                 metadata[name] = record["value"]

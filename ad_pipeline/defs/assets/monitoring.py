@@ -70,7 +70,6 @@ def drift(context: dg.AssetExecutionContext, deployment: DeploymentResource):
             "drifted_columns": len(drifted),
             "highest_psi": verdict.psi,
             "current": f"{timestamp(compared.start_us)} to {timestamp(compared.end_us)}",
-            "current_end_us": compared.end_us,
             "reference": f"{len(compared.reference.hours_us)} hours, {compared.reference.rule}",
             "columns": dg.MetadataValue.md(
                 f"| column | PSI | Evidently's PSI | |\n|---|---|---|---|\n{listed}"

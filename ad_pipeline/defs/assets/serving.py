@@ -55,7 +55,11 @@ def bundle(
             "folder": dg.MetadataValue.path(str(built.path)),
             "bytes": size,
             "label_watermark": timestamp(built.label_watermark_us),
-            "fitted_ranges": dg.MetadataValue.json(dict(built.fitted_ranges)),
+            **{
+                f"{goal}/{name}_range": f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
+                for goal, ranges in built.fitted_ranges.items()
+                for name, (start_us, end_us) in ranges.items()
+            },
         }
     )
 
@@ -129,10 +133,11 @@ def current(
     moves = history(paths.serving)
     return dg.MaterializeResult(
         metadata={
-            "candidate": judged.digest,
+            # A whole digest would push the reason out of the page.
+            "candidate": judged.digest[:12],
             "promoted": promoted,
             "reason": reason,
-            "serving": moves[-1].digest if moves else "nothing yet",
+            "serving": moves[-1].digest[:12] if moves else "nothing yet",
             "moves": len(moves),
             **{
                 f"{goal}/relative_log_loss": verdict.difference

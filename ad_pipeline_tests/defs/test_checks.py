@@ -1,0 +1,390 @@
+"""Every check, shown a fault that it is there for: it fails, and no other check does.
+
+The faults are planted in a copy of a market that went through its whole life and passed every
+check (``test_run.py``). The last tests are about what a failed blocking check keeps from serving.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from ad_pipeline.checkpoints import point, read_checkpoint, resolve, write_checkpoint
+from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.features import rates
+from ad_pipeline.learners.online import LinearWeights
+from ad_pipeline.learners.online_hours import pointer as online_pointer
+from ad_pipeline.serving.bundle import export_bundle, open_bundle
+from ad_pipeline.serving.candidate import CANDIDATE
+from ad_pipeline.serving.pointers import CURRENT, Pointer, move_pointer, read_pointer
+from ad_pipeline.serving.promotion import history
+from ad_pipeline.warehouse import Warehouse
+from ad_pipeline_tests.defs.graph_shape import assets_of
+from ad_pipeline_tests.defs.markets import Market
+from ad_pipeline_tests.defs.runs import evaluate_checks, failed, made, run_here
+
+Plant = Callable[[Market], None]
+
+
+def sql(*statements: str) -> Plant:
+    """Return a plant that changes the warehouse behind the pipeline's back."""
+
+    def plant(market: Market) -> None:
+        with Warehouse(market.deployment.warehouse).writer() as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    return plant
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def last_hour_us(market: Market) -> int:
+    return market.end_us - HOUR_US
+
+
+def corrupt_the_newest_online_model(market: Market) -> None:
+    root = market.deployment.checkpoints
+    checkpoint = read_checkpoint(root, resolve(root, online_pointer("click", last_hour_us(market))))
+    flip_a_byte(checkpoint.path / "z_sqrt_n.npy")
+
+
+def corrupt_the_candidate(market: Market) -> None:
+    bundle = open_bundle(market.deployment.bundles, resolve(market.deployment.bundles, CANDIDATE))
+    flip_a_byte(max(bundle.path.glob("*.npy"), key=lambda path: path.stat().st_size))
+
+
+def count_one_impression_too_many(market: Market) -> None:
+    """Publish the newest snapshot with one count changed, its bytes intact."""
+    root = market.deployment.snapshots
+    name = rates.pointer(last_hour_us(market))
+    found = rates.read_snapshot(root, resolve(root, name))
+    counts = np.array(found.counts)
+    counts[len(counts) // 2, 0] += 1
+    point(root, name, rates.write_snapshot(root, replace(found, counts=counts)).digest)
+
+
+def fit_on_test_rows(market: Market) -> None:
+    """Let the fit range of an ensemble reach into its test range."""
+    root = market.deployment.checkpoints
+    name = next(
+        path.relative_to(root / "pointers").with_suffix("").as_posix()
+        for path in (root / "pointers").rglob("*.json")
+        if "ensemble" in path.as_posix() and "purchase" in path.as_posix()
+    )
+    found = read_checkpoint(root, resolve(root, name))
+    described = {
+        key: value
+        for key, value in found.manifest.items()
+        if key not in ("files", "format", "kind")
+    }
+    ranges = described["ensemble"]["ranges"]
+    ranges["fit"][1] = ranges["test"][1]
+    point(root, name, write_checkpoint(root, found.manifest["kind"], {}, described).digest)
+
+
+def serve_the_first_bundle_by_hand(market: Market) -> None:
+    """Move the pointer past the promotion, as an impatient hand would."""
+    first = history(market.deployment.serving)[0]
+    move_pointer(market.deployment.serving, CURRENT, Pointer(first.digest, first.sequence))
+
+
+def take_the_first_bundle_for_the_candidate(market: Market) -> None:
+    first = history(market.deployment.serving)[0]
+    point(market.deployment.bundles, CANDIDATE, first.digest)
+
+
+FAULTS: dict[str, tuple[Plant, set[str]]] = {
+    "a row is lost": (
+        sql(
+            "DELETE FROM events.auctions WHERE request_id = "
+            "(SELECT min(request_id) FROM events.auctions)"
+        ),
+        {"every_row_is_accounted_for"},
+    ),
+    "a tenth of the auctions is refused": (
+        sql(
+            "CREATE TEMP TABLE refused AS SELECT * FROM events.auctions "
+            "WHERE hash(request_id) % 10 = 0",
+            "DELETE FROM events.auctions WHERE hash(request_id) % 10 = 0",
+            "INSERT INTO events.quarantine BY NAME SELECT 'auctions' AS table_name, "
+            "request_id AS key, 'planted' AS reason, request_id AS row_json, 'planted' AS file, "
+            "occurred_us, received_us, logged_us, received_us AS read_us, 1 AS copy FROM refused",
+            "UPDATE events.accounting SET kept = kept - moved.rows, "
+            "quarantined = quarantined + moved.rows FROM (SELECT received_us - received_us % "
+            "3600000000 AS hour_us, count(*) AS rows FROM refused GROUP BY ALL) AS moved "
+            "WHERE accounting.table_name = 'auctions' AND accounting.hour_us = moved.hour_us",
+        ),
+        {"few_rows_are_quarantined"},
+    ),
+    "a matured impression has no label": (
+        sql(
+            "DELETE FROM examples.labelled_impressions WHERE goal = 'click' AND impression_id = "
+            "(SELECT min(impression_id) FROM examples.labelled_impressions WHERE goal = 'click')"
+        ),
+        {"each_anchor_is_labelled_once"},
+    ),
+    "an impression is labelled twice": (
+        sql(
+            "INSERT INTO examples.labelled_impressions BY NAME SELECT * REPLACE "
+            "(1 - label AS label) FROM examples.labelled_impressions "
+            "WHERE goal = 'click' LIMIT 1"
+        ),
+        {"each_anchor_is_labelled_once"},
+    ),
+    "a label rests on a later engagement": (
+        sql(
+            "UPDATE examples.labelled_impressions SET matured_us = anchor_us "
+            "WHERE goal = 'click' AND impression_id = (SELECT min(impression_id) "
+            "FROM examples.labelled_impressions WHERE goal = 'click' AND delay_us > 0)"
+        ),
+        {"no_label_knows_the_future"},
+    ),
+    "an example is emitted twice": (
+        sql(
+            "INSERT INTO examples.training_examples BY NAME "
+            "SELECT * FROM examples.training_examples LIMIT 1"
+        ),
+        {"each_example_is_emitted_once"},
+    ),
+    "a positive is emitted before its click": (
+        sql(
+            "UPDATE examples.training_examples SET emit_us = anchor_us "
+            "WHERE kind = 'delayed_positive' AND impression_id = (SELECT min(impression_id) "
+            "FROM examples.training_examples WHERE kind = 'delayed_positive')"
+        ),
+        {"no_example_knows_the_future"},
+    ),
+    "a published count is off by one": (
+        count_one_impression_too_many,
+        {"counts_equal_a_recount_in_sql"},
+    ),
+    "many values share a slot": (
+        sql(
+            "INSERT INTO features.inverse_dictionary BY NAME SELECT slot::UINTEGER AS slot, "
+            "'device' AS feature, 'planted ' || slot || copy AS value, 0 AS first_hour_us "
+            "FROM range(5000) AS slots(slot), range(2) AS copies(copy)"
+        ),
+        {"few_slots_are_shared"},
+    ),
+    "a byte of a checkpoint flipped": (
+        corrupt_the_newest_online_model,
+        {"newest_checkpoint_is_intact"},
+    ),
+    "an impression was not scored": (
+        sql(
+            "DELETE FROM learners.online_predictions WHERE goal = 'purchase' AND impression_id = "
+            "(SELECT min(impression_id) FROM learners.online_predictions)"
+        ),
+        {"every_impression_is_scored_once"},
+    ),
+    "an impression was scored twice": (
+        sql(
+            "INSERT INTO learners.online_predictions BY NAME "
+            "SELECT * FROM learners.online_predictions LIMIT 1"
+        ),
+        {"every_impression_is_scored_once"},
+    ),
+    "an ensemble was fitted on its test rows": (fit_on_test_rows, {"ranges_do_not_overlap"}),
+    "the ensemble lost to an expert": (
+        sql(
+            "UPDATE evaluation.report SET value = 0.01, high = 0.02 "
+            "WHERE metric = 'relative_log_loss' AND goal = 'click'"
+        ),
+        {"ensemble_is_no_worse_than_the_best_expert"},
+    ),
+    "the ensemble says twice the rate": (
+        sql(
+            "UPDATE evaluation.report SET value = 2 * value, low = 2 * low, high = 2 * high "
+            "WHERE metric = 'calibration_ratio' AND expert = 'ensemble' AND goal = 'click'"
+        ),
+        {"ensemble_is_calibrated"},
+    ),
+    "a byte of the bundle flipped": (
+        # It is the candidate and serves: both are said.
+        corrupt_the_candidate,
+        {"candidate_is_intact", "what_serves_was_promoted"},
+    ),
+    "the candidate was not replayed": (
+        sql("DELETE FROM monitoring.candidate_replay"),
+        {"scores_agree_to_the_bit", "features_agree_with_sql"},
+    ),
+    "a replayed score differs": (
+        sql(
+            "UPDATE monitoring.candidate_replay SET state = 'failed', equal = equal - 1, "
+            "mismatches = 1 WHERE comparison = 'scores' AND name = 'click'"
+        ),
+        {"scores_agree_to_the_bit"},
+    ),
+    "a replayed feature differs": (
+        sql(
+            "UPDATE monitoring.candidate_replay SET state = 'failed', equal = equal - 1, "
+            "mismatches = 1 WHERE comparison = 'features' AND name = 'user_id.click.anchors'"
+        ),
+        {"features_agree_with_sql"},
+    ),
+    "publishers moved": (
+        sql("UPDATE monitoring.drift SET drifted = true WHERE column_name = 'publisher_id'"),
+        {"inputs_have_not_drifted"},
+    ),
+    "nobody has served yet": (
+        sql("DELETE FROM monitoring.production_parity WHERE bundle_hash <> ''"),
+        {"served_scores_are_given_again", "served_features_were_right"},
+    ),
+    "somebody moved the pointer": (
+        # What serves is then not the candidate either.
+        serve_the_first_bundle_by_hand,
+        {"what_serves_was_promoted", "candidate_was_promoted"},
+    ),
+    "the candidate was refused": (
+        take_the_first_bundle_for_the_candidate,
+        {"candidate_was_promoted"},
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_fails_its_check_and_no_other(
+    own_market: Market, definitions: dg.Definitions, fault: str
+):
+    plant, expected = FAULTS[fault]
+    plant(own_market)
+    assert failed(evaluate_checks(definitions)) == expected
+
+
+def test_every_check_has_a_planted_fault(definitions: dg.Definitions):
+    checks = {key.name for key in definitions.resolve_asset_graph().asset_check_keys}
+    assert set().union(*(expected for _, expected in FAULTS.values())) == checks
+
+
+def alter_decision(market: Market, column: str, change: Callable[[dict], None]) -> int:
+    """Change the JSON of one logged decision; return its log hour, microseconds."""
+    with Warehouse(market.deployment.warehouse).writer() as connection:
+        request_id, logged, received_us = connection.execute(
+            f"SELECT request_id, {column}, received_us FROM events.decisions ORDER BY request_id"
+        ).fetchall()[0]
+        content = json.loads(logged)
+        change(content)
+        connection.execute(
+            f"UPDATE events.decisions SET {column} = $content WHERE request_id = $request_id",
+            {"content": json.dumps(content), "request_id": request_id},
+        )
+    return received_us - received_us % HOUR_US
+
+
+def next_score(scores: dict) -> None:
+    scores["click"] = float(np.nextafter(scores["click"], 1.0))
+
+
+def other_device(features: dict) -> None:
+    features["device"] = "fridge"
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "expected"),
+    [
+        ("scores", next_score, {"served_scores_are_given_again"}),
+        # Another feature would have given another score, too.
+        (
+            "features",
+            other_device,
+            {"served_features_were_right", "served_scores_are_given_again"},
+        ),
+    ],
+    ids=["the last bit of a score", "a feature"],
+)
+def test_a_served_decision_that_is_not_given_again_is_found(
+    own_market: Market,
+    definitions: dg.Definitions,
+    column: str,
+    change: Callable[[dict], None],
+    expected: set[str],
+):
+    hour_us = alter_decision(own_market, column, change)
+    ran = run_here(definitions, ["monitoring/production_parity"], hour_us, hour_us + HOUR_US)
+    assert ran.success, "production parity reports, it blocks nothing"
+    evaluations = {found.check_name: found for found in ran.get_asset_check_evaluations()}
+    assert failed(evaluations) == expected
+    assert all(evaluations[name].severity == dg.AssetCheckSeverity.ERROR for name in expected)
+    assert failed(evaluate_checks(definitions)) == expected
+
+
+def export_with_other_weights(market: Market) -> str:
+    """Make a candidate whose weights are not those of the checkpoint that it names."""
+    deployment = market.deployment
+    bundle = open_bundle(deployment.bundles, resolve(deployment.bundles, CANDIDATE))
+    click = next(models for models in bundle.goals if models.goal == "click")
+    weights = np.array(click.online.weights)
+    touched = int(np.flatnonzero(weights)[0])
+    weights[touched] = np.nextafter(weights[touched], np.inf)
+    altered = replace(click, online=LinearWeights(weights, click.online.intercept + 1e-9))
+    with Warehouse(deployment.warehouse).reader() as connection:
+        requests = connection.sql("SELECT * FROM events.impressions LIMIT 4").to_arrow_table()
+    exported = export_bundle(
+        deployment.bundles,
+        contract=bundle.contract,
+        goals=[altered if models.goal == "click" else models for models in bundle.goals],
+        dataset=bundle.dataset,
+        label_watermark_us=bundle.label_watermark_us,
+        canaries=requests.to_pylist(),
+    )
+    point(deployment.bundles, CANDIDATE, exported.digest)
+    return exported.digest
+
+
+def test_a_bundle_that_does_not_replay_is_not_served_in_the_same_run(
+    own_market: Market, definitions: dg.Definitions
+):
+    """Its bytes are intact; only the fresh process against the batch path can tell."""
+    serving = own_market.deployment.serving
+    served = read_pointer(serving, CURRENT)
+    digest = export_with_other_weights(own_market)
+    ran = run_here(definitions, ["monitoring/candidate_replay", "serving/current"])
+    assert not ran.success
+    evaluations = {found.check_name: found for found in ran.get_asset_check_evaluations()}
+    assert failed(evaluations) == {"scores_agree_to_the_bit"}
+    assert made(ran) == {"monitoring/candidate_replay"}
+    assert read_pointer(serving, CURRENT) == served
+    assert served is not None
+    assert served.digest != digest
+
+
+def test_a_bundle_that_does_not_replay_is_not_served_by_a_later_run_either(
+    own_market: Market, definitions: dg.Definitions
+):
+    """Across runs Dagster does not hold an asset back; the promotion asks for itself."""
+    serving = own_market.deployment.serving
+    served = read_pointer(serving, CURRENT)
+    export_with_other_weights(own_market)
+    run_here(definitions, ["monitoring/candidate_replay"])
+    ran = run_here(definitions, ["serving/current"])
+    assert ran.success
+    (event,) = ran.get_asset_materialization_events()
+    metadata = event.step_materialization_data.materialization.metadata
+    assert metadata["promoted"].value is False
+    assert read_pointer(serving, CURRENT) == served
+
+
+def test_a_gap_in_the_accounts_stops_what_comes_after(
+    own_market: Market, definitions: dg.Definitions
+):
+    """An hour is read again, a row of an earlier hour is gone: nothing is computed from either."""
+    plant, expected = FAULTS["a row is lost"]
+    plant(own_market)
+    events = [
+        asset.name for asset in assets_of(definitions) if asset.group == "events" and asset.hourly
+    ]
+    hour_us = last_hour_us(own_market)
+    ran = run_here(definitions, [*events, "features/rates"], hour_us, hour_us + HOUR_US)
+    assert not ran.success
+    evaluations = {found.check_name: found for found in ran.get_asset_check_evaluations()}
+    assert failed(evaluations) == expected
+    assert made(ran) == set(events)
