@@ -103,8 +103,9 @@ def metrics_over_time(
         )
         left.set_title(f"{goal}: normalized entropy (lower is better)", loc="left")
         right.set_title(f"{goal}: log loss, nats (lower is better)", loc="left")
+        _framed(left, (1.0,))
+        _framed(right)
         for axes in (left, right):
-            _framed(axes)
             _dated(axes)
             axes.yaxis.set_major_locator(MaxNLocator(6))
     for axes in grid[-1]:
@@ -219,7 +220,7 @@ def _dated(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _framed(axes: "Axes") -> None:
+def _framed(axes: "Axes", always: Sequence[float] = ()) -> None:
     """Show all values but far outliers, which would press the others into a line."""
     drawn = np.concatenate(
         [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()]
@@ -229,7 +230,8 @@ def _framed(axes: "Axes") -> None:
         return
     first, third = np.percentile(drawn, [25, 75])
     reach = 4 * (third - first)
-    kept = drawn[(drawn >= first - reach) & (drawn <= third + reach)]
+    near = drawn[(drawn >= first - reach) & (drawn <= third + reach)]
+    kept = np.append(near, always)
     room = 0.05 * (kept.max() - kept.min())
     if room > 0:
         axes.set_ylim(kept.min() - room, kept.max() + room)

@@ -56,7 +56,8 @@ STANDARD_ERRORS = 2.5
 Stricter than the choice on matured rows: there are up to three challengers, a day or two of hours,
 and what looks better for a day is often that day. In 240 simulated markets in which nothing had
 changed, 1.5, 2, 2.5 and 3 switched in 49, 26, 12 and 6, and lost more than 0.1 % of log loss on
-fresh rows in 2, 0, 0 and 0; an expert that breaks is tens of standard errors away."""
+fresh rows in 2, 0, 0 and 0. On 200 observed positives the other expert was 5 to 17 standard errors
+better than one that had become constant, scrambled or 2 too high."""
 
 
 @dataclass(frozen=True)

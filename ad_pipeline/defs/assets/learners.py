@@ -204,11 +204,16 @@ def predictions(deployment: DeploymentResource) -> dg.MaterializeResult:
     group_name="learners",
     kinds={"numpy"},
     backfill_policy=SINGLE_RUN,
-    deps=[["learners", "predictions"], ["examples", "labelled_impressions"]],
+    deps=[
+        ["learners", "predictions"],
+        ["examples", "labelled_impressions"],
+        ["examples", "training_examples"],
+    ],
     automation_condition=refresh_after_upstream(),
     description=(
         "How the experts of each goal are mixed and calibrated, chosen on matured rows. The hours "
-        "of fit, calibration and test do not overlap in maturity and are named in the metadata."
+        "of fit, calibration and test do not overlap in maturity and are named in the metadata. "
+        "Rows that have not matured may replace the mixture, on their delay-corrected loss."
     ),
 )
 def ensemble(

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ad_pipeline.defs.checks.verdicts import found
+from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.accounting import accounting_gaps
 from ad_pipeline.warehouse import one_row

@@ -3,7 +3,7 @@
 import dagster as dg
 import duckdb
 
-from ad_pipeline.defs.checks.verdicts import found
+from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.warehouse import one_row, select
 

@@ -4,7 +4,7 @@ import dagster as dg
 
 from ad_pipeline.checkpoints import resolve
 from ad_pipeline.clocks import HOUR_US, hour_key
-from ad_pipeline.defs.checks.verdicts import found
+from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.features.dictionary import collisions

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from ad_pipeline.checkpoints import resolve
-from ad_pipeline.defs.checks.verdicts import found
+from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.serving.candidate import CANDIDATE
 
