@@ -6,12 +6,9 @@ in ``automation.py`` and ``sensors.py``.
 
 import dagster as dg
 
-from ad_pipeline.defs.partitions import HOURLY
-
 main = dg.define_asset_job(
     "main",
     selection=dg.AssetSelection.all(),
-    partitions_def=HOURLY,
     description=(
         "The whole path for a range of log hours: events, labels, learners, ensemble, drift, "
         "parity, bundle, promotion. Start it from the Partitions tab with any range."
@@ -27,7 +24,6 @@ ledger = dg.define_asset_job(
 retrain = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.assets(["learners", "batch_model"]),
-    partitions_def=HOURLY,
     description=(
         "Train LightGBM anew in one log hour and record why. The drift sensor starts it; the "
         "ensemble, the bundle and its checks follow by automation."

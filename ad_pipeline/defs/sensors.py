@@ -13,15 +13,20 @@ from dataclasses import dataclass
 import dagster as dg
 import duckdb
 
+from ad_pipeline.checkpoints import is_pointed
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.defs.jobs import ledger, main, retrain
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until, watermark_us
+from ad_pipeline.learners.online_hours import pointer as online_model
 from ad_pipeline.warehouse import Warehouse, WarehouseBusy, one_row
 
 PATIENCE_SECONDS = 2.0
 """A tick does not queue behind a run for the warehouse: the next tick asks again."""
+
+ATTEMPTS = 3
+"""Runs of one range that may fail before somebody has to look."""
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
@@ -69,20 +74,36 @@ def listing_digest(deployment: Deployment) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else ""
 
 
-def closed_range(start_us: int, sealed_us: int, complete_us: int) -> tuple[int, int] | None:
-    """Return the hours ``[start, end)`` that are complete and not sealed yet, or None.
+def closed_range(start_us: int, learnt_us: int, complete_us: int) -> tuple[int, int] | None:
+    """Return the hours ``[start, end)`` that are complete and not learnt yet, or None.
 
     Parameters
     ----------
     start_us : int
         Start of the dataset.
-    sealed_us : int
-        End of the last sealed hour; 0 before the first.
+    learnt_us : int
+        End of the last hour learnt; 0 before the first.
     complete_us : int
         The watermark.
     """
-    first = max(hour_of(start_us), sealed_us)
+    first = max(hour_of(start_us), learnt_us)
     return (first, complete_us) if complete_us > first else None
+
+
+def learnt_until(deployment: Deployment, sealed_us: int) -> int:
+    """Return the end of the last sealed hour that left an online model of every goal, microseconds.
+
+    A run seals its hours before it learns them; one that failed in between left hours that are
+    sealed and not learnt, and they are to be run again.
+    """
+    end_us = sealed_us
+    first_us = hour_of(deployment.dataset.start_us)
+    while end_us > first_us and not all(
+        is_pointed(deployment.checkpoints, online_model(goal, end_us - HOUR_US))
+        for goal in deployment.dataset.goal_names
+    ):
+        end_us -= HOUR_US
+    return end_us
 
 
 def retrain_due(seen: DriftSeen, acted_on_us: int, cooldown_hours: int) -> tuple[bool, str]:
@@ -154,7 +175,7 @@ def new_log_files(
 def closed_hours(
     context: dg.SensorEvaluationContext, deployment: DeploymentResource
 ) -> dg.RunRequest | dg.SkipReason:
-    """Start the main job for the hours between the last sealed one and the watermark."""
+    """Start the main job for the hours between the last one learnt and the watermark."""
     if going_on := run_over_hours(context.instance):
         return dg.SkipReason(f"run {going_on} is still at its hours")
     paths = deployment.paths
@@ -166,13 +187,17 @@ def closed_hours(
             sealed_us = sealed_until(connection)
     except WarehouseBusy as busy:
         return dg.SkipReason(str(busy))
-    due = closed_range(paths.dataset.start_us, sealed_us, complete_us)
+    learnt_us = learnt_until(paths, sealed_us)
+    due = closed_range(paths.dataset.start_us, learnt_us, complete_us)
     if due is None:
-        return dg.SkipReason(f"every complete hour is sealed, up to {timestamp(sealed_us)}")
+        return dg.SkipReason(f"every sealed hour is learnt, up to {timestamp(sealed_us)}")
     first, last = hour_key(due[0]), hour_key(due[1] - HOUR_US)
-    return dg.RunRequest(
-        run_key=f"{first}...{last}", tags={RANGE_START_TAG: first, RANGE_END_TAG: last}
-    )
+    tags = {RANGE_START_TAG: first, RANGE_END_TAG: last}
+    failed = dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
+    attempts = context.instance.get_runs_count(failed)
+    if attempts >= ATTEMPTS:
+        return dg.SkipReason(f"{first}...{last} failed {attempts} times: see why, then start it")
+    return dg.RunRequest(run_key=f"{first}...{last}, attempt {attempts + 1}", tags=tags)
 
 
 @dg.sensor(

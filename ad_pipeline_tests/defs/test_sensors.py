@@ -5,7 +5,7 @@ all by itself is in ``test_daemon.py``.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import dagster as dg
@@ -98,7 +98,29 @@ def test_the_hours_of_a_registered_day_are_asked_for_as_one_range(
 def test_sealed_hours_are_not_asked_for_again(own_market: Market, tick: Tick):
     requests, _, why = tick(closed_hours)
     assert requests == []
-    assert "sealed" in why
+    assert "learnt" in why
+
+
+def test_hours_that_a_failed_run_sealed_but_did_not_learn_are_asked_for_again(
+    own_market: Market, instance: dg.DagsterInstance, definitions: dg.Definitions, tick: Tick
+):
+    """Three times; then somebody has to look."""
+    last_us = own_market.end_us - HOUR_US
+    folder = own_market.deployment.checkpoints / "pointers" / "learners.online_model"
+    name = hour_key(last_us).replace(":", "")
+    for path in folder.glob(f"*/{name}.json"):
+        path.unlink()
+    keys = []
+    for _ in range(sensors.ATTEMPTS):
+        (request,), _, _ = tick(closed_hours)
+        assert request.tags[sensors.RANGE_START_TAG] == hour_key(last_us)
+        keys.append(request.run_key)
+        run = going_on(definitions, instance, request.tags)
+        instance.report_run_failed(run)
+    assert len(set(keys)) == sensors.ATTEMPTS
+    requests, _, why = tick(closed_hours)
+    assert requests == []
+    assert "failed 3 times" in why
 
 
 def test_hours_after_the_sealed_ones_are_asked_for(own_market: Market, tick: Tick):
@@ -235,10 +257,14 @@ def test_a_retrain_is_due_for_a_new_drift_outside_the_cooldown(
     assert sensors.retrain_due(seen, acted_on_us, cooldown_hours=6)[0] is due
 
 
-def going_on(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dg.DagsterRun:
+def going_on(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    tags: Mapping[str, str] | None = None,
+) -> dg.DagsterRun:
     """Return a run of the main job that has just started."""
     run = instance.create_run_for_job(
-        definitions.resolve_job_def("main"), status=dg.DagsterRunStatus.STARTED
+        definitions.resolve_job_def("main"), status=dg.DagsterRunStatus.STARTED, tags=tags
     )
     instance.report_engine_event("at work", run)
     return run
