@@ -28,9 +28,18 @@ from ad_pipeline.hashing import uniform
 from ad_pipeline.settings import DriftSettings
 
 IDENTITY_COLUMNS = frozenset(
-    {"impression_id", "request_id", "user_id", "ad_id", "event_id", "engagement_event_id"}
+    {
+        "impression_id",
+        "request_id",
+        "user_id",
+        "ad_id",
+        "campaign_id",
+        "event_id",
+        "engagement_event_id",
+    }
 )
-"""Columns whose values come and go by nature: that ads are born and die is no drift."""
+"""Columns whose values come and go by nature, or by our own hand: that ads are born and die, and
+campaigns with them, is no drift of the world."""
 
 OTHER = "__other__"
 NULL = "__null__"

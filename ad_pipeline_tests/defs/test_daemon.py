@@ -123,9 +123,10 @@ def daemon_of(market: Market, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemo
     market.deployment.logs.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("DAGSTER_HOME", environment["DAGSTER_HOME"])
     log = market.root / "daemon.log"
+    # The instance first: two processes that make its databases at the same time break them.
     with (
-        started(["dagster._daemon", "run"], environment, log) as process,
         dg.DagsterInstance.get() as instance,
+        started(["dagster._daemon", "run"], environment, log) as process,
     ):
         yield Daemon(market, instance, process, log)
 
