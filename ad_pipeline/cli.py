@@ -9,10 +9,15 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ad_pipeline.clocks import timestamp
 from ad_pipeline.datasets import DatasetError, Deployment, deployment_from_env
+
+if TYPE_CHECKING:
+    from ad_pipeline.simulation.spec import MarketplaceSpec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,17 +55,18 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="run the main job on both datasets, print the result")
     demo.add_argument("--only", choices=("open_bandit", "marketplace"), help="one dataset only")
+    _describe_market(demo)
     demo.set_defaults(run=_demo)
 
     simulate = commands.add_parser("simulate", help="write days of the simulated exchange's logs")
     simulate.add_argument("--first", type=int, default=0, help="first day, from 0")
     simulate.add_argument("--days", type=int, default=6, help="how many days")
-    simulate.add_argument("--no-drift", action="store_true", help="leave the planted drift out")
+    _describe_market(simulate)
     simulate.set_defaults(run=_simulate)
 
     drive = commands.add_parser("drive", help="serve a simulated day through serving/current")
     drive.add_argument("--day", type=int, required=True, help="which day, from 0")
-    drive.add_argument("--no-drift", action="store_true", help="leave the planted drift out")
+    _describe_market(drive)
     drive.set_defaults(run=_drive)
 
     report = commands.add_parser("report", help="print the measures of every goal and expert")
@@ -74,6 +80,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _describe_market(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, help="another simulated market than the default one")
+    command.add_argument("--no-drift", action="store_true", help="leave the planted drift out")
+
+
+def _market(chosen: argparse.Namespace) -> "MarketplaceSpec":
+    from ad_pipeline.simulation.spec import MarketplaceSpec
+
+    spec = MarketplaceSpec(drift=not chosen.no_drift)
+    return spec if chosen.seed is None else replace(spec, seed=chosen.seed)
+
+
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -84,8 +102,11 @@ def _demo(chosen: argparse.Namespace) -> None:
 
     home = Path(os.environ.get("AD_PIPELINE_HOME", ".ad_pipeline")).resolve()
     started = time.monotonic()
-    runs = {"open_bandit": run_open_bandit, "marketplace": run_marketplace}
-    finished = [run(home, _say) for name, run in runs.items() if chosen.only in (None, name)]
+    finished = []
+    if chosen.only in (None, "open_bandit"):
+        finished.append(run_open_bandit(home, _say))
+    if chosen.only in (None, "marketplace"):
+        finished.append(run_marketplace(home, _say, _market(chosen)))
     for run in finished:
         _print_report(run.deployment)
         _say(f"  checks: {sum(seen.passed for seen in run.checks)} of {len(run.checks)} passed")
@@ -98,18 +119,15 @@ def _demo(chosen: argparse.Namespace) -> None:
 
 def _simulate(chosen: argparse.Namespace) -> None:
     from ad_pipeline.simulation.main_job import simulate
-    from ad_pipeline.simulation.spec import MarketplaceSpec
 
-    spec = MarketplaceSpec(drift=not chosen.no_drift)
     days = range(chosen.first, chosen.first + chosen.days)
-    simulate(deployment_from_env(), spec, days, _say)
+    simulate(deployment_from_env(), _market(chosen), days, _say)
 
 
 def _drive(chosen: argparse.Namespace) -> None:
     from ad_pipeline.simulation.main_job import drive
-    from ad_pipeline.simulation.spec import MarketplaceSpec
 
-    drive(deployment_from_env(), MarketplaceSpec(drift=not chosen.no_drift), chosen.day, _say)
+    drive(deployment_from_env(), _market(chosen), chosen.day, _say)
 
 
 def _report(_: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
 """The ensemble: experts mixed in logit space on matured predictions, then calibrated.
 
-Its inputs are the logits that each expert gave *at serving time*, never a re-score. A mixture is
-taken only where the data show that it is better than the best expert; few positives therefore leave
-one expert as it is. Between maturities the newest rows may overrule that choice, by the loss of
-:mod:`.provisional`. What can be applied needs NumPy and Numba only.
+Its inputs are the logits that each expert gave *at serving time*, never a re-score. Without data
+that say otherwise it is the average of the logits: log loss is convex in the logit, so the average
+loses at most the mean of what the experts lose. Another mixture, or one expert alone, is taken
+where the data show that it is better. Between maturities the newest rows may overrule that choice,
+by the loss of :mod:`.provisional`. What can be applied needs NumPy and Numba only.
 
 References
 ----------
@@ -38,10 +39,10 @@ from ad_pipeline.learners.selection import (
 from ad_pipeline.settings import EnsembleSettings
 
 STACKING_PRIOR_SD = 0.3
-"""Of stacked weights around the best expert alone, and of the intercept around 0."""
+"""Of stacked weights around the average, and of the intercept around 0."""
 
 MINIMUM_POSITIVES = 100
-"""An expert whose predictions meet fewer positives in the fit range is left out."""
+"""An expert whose predictions meet fewer positives before the test range is left out."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +218,11 @@ def fit_ensemble(
 ) -> Ensemble:
     """Choose and fit a mixture on the fit range, then a calibration on the calibration range.
 
-    Candidates: the best expert alone, the average of the logits, and a stack (non-negative weights
-    and an intercept, shrunk towards the best expert). Rows that an expert did not score (NaN: it
-    did not exist yet) are left out of the comparison; an expert with fewer than
-    :data:`MINIMUM_POSITIVES` positives in the fit range is left out instead.
+    Candidates, from the one that needs least data: the average of the logits, the best expert
+    alone, and a stack (non-negative weights and an intercept, shrunk towards the average). Rows
+    that an expert did not score (NaN: it did not exist yet) are left out of the comparison; an
+    expert with fewer than :data:`MINIMUM_POSITIVES` positives before the test range is left out
+    instead.
 
     With provisional rows, the fitted mixtures and every expert alone are compared on them too, by
     corrected loss, paired by serving hour: one that is measurably better there replaces the choice,
@@ -247,7 +249,8 @@ def fit_ensemble(
     """
     ranges = split_ranges(hours, settings)
     in_fit = ranges.fit.holds(hours)
-    experts, left_out = _usable_experts(logits, labels, in_fit)
+    before_test = in_fit | ranges.calibration.holds(hours)
+    experts, left_out = _usable_experts(logits, labels, before_test)
     matrix = _matrix(logits, experts)
     scored = np.isfinite(matrix).all(axis=1)
     fitting, calibrating = in_fit & scored, ranges.calibration.holds(hours) & scored
@@ -284,10 +287,10 @@ def fit_ensemble(
 
 
 def _usable_experts(
-    logits: Mapping[str, np.ndarray], labels: np.ndarray, in_fit: np.ndarray
+    logits: Mapping[str, np.ndarray], labels: np.ndarray, before_test: np.ndarray
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     met = {
-        name: int(labels[in_fit & np.isfinite(values)].sum())
+        name: int(labels[before_test & np.isfinite(values)].sum())
         for name, values in sorted(logits.items())
     }
     most = max(met.values(), default=0)
@@ -298,7 +301,7 @@ def _usable_experts(
     if not usable:
         raise ValueError("no expert scored any matured row; run the online model's hours first")
     left_out = {
-        name: f"scored {met[name]} positives of the fit range, {MINIMUM_POSITIVES} needed"
+        name: f"scored {met[name]} positives before the test range, {MINIMUM_POSITIVES} needed"
         for name in met
         if name not in usable
     }
@@ -326,23 +329,23 @@ def _fit_mixtures(
     }
     if len(experts) == 1:
         return mixtures, experts[0], ()
-    alone = np.array(mixtures[experts[best]][0])
-    mixtures["average"] = ((1.0 / len(experts),) * len(experts), 0.0)
+    even = np.full(len(experts), 1.0 / len(experts))
+    mixtures["average"] = (tuple(even.tolist()), 0.0)
 
     def fixed(kind: str) -> Callable[[np.ndarray, np.ndarray], Fitted]:
         return lambda _inputs, _labels: lambda rows: _mixed(rows, *mixtures[kind])
 
     def stacked(inputs: np.ndarray, targets: np.ndarray) -> Fitted:
-        weights, intercept = _stack(inputs, targets, alone)
+        weights, intercept = _stack(inputs, targets, even)
         return lambda rows: _mixed(rows, weights, intercept)
 
     candidates = [
-        Candidate(experts[best], fixed(experts[best])),
         Candidate("average", fixed("average")),
+        Candidate(experts[best], fixed(experts[best])),
         Candidate("stacked", stacked),
     ]
     chosen, trials = choose(candidates, matrix, labels, hours, folds)
-    mixtures["stacked"] = _stack(matrix, labels, alone)
+    mixtures["stacked"] = _stack(matrix, labels, even)
     return mixtures, chosen.name, trials
 
 

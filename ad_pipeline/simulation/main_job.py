@@ -90,7 +90,7 @@ def run_open_bandit(home: Path, say: Say) -> FinishedRun:
     return FinishedRun(deployment, checks)
 
 
-def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -> FinishedRun:
+def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec) -> FinishedRun:
     """Simulate, learn, promote, serve the last day through the bundle, learn that, promote again.
 
     Parameters
@@ -99,10 +99,9 @@ def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -
         Folder of all deployments.
     say : callable
         Receives one line of progress at a time.
-    spec : MarketplaceSpec, optional
-        Another market than the default one.
+    spec : MarketplaceSpec
+        The default one but for its seed and drift: the driver's command line carries no more.
     """
-    spec = spec or MarketplaceSpec()
     deployment = _deployment("marketplace", home)
     served_day = spec.days - 1
     say(f"marketplace: the first {served_day} of {spec.days} days of a simulated exchange")
@@ -112,7 +111,11 @@ def run_marketplace(home: Path, say: Say, spec: MarketplaceSpec | None = None) -
     say(f"  ad_pipeline drive --day {served_day}: a bidder serves the last day by serving/current")
     _run(
         deployment,
-        [sys.executable, "-m", "ad_pipeline.cli", "drive", "--day", str(served_day)],
+        [
+            *(sys.executable, "-m", "ad_pipeline.cli", "drive"),
+            *("--day", str(served_day), "--seed", str(spec.seed)),
+            *([] if spec.drift else ["--no-drift"]),
+        ],
         say,
     )
     checks = _materialize(deployment, learnt_us, deployment.dataset.last_hour_end_us, say)
