@@ -21,8 +21,8 @@ STANDARD_ERRORS = 1.0
 """A simpler candidate is kept while it is not worse than the best by more than this many.
 
 For mixtures, in 240 simulated pairs of experts (four kinds, 1,000 and 4,000 positives, 30 seeds;
-the scenes of ``test_ensemble.py``): 0, 0.5, 1 and 1.5 lost more than 0.1 % of log loss to the better
-expert of hindsight in 9, 8, 7 and 6 % of them, and gained 0.07, 0.07, 0.06 and 0.05 % on
+the scenes of ``test_ensemble.py``): 0, 0.5, 1 and 1.5 lost more than 0.1 % of log loss to the
+better expert of hindsight in 9, 8, 7 and 6 % of them, and gained 0.07, 0.07, 0.06 and 0.05 % on
 average."""
 
 MINIMUM_HOURS = 4
