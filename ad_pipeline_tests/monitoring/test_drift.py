@@ -20,7 +20,9 @@ COLUMNS = drift.drift_columns(
         "impression_id": "VARCHAR",
         "user_id": "VARCHAR",
         "received_us": "BIGINT",
+        "site": "VARCHAR",
         "ad_id": "VARCHAR",
+        "campaign_id": "VARCHAR",
         "publisher": "VARCHAR",
         "paid_price": "BIGINT",
         "propensity": "DOUBLE",
@@ -40,7 +42,7 @@ def impressions(
             "impression_id": [f"{seed}-{k}" for k in range(rows)],
             "user_id": [f"u{k}" for k in generator.integers(0, 10**9, rows)],
             "received_us": START + np.arange(rows),
-            "ad_id": pa.array(
+            "site": pa.array(
                 [f"a{k}" for k in generator.zipf(1.2, rows) % 5_000]
             ).dictionary_encode(),
             "publisher": [f"p{k}" for k in generator.choice(publishers, rows, p=mix / mix.sum())],
@@ -59,8 +61,8 @@ def verdict_on(column: str, verdict: drift.DriftVerdict) -> drift.ColumnDrift:
 
 
 def test_identity_columns_and_clocks_are_left_out():
-    assert set(COLUMNS) == {"ad_id", "publisher", "paid_price", "propensity", "floor"}
-    assert COLUMNS["ad_id"] == "categorical"
+    assert set(COLUMNS) == {"site", "publisher", "paid_price", "propensity", "floor"}
+    assert COLUMNS["site"] == "categorical"
     assert COLUMNS["paid_price"] == "numeric"
 
 
@@ -76,7 +78,7 @@ def test_a_tiny_sample_of_an_unchanged_log_does_not_drift_though_its_index_is_hi
     verdict = drift.drift_report(
         impressions(1, rows=100), impressions(2, rows=100), COLUMNS, SETTINGS
     )
-    assert verdict_on("ad_id", verdict).psi > SETTINGS.psi_threshold
+    assert verdict_on("site", verdict).psi > SETTINGS.psi_threshold
     assert not verdict.drifted
 
 
