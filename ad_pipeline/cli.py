@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ad_pipeline.clocks import timestamp
-from ad_pipeline.datasets import DatasetError, Deployment, deployment_from_env
+from ad_pipeline.datasets import (
+    DATA_FOLDER,
+    DatasetError,
+    Deployment,
+    HomeTaken,
+    deployment_from_env,
+    load_dataset,
+)
+from ad_pipeline.events.ledger import ChangedLogFile, MissingLogFile
+from ad_pipeline.events.readers import UnreadableLog
+from ad_pipeline.main_job import FinishedRun, MainJobFailed, materialize, run_log
+from ad_pipeline.warehouse import UnreadableWarehouse, WarehouseBusy
 
 if TYPE_CHECKING:
     from ad_pipeline.simulation.spec import MarketplaceSpec
@@ -35,14 +46,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     chosen = parser.parse_args(arguments)
-    from ad_pipeline.simulation.main_job import MainJobFailed
-
     try:
         chosen.run(chosen)
-    except (DatasetError, FileNotFoundError, LookupError, MainJobFailed) as error:
+    except _EXPLAINED as error:
         sys.stderr.write(f"ad_pipeline: {error}\n")
         return 1
     return 0
+
+
+_EXPLAINED = (
+    ChangedLogFile,
+    DatasetError,
+    FileNotFoundError,
+    HomeTaken,
+    LookupError,
+    MainJobFailed,
+    MissingLogFile,
+    UnreadableLog,
+    UnreadableWarehouse,
+    WarehouseBusy,
+)
+"""Errors whose message says what to do; others are ours, and keep their traceback."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--only", choices=("open_bandit", "marketplace"), help="one dataset only")
     _describe_market(demo)
     demo.set_defaults(run=_demo)
+
+    run = commands.add_parser(
+        "run", help="run the whole path on a log: every asset for every complete hour"
+    )
+    _describe_dataset(run)
+    run.add_argument("--again", action="store_true", help="all hours, also those run before")
+    run.set_defaults(run=_run)
 
     simulate = commands.add_parser("simulate", help="write days of the simulated exchange's logs")
     simulate.add_argument("--first", type=int, default=0, help="first day, from 0")
@@ -80,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _describe_dataset(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "dataset", nargs="?", help="dataset.yaml or a name under data/ (else AD_PIPELINE_DATASET)"
+    )
+
+
 def _describe_market(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="another simulated market than the default one")
     command.add_argument("--no-drift", action="store_true", help="leave the planted drift out")
@@ -97,24 +134,64 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+def _deployment(chosen: argparse.Namespace) -> Deployment:
+    """Return the deployment that the command line names, or else the environment."""
+    if chosen.dataset is not None:
+        os.environ["AD_PIPELINE_DATASET"] = chosen.dataset
+    return deployment_from_env()
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.events.ledger import register_files, watermark_us
+    from ad_pipeline.warehouse import Warehouse
+
+    started = time.monotonic()
+    deployment = _deployment(chosen)
+    warehouse = Warehouse(deployment.warehouse)
+    registration = register_files(warehouse, deployment)
+    rows = sum(entry.rows for entry in registration.entries)
+    _say(
+        f"{deployment.dataset.name}: {len(registration.entries):,} log files ("
+        f"{len(registration.new):,} of them new) with {rows:,} rows, read by each source of theirs"
+    )
+    for pattern in registration.empty_globs:
+        _say(f"  no file matches {pattern}")
+    with warehouse.reader() as connection:
+        complete_us = watermark_us(connection, deployment.dataset)
+    finished = run_log(deployment, complete_us, _say, again=chosen.again)
+    _print_finished(finished)
+    _say(f"\nIt took {time.monotonic() - started:.0f} s. Look around with")
+    _say(f"`make dev AD_PIPELINE_DATASET={deployment.dataset.path}`, then http://localhost:3000")
+
+
 def _demo(chosen: argparse.Namespace) -> None:
-    from ad_pipeline.simulation.main_job import run_marketplace, run_open_bandit
+    from ad_pipeline.simulation.main_job import run_marketplace
 
     home = Path(os.environ.get("AD_PIPELINE_HOME", ".ad_pipeline")).resolve()
     started = time.monotonic()
     finished = []
     if chosen.only in (None, "open_bandit"):
-        finished.append(run_open_bandit(home, _say))
+        dataset = load_dataset(DATA_FOLDER / "open_bandit" / "dataset.yaml")
+        deployment = Deployment(dataset, home / dataset.name)
+        _say("open_bandit: a real log of 60,000 impressions, six files, one week")
+        finished.append(materialize(deployment, dataset.start_us, dataset.last_hour_end_us, _say))
     if chosen.only in (None, "marketplace"):
         finished.append(run_marketplace(home, _say, _market(chosen)))
     for run in finished:
-        _print_report(run.deployment)
-        _say(f"  checks: {sum(seen.passed for seen in run.checks)} of {len(run.checks)} passed")
-        for seen in run.checks:
-            if not seen.passed:
-                _say(f"    not passed: {seen.asset}: {seen.check}: {seen.found}")
+        _print_finished(run)
     _say(f"\nThe main job took {time.monotonic() - started:.0f} s. Look around with `make dev`, or")
     _say("`make dev AD_PIPELINE_DATASET=marketplace`, then http://localhost:3000")
+
+
+def _print_finished(run: FinishedRun) -> None:
+    _print_report(run.deployment)
+    if run.promotion:
+        _say(f"  {run.promotion}")
+    if run.checks:
+        _say(f"  checks: {sum(seen.passed for seen in run.checks)} of {len(run.checks)} passed")
+    for seen in run.checks:
+        if not seen.passed:
+            _say(f"    not passed: {seen.asset}: {seen.check}: {seen.found}")
 
 
 def _simulate(chosen: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ list of functions and never run as text. Reading the files themselves belongs to
 """
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 
 SOURCE_FILE = "source_file"
 """Column every source has beside its own: the base name of the file a row came from."""
+
+SOURCE_ROW = "source_row"
+"""Column every source has beside its own: the row's place in its file, from 1.
+
+With the file's name it makes an id for a log that has none. Lines that cannot be taken apart are
+not counted, so it is no line number."""
 
 RESERVED = frozenset({"occurred_us", "received_us", "logged_us", "read_us"})
 """Columns of ``events.impressions`` that no feature may be called."""
@@ -192,6 +199,7 @@ FUNCTIONS = frozenset(
         "sqrt",
         "starts_with",
         "strftime",
+        "string_split",
         "strip_accents",
         "strlen",
         "strpos",
@@ -314,6 +322,10 @@ class DatasetError(ValueError):
         self.remedy = remedy
 
 
+class HomeTaken(ValueError):
+    """A deployment's folder belongs to another dataset; the message names both."""
+
+
 MicrosecondSpan = Annotated[int, Field(ge=0)]
 
 
@@ -358,6 +370,16 @@ class Source(_Record):
         Globs, relative to the dataset file; ``{home}/`` stands for the deployment's folder.
     format : {'parquet', 'csv', 'jsonl'} or None
         None: told from the file name.
+    delimiter : str or None
+        Between the fields of a CSV; None: told from its first line.
+    header : bool
+        Whether a CSV's first line names its columns.
+    names : tuple of str
+        Names of a CSV's columns, in its order; instead of the header's, if it has one.
+    quote : str
+        What may stand around a field of a CSV; '' if quotes are plain text.
+    nulls : tuple of str
+        Texts of a CSV that mean null, beside the empty one.
     columns : dict of str to str
         Contract column to SQL expression over the file's columns.
     where : str or None
@@ -369,6 +391,11 @@ class Source(_Record):
     table: str
     files: tuple[str, ...]
     format: Literal["parquet", "csv", "jsonl"] | None = None
+    delimiter: str | None = None
+    header: bool = True
+    names: tuple[str, ...] = ()
+    quote: str = '"'
+    nulls: tuple[str, ...] = ()
     columns: dict[str, str]
     where: str | None = None
     line: int = 0
@@ -402,6 +429,9 @@ class Dataset(_Record):
         End of a closed log; None for one that goes on.
     sources : tuple of Source
     goals : tuple of Goal
+    row : str
+        What a row of ``impressions`` is in this log, as in ``click`` for a log of clicks; goals may
+        name it as their anchor.
     features : Features
     entities : tuple of str
         Columns of an impression for which engagement rates are kept.
@@ -420,6 +450,7 @@ class Dataset(_Record):
     end_us: int | None = None
     sources: tuple[Source, ...] = ()
     goals: tuple[Goal, ...]
+    row: str = "impression"
     features: Features = Features()
     entities: tuple[str, ...] = ()
     whole_hours: bool = False
@@ -545,6 +576,11 @@ class Deployment:
         return self.home / "logs"
 
     @property
+    def owner(self) -> Path:
+        """The file that says whose folder this is; see :func:`claim_home`."""
+        return self.home / "dataset.json"
+
+    @property
     def truth(self) -> Path:
         """Folder of what only a simulator knows."""
         return self.home / "truth"
@@ -597,6 +633,8 @@ def deployment_from_env() -> Deployment:
         If there is no such dataset.
     DatasetError
         If its file has a mistake.
+    HomeTaken
+        If its folder belongs to another dataset.
     """
     named = os.environ.get("AD_PIPELINE_DATASET", "open_bandit")
     home = Path(os.environ.get("AD_PIPELINE_HOME", ".ad_pipeline"))
@@ -610,7 +648,63 @@ def deployment_from_env() -> Deployment:
             "a dataset file that ends in .yaml"
         )
     dataset = load_dataset(path)
-    return Deployment(dataset, (home / dataset.name).resolve())
+    deployment = Deployment(dataset, (home / dataset.name).resolve())
+    check_home(deployment)
+    return deployment
+
+
+def check_home(deployment: Deployment) -> None:
+    """Refuse a folder that another dataset has claimed; one that nobody has claimed passes.
+
+    A dataset is another one if its name differs, or if it is described in another file that still
+    exists and says something else: so a moved or copied dataset file keeps its folder.
+
+    Raises
+    ------
+    HomeTaken
+        If the folder is another's.
+    """
+    if not deployment.owner.is_file():
+        return
+    owner = json.loads(deployment.owner.read_bytes())
+    dataset, file = deployment.dataset, Path(owner["file"])
+    if owner["name"] == dataset.name and (
+        file == dataset.path
+        or not file.is_file()
+        or not dataset.path.is_file()
+        or file.read_bytes() == dataset.path.read_bytes()
+    ):
+        return
+    raise HomeTaken(
+        f"{deployment.home} holds dataset {owner['name']!r} of {file}, not dataset "
+        f"{dataset.name!r} of {dataset.path}; give each dataset a name of its own or point "
+        f"AD_PIPELINE_HOME at another folder, or remove {deployment.owner} if the second took the "
+        "first one's place"
+    )
+
+
+def claim_home(deployment: Deployment) -> None:
+    """Write down whose folder this is, once, before anything else is written there.
+
+    Raises
+    ------
+    HomeTaken
+        If the folder is another's.
+    """
+    check_home(deployment)
+    if deployment.owner.is_file():
+        return
+    deployment.home.mkdir(parents=True, exist_ok=True)
+    dataset = deployment.dataset
+    scratch = deployment.owner.with_name(f".{deployment.owner.name}.{os.getpid()}.writing")
+    scratch.write_text(json.dumps({"name": dataset.name, "file": str(dataset.path)}))
+    try:
+        # A link is refused if another process was first, where a rename would replace its file.
+        os.link(scratch, deployment.owner)
+    except FileExistsError:
+        check_home(deployment)
+    finally:
+        scratch.unlink()
 
 
 def load_dataset(path: Path | str) -> Dataset:
@@ -800,6 +894,9 @@ class _Place:
             raise self.error(f"{value!r} is not known here", remedy)
         return value
 
+    def flag(self) -> bool:
+        return self.choice(("true", "false")) == "true"
+
     def hour(self) -> int:
         """Return a moment on the whole hour, microseconds."""
         remedy = "write a whole hour in UTC, as in 2026-03-02T00:00Z"
@@ -854,6 +951,7 @@ _KEYS = (
     "end",
     "whole_hours",
     "notes",
+    "row",
     "goals",
     "sources",
     "features",
@@ -878,7 +976,12 @@ def _read_dataset(top: _Place) -> Dataset:
         raise entries["end"].error(
             "the end is not after the start", f"write an hour after {timestamp(start_us)}"
         )
-    goals = _read_goals(entries["goals"])
+    row = entries["row"].text() if "row" in entries else "impression"
+    if not row.isidentifier():
+        raise entries["row"].error(
+            f"{row!r} cannot name what a row is", "write a plain word, as in click"
+        )
+    goals = _read_goals(entries["goals"], row)
     features = _read_features(entries.get("features"))
     entities = entries["entities"].texts() if "entities" in entries else ()
     dataset = Dataset(
@@ -886,10 +989,10 @@ def _read_dataset(top: _Place) -> Dataset:
         start_us=start_us,
         end_us=end_us,
         goals=goals,
+        row=row,
         features=features,
         entities=entities,
-        whole_hours="whole_hours" in entries
-        and entries["whole_hours"].choice(("true", "false")) == "true",
+        whole_hours="whole_hours" in entries and entries["whole_hours"].flag(),
         notes=entries["notes"].texts() if "notes" in entries else (),
         settings=_read_settings(entries.get("settings")),
         path=top.path,
@@ -899,15 +1002,16 @@ def _read_dataset(top: _Place) -> Dataset:
     return dataset.model_copy(update={"sources": sources})
 
 
-def _read_goals(place: _Place) -> tuple[Goal, ...]:
+def _read_goals(place: _Place, row: str) -> tuple[Goal, ...]:
     places = place.mapping()
     if not places:
         raise place.error("there is no goal", "write at least one, as in 'click: {window: 1h}'")
     goals: dict[str, Goal] = {}
     for name, here in places.items():
-        if name == "impression" or not name.isidentifier():
+        if name in {"impression", row} or not name.isidentifier():
             raise here.error(
-                f"{name!r} cannot name a goal", "write a plain word other than 'impression'"
+                f"{name!r} cannot name a goal",
+                f"write a plain word other than {' and '.join(sorted({'impression', row}))}",
             )
         entries = here.mapping(("anchor", "window", "lateness", "observation", "counting"))
         if "window" not in entries:
@@ -917,7 +1021,7 @@ def _read_goals(place: _Place) -> tuple[Goal, ...]:
             raise entries["window"].error("a window of nothing", "write for example 24h")
         goals[name] = Goal(
             name=name,
-            anchor=entries["anchor"].text() if "anchor" in entries else "impression",
+            anchor=_anchor(entries["anchor"], row) if "anchor" in entries else "impression",
             window_us=window_us,
             lateness_us=entries["lateness"].duration() if "lateness" in entries else 0,
             observation_us=entries["observation"].duration() if "observation" in entries else 0,
@@ -934,7 +1038,8 @@ def _read_goals(place: _Place) -> tuple[Goal, ...]:
         if goal.anchor == "impression":
             continue
         if goal.anchor not in goals:
-            entries["anchor"].choice(("impression", *(other for other in goals if other != name)))
+            others = (other for other in goals if other != name)
+            entries["anchor"].choice((*dict.fromkeys((row, "impression")), *others))
         seen, step = [name], goal.anchor
         while step != "impression" and step in goals:
             if step in seen:
@@ -952,6 +1057,11 @@ def _read_goals(place: _Place) -> tuple[Goal, ...]:
                 "write a longer window or lateness",
             )
     return tuple(goals.values())
+
+
+def _anchor(place: _Place, row: str) -> str:
+    """Return the anchor; the log's own word for a row means the same as ``impression``."""
+    return "impression" if place.text() == row else place.text()
 
 
 def _read_features(place: _Place | None) -> Features:
@@ -1045,7 +1155,7 @@ def _read_sources(place: _Place, dataset: Dataset) -> tuple[Source, ...]:
 
 
 def _read_source(place: _Place, table: str, dataset: Dataset) -> Source:
-    entries = place.mapping(("files", "format", "columns", "where"))
+    entries = place.mapping(("files", "format", *_CSV_KEYS, "columns", "where"))
     for key in ("files", "columns"):
         if key not in entries:
             raise place.error(f"the key {key!r} is missing", f"write '{key}: ...' here")
@@ -1065,16 +1175,63 @@ def _read_source(place: _Place, table: str, dataset: Dataset) -> Source:
         else:
             remedy = f"write '{name}: <SQL expression over the file's columns>'"
         raise columns.error(f"the column {name!r} is missing", remedy)
+    format_ = entries["format"].choice(("parquet", "csv", "jsonl")) if "format" in entries else None
+    if format_ not in {None, "csv"}:
+        for key in _CSV_KEYS:
+            if key in entries:
+                raise entries[key].error(
+                    f"{key!r} is about CSV files, these are {format_}",
+                    "leave it out, or write 'format: csv'",
+                )
     return Source(
         table=table,
         files=files,
-        format=entries["format"].choice(("parquet", "csv", "jsonl"))
-        if "format" in entries
-        else None,
+        format=format_,
+        **_read_csv_form(entries),
         columns=expressions,
         where=entries["where"].expression() if "where" in entries else None,
         line=place.line,
     )
+
+
+_CSV_KEYS = ("delimiter", "header", "names", "quote", "nulls")
+_DELIMITER_WORDS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
+
+
+def _read_csv_form(entries: Mapping[str, _Place]) -> dict[str, Any]:
+    """Return how the source's CSV files are written, as far as the dataset file says it."""
+    form: dict[str, Any] = {}
+    if "delimiter" in entries:
+        here = entries["delimiter"]
+        delimiter = _DELIMITER_WORDS.get(here.text(), here.text())
+        if len(delimiter) != 1 or delimiter.isalnum() or delimiter in '"\n\r':
+            raise here.error(
+                f"{delimiter!r} cannot part fields",
+                f"write one character in quotes, or one of {', '.join(_DELIMITER_WORDS)}",
+            )
+        form["delimiter"] = delimiter
+    if "header" in entries:
+        form["header"] = entries["header"].flag()
+    if "names" in entries:
+        form["names"] = entries["names"].texts()
+        lowered = [name.lower() for name in form["names"]]
+        for here in entries["names"].items():
+            if not here.text() or lowered.count(here.text().lower()) > 1:
+                raise here.error(
+                    f"{here.text()!r} names no column or two",
+                    "give each column its own name; upper and lower case are not told apart",
+                )
+    if "quote" in entries:
+        here = entries["quote"]
+        form["quote"] = "" if here.text() == "none" else here.text()
+        if len(form["quote"]) > 1:
+            raise here.error(
+                f"{here.text()!r} is no quotation mark",
+                "write one character in quotes, or none if quotes are plain text in these files",
+            )
+    if "nulls" in entries:
+        form["nulls"] = entries["nulls"].texts()
+    return form
 
 
 def _check_entities(

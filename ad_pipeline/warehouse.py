@@ -36,6 +36,10 @@ class WarehouseBusy(TimeoutError):
     """The warehouse stayed in use until the waiter's deadline; the message names the holder."""
 
 
+class UnreadableWarehouse(Exception):
+    """The file is damaged, is no warehouse, or may not be read; the message names it."""
+
+
 class WarehouseMismatch(Exception):
     """A table on disk has other columns than the code or the dataset file declares."""
 
@@ -118,6 +122,8 @@ class Warehouse:
             If there is no warehouse yet.
         WarehouseBusy
             If a writer holds it past the deadline.
+        UnreadableWarehouse
+            If the file is damaged, is no warehouse, or may not be read.
         """
         with self._lock(fcntl.LOCK_SH):
             if not self.path.exists():
@@ -140,6 +146,8 @@ class Warehouse:
         ------
         WarehouseBusy
             If anyone holds it past the deadline.
+        UnreadableWarehouse
+            As for :meth:`reader`.
         """
         with self._lock(fcntl.LOCK_EX):
             self._make_file()
@@ -194,14 +202,28 @@ class Warehouse:
             connection.execute("SET TimeZone = 'UTC'")
             try:
                 connection.execute(f"ATTACH {_literal(str(self.path))} AS warehouse ({mode})")
-            except duckdb.IOException as error:
-                if "lock" in str(error).lower():
+            except duckdb.Error as error:
+                if "lock on file" in str(error):
                     raise WarehouseBusy(
-                        f"{self.path} is open in another program that does not queue: {error}"
+                        f"{self.path} is open in another program that does not queue; close it "
+                        f"there: {error}"
                     ) from error
-                raise
+                raise self._unreadable(error) from error
             connection.execute("USE warehouse")
-            yield connection
+            try:
+                yield connection
+            except duckdb.Error as error:
+                # A block is read, and its check sum compared, when a query needs it.
+                if str(error).startswith("Corrupt database file"):
+                    raise self._unreadable(error) from error
+                raise
+
+    def _unreadable(self, error: duckdb.Error) -> UnreadableWarehouse:
+        return UnreadableWarehouse(
+            f"{self.path} cannot be read as a warehouse ({str(error).splitlines()[0]}); put a copy "
+            "of it back or see to its permissions, or move it away and materialize all hours "
+            "again: everything in it is computed from the log files"
+        )
 
     @contextmanager
     def _lock(self, mode: int) -> Iterator[None]:

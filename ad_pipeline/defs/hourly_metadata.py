@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from ad_pipeline.clocks import hour_key
+from ad_pipeline.defs.shown import rounded
 from ad_pipeline.warehouse import Table, Warehouse
 
 Figures = Mapping[str, float | int | str | bool | dg.MetadataValue]
@@ -18,7 +19,7 @@ Figures = Mapping[str, float | int | str | bool | dg.MetadataValue]
 def describe_hour(
     context: dg.AssetExecutionContext, key: list[str], hour_us: int, figures: Figures
 ) -> None:
-    """Attach figures to one hour of an asset; numbers that are not finite are left out.
+    """Attach figures to one hour of an asset, rounded; those that are not finite are left out.
 
     Parameters
     ----------
@@ -29,11 +30,12 @@ def describe_hour(
     hour_us : int
         Start of the hour, microseconds.
     figures : mapping
-        Name to value. Dagster plots numbers over the partitions.
+        Label (:func:`ad_pipeline.defs.shown.label`) to value. Dagster plots numbers over the
+        partitions.
     """
     context.add_asset_metadata(
         {
-            name: value
+            name: rounded(value) if isinstance(value, float) else value
             for name, value in figures.items()
             if not isinstance(value, float) or math.isfinite(value)
         },

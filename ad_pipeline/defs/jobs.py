@@ -10,7 +10,7 @@ main = dg.define_asset_job(
     "main",
     selection=dg.AssetSelection.all(),
     description=(
-        "The whole path for a range of log hours: events, labels, learners, ensemble, drift, "
+        "Run the whole path for a range of log hours: events, labels, learners, ensemble, drift, "
         "parity, bundle, promotion. Start it from the Partitions tab with any range."
     ),
 )
@@ -23,7 +23,8 @@ ledger = dg.define_asset_job(
 
 retrain = dg.define_asset_job(
     "retrain",
-    selection=dg.AssetSelection.assets(["learners", "batch_model"]),
+    # One step makes both: the table of what was asked for, and the model.
+    selection=dg.AssetSelection.assets(["learners", "retrains"], ["learners", "batch_model"]),
     description=(
         "Train LightGBM anew in one log hour and record why. The drift sensor starts it; the "
         "ensemble, the bundle and its checks follow by automation."

@@ -231,7 +231,7 @@ def drift_retrain(
         run_key=f"drift-{seen.verdict_end_us}",
         partition_key=hour_key(seen.last_hour_us),
         run_config=dg.RunConfig(
-            ops={"learners__batch_model": {"config": {"cause": "drift", "evidence": evidence}}}
+            ops={"batch_learner": {"config": {"cause": "drift", "evidence": evidence}}}
         ),
         tags={"ad_pipeline/cause": reason},
     )

@@ -91,7 +91,8 @@ def held_out_rows(held_out: HeldOut, settings: Settings, truth: Path | None) -> 
     -------
     pyarrow.Table
         The measures of every forecast with intervals; ``relative_log_loss`` of the ensemble against
-        the best single expert; with a truth, the ``truth_`` distances.
+        the best single expert with its two-sided interval, and ``relative_log_loss_upper``, its
+        one-sided upper bound; with a truth, the ``truth_`` distances.
     """
     measured = [
         report_rows(
@@ -112,7 +113,11 @@ def held_out_rows(held_out: HeldOut, settings: Settings, truth: Path | None) -> 
     if ENSEMBLE in held_out.probabilities:
         best = held_out.best_expert
         found = held_out.difference(ENSEMBLE, best, settings)
-        figures = {"relative_log_loss": (found.relative, found.low, found.high)}
+        nothing = float("nan")
+        figures = {
+            "relative_log_loss": (found.relative, found.low, found.high),
+            "relative_log_loss_upper": (found.upper, nothing, nothing),
+        }
         measured.append(_rows(held_out, f"{ENSEMBLE} v. {best}", figures))
     if truth is not None:
         true = read_truth(truth, held_out.goal)

@@ -1,13 +1,12 @@
 """Pictures of the metrics for people, as PNG bytes.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; experts also differ by
-line style and marker, so a grey print still reads. matplotlib is imported inside the functions:
-it costs half a second that no other reader of this room should pay. The figures draw what they are
-given; measuring belongs to :mod:`ad_pipeline.evaluation.metrics`.
+The figures draw what they are given, and their titles say what is seen in it. Palette and canvas
+are :mod:`ad_pipeline.evaluation.drawing`; measuring belongs to
+:mod:`ad_pipeline.evaluation.metrics`.
 """
 
-import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,34 +16,69 @@ from numpy.typing import ArrayLike
 
 from ad_pipeline.clocks import HOUR_US, SECOND_US
 from ad_pipeline.evaluation import metrics
+from ad_pipeline.evaluation.drawing import (
+    COLOURS,
+    GREY,
+    LINES,
+    MARKERS,
+    blank_figure,
+    png_of,
+    saying,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_GREY = "#595959"
+COMPARED_HOURS = 24
+"""Matured hours that the titles compare experts on."""
+
+WINDOWS_HOURS = (6, 12, 24, 48)
+"""Hours that a line pools: the fewest that hold enough positives most of the time."""
+
+LEVEL = 0.95
+"""Of every interval that is drawn."""
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """One expert's last hours up to some hour, pooled.
+
+    Attributes
+    ----------
+    normalized_entropy, log_loss, rate_entropy : float
+        NaN with too few positives.
+    entropy_reach, loss_reach : float
+        Half the width of their intervals; NaN with fewer than three hours.
+    """
+
+    normalized_entropy: float
+    log_loss: float
+    rate_entropy: float
+    entropy_reach: float
+    loss_reach: float
+
+
+_NOTHING = _Pooled(*[float("nan")] * 5)
 
 
 def metrics_over_time(
-    progressive: pa.Table, *, title: str = "", window_hours: int = 6, minimum_positives: int = 20
+    progressive: pa.Table, *, title: str = "", minimum_positives: int = 20
 ) -> bytes:
     """Draw normalized entropy and log loss of every expert by matured hour, a row per goal.
 
     An hour has few positives, so its own value is mostly noise: points are hours, lines pool the
-    sums of the last ``window_hours``. The base rate is the line at 1 (normalized entropy) and the
-    entropy of the pooled rate (log loss). The first hours of a learner that knows nothing yet leave
-    the frame, which is chosen for the other hours.
+    sums of the last 6 hours (up to 48 in a log with few positives), bands are 95 % intervals of the
+    lines with hours as the independent units. The base rate is the line at 1 (normalized entropy)
+    and the entropy of the pooled rate (log loss). The first hours of a learner that knows nothing
+    yet leave the frame, which is chosen for the other hours. Each goal's title compares its
+    experts, paired by hour.
 
     Parameters
     ----------
     progressive : pyarrow.Table
         Rows of ``evaluation.progressive_metrics``.
     title : str
-    window_hours : int
-        Hours pooled into one point of the line.
+        Of the whole figure, such as the dataset's name.
     minimum_positives : int
         Fewer positives in the window leave a gap in the line.
 
@@ -56,66 +90,131 @@ def metrics_over_time(
     from matplotlib.ticker import MaxNLocator
 
     goals = sorted(set(progressive.column("goal").to_pylist()))
-    figure = _figure(10.0, 1.2 + 2.9 * max(len(goals), 1))
+    figure = blank_figure(10.5, 1.4 + 3.2 * max(len(goals), 1))
     if not goals:
-        return _png(_said(figure, "No hour has matured yet"))
-    grid = figure.subplots(len(goals), 2, squeeze=False, sharex=True)
+        return png_of(saying(figure, "No hour has matured yet"))
+    rows = np.atleast_1d(np.asarray(figure.subfigures(len(goals), 1)))
     experts = sorted(set(progressive.column("expert").to_pylist()))
-    for row, goal in enumerate(goals):
-        left, right = grid[row]
+    spans = [_moment(us) for us in progressive.column("hour_us").to_pylist()]
+    first, last = min(spans), max(spans)
+    window_hours = _window_hours(progressive, minimum_positives)
+    for row, goal in zip(rows, goals, strict=True):
+        left, right = row.subplots(1, 2)
         reference: dict[datetime, float] = {}
-        for number, expert in enumerate(experts):
-            hours = _hours_of(progressive, goal, expert)
+        by_expert = {expert: _hours_of(progressive, goal, expert) for expert in experts}
+        for number, (expert, hours) in enumerate(by_expert.items()):
             times = [_moment(hour["hour_us"]) for hour in hours]
             pooled = [_pooled(hours, i, window_hours, minimum_positives) for i in range(len(hours))]
-            for moment, (_, _, rate_entropy) in zip(times, pooled, strict=True):
-                reference[moment] = rate_entropy
-            own = [
-                _nan(hour["normalized_entropy"])
-                if hour["positives"] >= minimum_positives
-                else np.nan
-                for hour in hours
-            ]
-            style: dict[str, Any] = {
-                "color": _COLOURS[number % len(_COLOURS)],
-                "linestyle": _LINES[number % len(_LINES)],
+            reference |= {
+                moment: point.rate_entropy for moment, point in zip(times, pooled, strict=True)
             }
-            dots: dict[str, Any] = {
-                "color": style["color"],
-                "marker": _MARKERS[number % len(_MARKERS)],
-                "linestyle": "none",
-                "markersize": 3,
-                "alpha": 0.35,
-            }
-            left.plot(times, own, **dots)
-            left.plot(times, [entry[0] for entry in pooled], label=expert, **style)
-            right.plot(times, [_nan(hour["log_loss"]) for hour in hours], **dots)
-            right.plot(times, [entry[1] for entry in pooled], label=expert, **style)
-        left.axhline(1.0, color=_GREY, linewidth=1.2, linestyle=":", label="base rate")
+            enough = [hour["positives"] >= minimum_positives for hour in hours]
+            for axes, measure, line, reach in (
+                (left, "normalized_entropy", "normalized_entropy", "entropy_reach"),
+                (right, "log_loss", "log_loss", "loss_reach"),
+            ):
+                own = [
+                    _nan(hour[measure]) if kept else np.nan
+                    for hour, kept in zip(hours, enough, strict=True)
+                ]
+                middle = np.array([getattr(point, line) for point in pooled])
+                half = np.array([getattr(point, reach) for point in pooled])
+                colour = COLOURS[number % len(COLOURS)]
+                axes.plot(
+                    times,
+                    own,
+                    color=colour,
+                    marker=MARKERS[number % len(MARKERS)],
+                    linestyle="none",
+                    markersize=3,
+                    alpha=0.35,
+                )
+                axes.fill_between(
+                    times, middle - half, middle + half, color=colour, alpha=0.15, linewidth=0
+                )
+                axes.plot(
+                    times, middle, label=expert, color=colour, linestyle=LINES[number % len(LINES)]
+                )
+        left.axhline(1.0, color=GREY, linewidth=1.2, linestyle=":", label="base rate")
         moments = sorted(reference)
         right.plot(
             moments,
             [reference[moment] for moment in moments],
-            color=_GREY,
+            color=GREY,
             linewidth=1.2,
             linestyle=":",
             label="base rate",
         )
-        left.set_title(f"{goal}: normalized entropy (lower is better)", loc="left")
-        right.set_title(f"{goal}: log loss, nats (lower is better)", loc="left")
+        row.suptitle(
+            f"{goal}: {compared_in_words(by_expert)}", x=0.01, ha="left", fontweight="bold"
+        )
+        left.set_ylabel("normalized entropy\n(1 = base rate, lower is better)")
+        right.set_ylabel("log loss, nats a row\n(lower is better)")
         _framed(left, (1.0,))
         _framed(right)
         for axes in (left, right):
             _dated(axes)
+            axes.set_xlim(first, last)
             axes.yaxis.set_major_locator(MaxNLocator(6))
-    for axes in grid[-1]:
-        axes.set_xlabel("hour in which the label matured, UTC")
-    handles, labels = grid[0][0].get_legend_handles_labels()
+            axes.set_xlabel(
+                f"hour in which the label matured, {first:%Y-%m-%d} to {last:%Y-%m-%d} UTC"
+            )
+    handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    named = f"{title}: how good" if title else "How good"
     figure.suptitle(
-        title or f"Progressive metrics: points are hours, lines the last {window_hours} hours"
+        f"{named} each expert's scores at serving time were. Points: one hour; "
+        f"lines: the last {window_hours} hours; bands: {LEVEL:.0%} intervals.",
+        fontsize=10,
     )
-    return _png(figure)
+    return png_of(figure)
+
+
+def compared_in_words(
+    by_expert: Mapping[str, Sequence[Mapping[str, Any]]], hours: int = COMPARED_HOURS
+) -> str:
+    """Say which of two experts had the lower log loss in the newest hours that both scored.
+
+    Parameters
+    ----------
+    by_expert : mapping of str to sequence of mapping
+        Each expert's rows of ``evaluation.progressive_metrics`` of one goal, rising in hour.
+    hours : int
+        How many of the newest common hours are compared.
+
+    Returns
+    -------
+    str
+        A clause for a title. A winner is named only if the 95 % interval of the paired difference,
+        with hours as the independent units, excludes zero.
+    """
+    scored = {name: {row["hour_us"]: row for row in rows} for name, rows in by_expert.items()}
+    scored = {name: rows for name, rows in scored.items() if rows}
+    if not scored:
+        return "nothing has matured yet"
+    if len(scored) == 1:
+        return f"only the {next(iter(scored))} expert has scored so far"
+    best, other = sorted(scored)[:2]
+    common = [
+        hour
+        for hour in sorted(scored[best].keys() & scored[other].keys())
+        if scored[best][hour]["rows"] == scored[other][hour]["rows"]
+    ][-hours:]
+    if len(common) < 3:
+        return f"too few hours to compare {best} and {other}"
+    losses = {
+        name: np.array([scored[name][hour]["loss_sum"] for hour in common])
+        for name in (best, other)
+    }
+    if losses[best].sum() > losses[other].sum():
+        best, other = other, best
+    difference = losses[other] - losses[best]
+    relative = difference.sum() / losses[best].sum()
+    reach = _reach(difference - relative * losses[best]) / losses[best].sum()
+    newest = f"in the last {len(common)} matured hours"
+    if relative - reach <= 0:
+        return f"{best} and {other} are level {newest} ({relative:.1%} ± {reach:.1%} apart)"
+    return f"{best} has {relative:.1%} ± {reach:.1%} less log loss than {other} {newest}"
 
 
 def calibration_plot(
@@ -134,8 +233,9 @@ def calibration_plot(
     ----------
     labels : array_like of {0, 1}, shape (n,)
     forecasts : mapping of str to array_like of float64, shape (n,)
-        Name (an expert) to its probabilities.
+        Name (an expert) to its probabilities; the title says how far off the last one is.
     title : str
+        What the rows are, such as dataset and goal.
     bins : int
 
     Returns
@@ -144,11 +244,12 @@ def calibration_plot(
         PNG. With no rows, a figure that says so.
     """
     y = np.asarray(labels, dtype=np.float64)
-    figure = _figure(6.2, 5.6)
+    figure = blank_figure(6.4, 5.8)
     if not len(y):
-        return _png(_said(figure, "No row has matured yet"))
+        return png_of(saying(figure, "No row has matured yet"))
     axes = figure.subplots()
     seen: list[float] = []
+    said = ""
     for number, (name, values) in enumerate(forecasts.items()):
         p = np.asarray(values, dtype=np.float64)
         bin_of = metrics.equal_mass_bins(p, bins=bins)
@@ -159,8 +260,8 @@ def calibration_plot(
         rate = np.bincount(bin_of, y, bins)[used] / rows
         low, high = _wilson(rate, rows)
         some = rate > 0
-        colour = _COLOURS[number % len(_COLOURS)]
-        marker = _MARKERS[number % len(_MARKERS)]
+        colour = COLOURS[number % len(COLOURS)]
+        marker = MARKERS[number % len(MARKERS)]
         axes.errorbar(
             mean_p[some],
             rate[some],
@@ -168,46 +269,26 @@ def calibration_plot(
             color=colour,
             marker=marker,
             markersize=5,
-            linestyle=_LINES[number % len(_LINES)],
+            linestyle=LINES[number % len(LINES)],
             linewidth=1.2,
             capsize=2,
             label=name,
         )
+        said = f"the {name} predicts {p.sum() / y.sum():.2f} × what came" if y.any() else ""
         axes.plot(
             mean_p[~some], high[~some], marker, color=colour, markerfacecolor="white", markersize=5
         )
         seen += [*mean_p, *rate[some], *high]
     ends = [min(seen) / 1.3, max(seen) * 1.3]
-    axes.plot(ends, ends, color=_GREY, linewidth=1, linestyle=":", label="perfect")
+    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=":", label="perfect")
     axes.set(xscale="log", yscale="log", xlim=ends)
-    axes.set_xlabel("mean probability of the bin")
-    axes.set_ylabel("share of positives in the bin")
+    axes.set_xlabel(f"mean probability of the bin ({bins} bins of equal mass)")
+    axes.set_ylabel("share of positives in the bin, with its 95 % interval")
     axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.suptitle(title or f"Calibration over {bins} bins of equal mass")
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """Make a figure on the Agg canvas without pyplot, whose global state leaks between runs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    # The software's version would make equal figures differ in bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _said(figure: "Figure", text: str) -> "Figure":
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=14, color=_GREY)
-    return figure
+    figure.suptitle(": ".join(filter(None, (title, said))) or "no positive came")
+    return png_of(figure)
 
 
 def _dated(axes: "Axes") -> None:
@@ -254,19 +335,55 @@ def _hours_of(progressive: pa.Table, goal: str, expert: str) -> list[dict[str, A
     return sorted(rows, key=lambda row: row["hour_us"])
 
 
+def _window_hours(progressive: pa.Table, minimum_positives: int) -> int:
+    """Return the shortest window whose average positives, in every goal, are twice the minimum."""
+    positives: dict[str, dict[int, int]] = {}
+    for row in progressive.to_pylist():
+        positives.setdefault(row["goal"], {})[row["hour_us"]] = row["positives"]
+    rarest = min(np.mean(list(by_hour.values())) for by_hour in positives.values())
+    enough = [hours for hours in WINDOWS_HOURS if hours * rarest >= 2 * minimum_positives]
+    return enough[0] if enough else WINDOWS_HOURS[-1]
+
+
 def _pooled(
     hours: Sequence[Mapping[str, Any]], last: int, window_hours: int, minimum_positives: int
-) -> tuple[float, float, float]:
-    """Return normalized entropy, log loss and rate entropy pooled over the hours up to ``last``."""
+) -> _Pooled:
+    """Pool the hours up to ``last``; intervals by the delta method over the window's hours.
+
+    Normalized entropy is ``L / (n H(p))`` with the losses' sum ``L`` over ``n`` rows and the rate
+    ``p``; an hour moves it through its losses and through the rate.
+    """
     begin_us = hours[last]["hour_us"] - (window_hours - 1) * HOUR_US
     window = [hour for hour in hours[: last + 1] if hour["hour_us"] >= begin_us]
-    rows = sum(hour["rows"] for hour in window)
-    positives = sum(hour["positives"] for hour in window)
-    if positives < minimum_positives or positives == rows:
-        return float("nan"), float("nan"), float("nan")
-    loss = sum(hour["loss_sum"] for hour in window) / rows
-    rate_entropy = metrics.entropy(positives / rows)
-    return loss / rate_entropy, loss, rate_entropy
+    rows = np.array([hour["rows"] for hour in window], dtype=np.float64)
+    positives = np.array([hour["positives"] for hour in window], dtype=np.float64)
+    losses = np.array([hour["loss_sum"] for hour in window])
+    n, y = rows.sum(), positives.sum()
+    if y < minimum_positives or y == n:
+        return _NOTHING
+    rate, loss = y / n, losses.sum() / n
+    rate_entropy = metrics.entropy(rate)
+    moved_loss = losses - loss * rows
+    slope = np.log((1 - rate) / rate)
+    moved_rate = slope * (positives - rate * rows)
+    return _Pooled(
+        normalized_entropy=loss / rate_entropy,
+        log_loss=loss,
+        rate_entropy=rate_entropy,
+        entropy_reach=_reach((moved_loss - loss / rate_entropy * moved_rate) / rate_entropy) / n,
+        loss_reach=_reach(moved_loss) / n,
+    )
+
+
+def _reach(moved: np.ndarray) -> float:
+    """Return half the width of the interval of a sum over hours, from each hour's part in it."""
+    from scipy.special import stdtrit
+
+    hours = len(moved)
+    if hours < 3:
+        return float("nan")
+    quantile = stdtrit(hours - 1, (1 + LEVEL) / 2)
+    return float(quantile * np.sqrt(hours / (hours - 1) * (moved**2).sum()))
 
 
 def _wilson(rate: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,10 @@
-"""The report as lines of text for a terminal.
+"""The report as text: lines for a terminal, tables for a page.
 
-Formatting only: rows of ``evaluation.report`` in, lines out.
+Formatting only: rows of ``evaluation.report`` in, text out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ad_pipeline.clocks import timestamp
@@ -21,6 +22,23 @@ SHOWN = (
 """Measure, heading and format of each column."""
 
 
+@dataclass(frozen=True)
+class _OfGoal:
+    """What the report says of one goal.
+
+    Attributes
+    ----------
+    heading : str
+    cells : dict of str to list of str
+        Expert to one cell per measure of :data:`SHOWN`.
+    notes : list of str
+    """
+
+    heading: str
+    cells: dict[str, list[str]]
+    notes: list[str]
+
+
 def report_lines(rows: Sequence[Row], range_name: str = "test") -> Iterator[str]:
     """Yield a table per goal: a line an expert, each figure with its interval.
 
@@ -35,27 +53,57 @@ def report_lines(rows: Sequence[Row], range_name: str = "test") -> Iterator[str]
     ------
     str
     """
+    for goal in _goals(rows, range_name):
+        widths = [
+            max(len(text) for text in column) + 2
+            for column in zip(
+                [heading for _, heading, _ in SHOWN], *goal.cells.values(), strict=True
+            )
+        ]
+        yield goal.heading
+        for name, cells in (
+            ("expert", [heading for _, heading, _ in SHOWN]),
+            *goal.cells.items(),
+        ):
+            line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            yield f"  {name:<10}{line}"
+        yield from (f"  {note}" for note in goal.notes)
+
+
+def report_markdown(rows: Sequence[Row], range_name: str = "test") -> str:
+    """Return the tables of :func:`report_lines` as Markdown, for a page."""
+    parts: list[str] = []
+    for goal in _goals(rows, range_name):
+        headings = ["expert", *(heading for _, heading, _ in SHOWN)]
+        lines = [headings, ["---"] * len(headings)]
+        lines += [[name, *cells] for name, cells in goal.cells.items()]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        parts += [f"**{goal.heading}**", table, *goal.notes]
+    return "\n\n".join(parts)
+
+
+def _goals(rows: Sequence[Row], range_name: str) -> Iterator[_OfGoal]:
     chosen = [row for row in rows if row["range_name"] == range_name]
     for goal in dict.fromkeys(row["goal"] for row in chosen):
         of_goal = [row for row in chosen if row["goal"] == goal]
         first = of_goal[0]
-        yield (
-            f"{goal}: {first['rows']:,} matured rows, {first['positives']:,} positives, "
-            f"{range_name} range {timestamp(first['range_start_us'])} to "
-            f"{timestamp(first['range_end_us'])} (by maturity, used for no fitting)"
-        )
-        yield "  " + "expert".ljust(10) + "".join(f"{heading:>26}" for _, heading, _ in SHOWN)
+        cells: dict[str, list[str]] = {}
         for expert in dict.fromkeys(row["expert"] for row in of_goal):
             measures = {row["metric"]: row for row in of_goal if row["expert"] == expert}
-            if not measures.keys() & {name for name, _, _ in SHOWN}:
-                continue
-            cells = "".join(
-                f"{_cell(measures[name], form):>26}" if name in measures else " " * 26
-                for name, _, form in SHOWN
-            )
-            yield f"  {expert:<10}{cells}"
-        yield from _differences(of_goal)
-        yield from _truth(of_goal)
+            if measures.keys() & {name for name, _, _ in SHOWN}:
+                cells[expert] = [
+                    _cell(measures[name], form) if name in measures else ""
+                    for name, _, form in SHOWN
+                ]
+        yield _OfGoal(
+            heading=(
+                f"{goal}: {first['rows']:,} matured rows, {first['positives']:,} positives, "
+                f"{range_name} range {timestamp(first['range_start_us'])} to "
+                f"{timestamp(first['range_end_us'])} (by maturity, used for no fitting)"
+            ),
+            cells=cells,
+            notes=[*_differences(of_goal), *_truth(of_goal)],
+        )
 
 
 def _cell(row: Row, form: str) -> str:
@@ -71,7 +119,7 @@ def _differences(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row["metric"] == "relative_log_loss" and row["value"] is not None:
             bounds = f" [{row['low']:+.3%}, {row['high']:+.3%}]" if row["low"] is not None else ""
-            yield f"  {row['expert']}: log loss {row['value']:+.3%}{bounds}, paired by hour"
+            yield f"{row['expert']}: log loss {row['value']:+.3%}{bounds}, paired by hour"
 
 
 def _truth(rows: Sequence[Row]) -> Iterator[str]:
@@ -82,7 +130,7 @@ def _truth(rows: Sequence[Row]) -> Iterator[str]:
     for expert, found in distances.items():
         correlation = found.get("truth_correlation")
         yield (
-            f"  {expert} v. the true probabilities: KL {found['truth_mean_kl']:.5f} nats a row "
+            f"{expert} v. the true probabilities: KL {found['truth_mean_kl']:.5f} nats a row "
             f"(entropy of the truth {found['truth_entropy']:.5f}), "
             f"mean |logit error| {found['truth_mean_absolute_logit_error']:.3f}"
             + ("" if correlation is None else f", correlation {correlation:.3f}")

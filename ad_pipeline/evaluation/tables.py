@@ -39,8 +39,8 @@ PROGRESSIVE_METRICS = Table(
     key=("hour_us", "goal", "expert"),
     clock="hour_us",
     description=(
-        "How good each expert's serving-time scores were, by the hour in which labels matured: one "
-        "row per goal, expert and hour. NULL where the hour cannot define a measure."
+        "How good each expert's serving-time scores were, by the hour in which labels matured. One "
+        "row per goal, expert and hour; NULL where the hour cannot define a measure."
     ),
 )
 
@@ -62,8 +62,9 @@ REPORT = Table(
     key=("goal", "expert", "range_name", "range_start_us", "range_end_us", "metric"),
     clock=None,
     description=(
-        "Every measure with its block-bootstrap interval, per goal, expert and named range of "
-        "matured hours."
+        "How good each expert, the ensemble and the base rate are on matured hours that no fit "
+        "has seen. One row per goal, expert, named range and measure, with the measure's "
+        "block-bootstrap interval. Pictures and the printed table are in the metadata."
     ),
 )
 

@@ -14,10 +14,11 @@ import duckdb
 import pyarrow as pa
 
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
-from ad_pipeline.datasets import Deployment
+from ad_pipeline.datasets import Dataset, Deployment
 from ad_pipeline.events.contract import LOG_TABLES, event_tables
 from ad_pipeline.events.ledger import (
     LedgerEntry,
+    Stamp,
     numbered_sources,
     read_ledger,
     register_files,
@@ -119,6 +120,7 @@ def ingest_hours(
         )
     registration = register_files(warehouse, deployment)
     accounts: list[HourAccount] = []
+    digests: dict[Stamp, str] = {}
     chunk_start = start_us
     while chunk_start < end_us:
         with warehouse.reader() as connection:
@@ -128,7 +130,9 @@ def ingest_hours(
             _require_earlier_hours(connection, deployment, chunk_start)
             entries = read_ledger(connection)
             chunk_end = _chunk_end(entries, deployment, chunk_start, end_us, chunk_rows)
-            computed = _compute(connection, deployment, entries, chunk_start, chunk_end)
+            wanted = [e for e in entries if e.may_hold(chunk_start, chunk_end, dataset)]
+            verify(deployment, wanted, digests)
+            computed = _compute(connection, deployment, wanted, chunk_start, chunk_end)
         with warehouse.writer() as connection:
             if len(read_ledger(connection)) != len(entries):
                 # A file was registered in the meantime, bound to the hours sealed by then: its rows
@@ -199,15 +203,13 @@ def _chunk_end(
 def _compute(
     connection: duckdb.DuckDBPyConnection,
     deployment: Deployment,
-    entries: Sequence[LedgerEntry],
+    wanted: Sequence[LedgerEntry],
     start_us: int,
     end_us: int,
 ) -> dict[str, pa.Table]:
     """Return the rows of each table for a chunk, by the table's short name."""
     dataset = deployment.dataset
     tables = event_tables(dataset)
-    wanted = [entry for entry in entries if entry.may_hold(start_us, end_us, dataset)]
-    verify(deployment, wanted)
     for short in _log_table_names():
         files = [
             (
@@ -229,12 +231,9 @@ def _compute(
             f"CREATE OR REPLACE TEMP {kind} {name} AS {query}", bound(query, parameters)
         )
 
-    make("landed_rows", _landed_rows(tables), "VIEW")
-    make("seen_rows", _seen_rows(tables))
-    make("repeated_keys", _repeated_keys())
-    make("landed_copies", _landed_copies(tables))
-    make("repeated", select("events.duplicates"))
-    _make_goals(connection, deployment)
+    for name, query in deduplication(dataset).items():
+        make(name, query, "VIEW" if name == "landed_rows" else "TABLE")
+    make_goals(connection, dataset)
     found: dict[str, pa.Table] = {}
 
     def compute(short: str, relation: str, query: str) -> None:
@@ -275,6 +274,29 @@ def _write(
 
 def _log_table_names() -> tuple[str, ...]:
     return tuple(table.name.removeprefix("events.") for table in LOG_TABLES)
+
+
+def deduplication(dataset: Dataset) -> dict[str, str]:
+    """Return the SELECTs that find duplicates among the landed rows, in the order they build up.
+
+    Parameters
+    ----------
+    dataset : Dataset
+
+    Returns
+    -------
+    dict of str to str
+        By the name under which the next ones and the SELECTs of ``dbt_like_sql/events`` read it.
+        The last is ``repeated``: the rows of ``events.duplicates``.
+    """
+    tables = event_tables(dataset)
+    return {
+        "landed_rows": _landed_rows(tables),
+        "seen_rows": _seen_rows(tables),
+        "repeated_keys": _repeated_keys(),
+        "landed_copies": _landed_copies(tables),
+        "repeated": select("events.duplicates"),
+    }
 
 
 def _landed_rows(tables: dict[str, Table]) -> str:
@@ -358,8 +380,8 @@ def _kept_rows() -> str:
     )
 
 
-def _make_goals(connection: duckdb.DuckDBPyConnection, deployment: Deployment) -> None:
-    dataset = deployment.dataset
+def make_goals(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -> None:
+    """Make the temporary table ``goals``: how late an engagement of each may still count."""
     connection.execute("CREATE OR REPLACE TEMP TABLE goals (goal VARCHAR, chain_window_us BIGINT)")
     connection.executemany(
         "INSERT INTO temp.goals VALUES ($goal, $window_us)",

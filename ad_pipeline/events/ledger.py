@@ -12,9 +12,9 @@ from pathlib import Path
 import duckdb
 
 from ad_pipeline.clocks import HOUR_US, hour_of
-from ad_pipeline.datasets import Dataset, Deployment, Source
+from ad_pipeline.datasets import Dataset, Deployment, Source, claim_home
 from ad_pipeline.events.contract import LOG_TABLES, event_tables
-from ad_pipeline.events.readers import LogFile, statistics
+from ad_pipeline.events.readers import LogFile, check_compressed, statistics
 from ad_pipeline.warehouse import Warehouse, one_row
 
 
@@ -55,6 +55,10 @@ class LedgerEntry:
         return first < end_us and last >= start_us
 
 
+Stamp = tuple[Path, int, int, int, int]
+"""A file's path, inode, size, and times of its last write and change, nanoseconds."""
+
+
 @dataclass(frozen=True)
 class Registration:
     """What a look at the log folders found.
@@ -92,7 +96,12 @@ def register_files(warehouse: Warehouse, deployment: Deployment) -> Registration
         :func:`verify`, before the file is read again.
     MissingLogFile
         If a registered file is gone.
+    HomeTaken
+        If the deployment's folder belongs to another dataset.
+    UnreadableLog
+        If a new file cannot be read to its end; then none of the new files is entered.
     """
+    claim_home(deployment)
     dataset = deployment.dataset
     tables = event_tables(dataset)
     warehouse.create(tuple(tables.values()))
@@ -124,6 +133,7 @@ def register_files(warehouse: Warehouse, deployment: Deployment) -> Registration
             for path in fresh:
                 if path not in digests:
                     digests[path] = sha256_of(path)
+                    check_compressed(path)
             found = statistics(connection, dataset, tables[table], source, files)
             new += [
                 LedgerEntry(
@@ -173,8 +183,19 @@ def numbered_sources(dataset: Dataset) -> tuple[tuple[str, int, Source], ...]:
     )
 
 
-def verify(deployment: Deployment, entries: Iterable[LedgerEntry]) -> None:
+def verify(
+    deployment: Deployment, entries: Iterable[LedgerEntry], digests: dict[Stamp, str]
+) -> None:
     """Check that files still have the bytes that were registered.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    entries : iterable of LedgerEntry
+    digests : dict of Stamp to str
+        What was hashed before, which is not hashed again; gets what is hashed now. A caller that
+        reads a long range chunk by chunk keeps one for all of them: else each chunk would hash
+        its files from end to end.
 
     Raises
     ------
@@ -183,15 +204,21 @@ def verify(deployment: Deployment, entries: Iterable[LedgerEntry]) -> None:
     MissingLogFile
         If one is gone.
     """
-    digests: dict[Path, str] = {}
     for entry in entries:
         path = deployment.on_disk(entry.path)
         if not path.is_file():
             raise MissingLogFile(_gone(entry, path))
-        if path not in digests:
-            digests[path] = sha256_of(path)
-        if digests[path] != entry.sha256:
+        stamp = stamp_of(path)
+        if stamp not in digests:
+            digests[stamp] = sha256_of(path)
+        if digests[stamp] != entry.sha256:
             raise ChangedLogFile(_changed(entry, path))
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return what cannot stay the same when a file is written to or replaced."""
+    found = path.stat()
+    return path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def sha256_of(path: Path) -> str:

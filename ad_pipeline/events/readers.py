@@ -8,26 +8,51 @@ wait for their impression is decided in ``ingest.py`` and ``dbt_like_sql/events`
 Clocks are int64 microseconds, so a dataset file writes
 
 * ``occurred_us`` or ``occurred_ms * 1000`` for integer epochs,
-* ``epoch_us(CAST(ts AS TIMESTAMPTZ))`` for ISO text with a zone and for zoned timestamps,
-* ``epoch_us(strptime(ts, '%d/%m/%Y %H:%M:%S'))`` for other text, which is then taken as UTC.
+* ``epoch_us(CAST(ts AS TIMESTAMPTZ))`` for ISO text with a zone and for zoned timestamps: a row
+  whose text has no zone is refused,
+* ``epoch_us(ts AT TIME ZONE 'UTC')`` for Parquet timestamps without a zone,
+* ``epoch_us(strptime(ts, '%d/%m/%Y %H:%M:%S'))`` for other text, which is then taken as UTC,
+* ``epoch_us(timezone('Asia/Shanghai', strptime(ts, '%Y%m%d%H%M%S%g')))`` for text of another zone,
+* ``epoch_us(TIMESTAMPTZ '2014-01-01T00:00Z') + 1000000 * CAST(s AS BIGINT)`` for seconds from a
+  moment.
 """
 
 import csv
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
+import pyarrow as pa
 import sqlglot
 from sqlglot import exp
 
-from ad_pipeline.datasets import REQUIRED, SOURCE_FILE, Dataset, Source, error_at, parse_expression
+from ad_pipeline.datasets import (
+    CLOCKS,
+    REQUIRED,
+    SOURCE_FILE,
+    SOURCE_ROW,
+    Dataset,
+    Source,
+    error_at,
+    parse_expression,
+)
 from ad_pipeline.warehouse import Table
 
 LATEST_CLOCK_US = 7_258_118_400_000_000
 """2200-01-01: a clock past it was written in nanoseconds or by a broken machine."""
+
+LONGEST_TEXT = 65_536
+"""Bytes of the longest text that a row may hold; ids and categories are far shorter. A row with a
+longer one is refused, and of a refused row's own text no more is kept than this."""
+
+_ZONED = r":\d{2}(\.\d+)?\s*(Z|[+-]\d{1,2}(:?\d{2}){0,2}|[A-Za-z][A-Za-z0-9_/+-]*)\s*$"
+"""What the text of a moment ends with if it names its zone: a time of day, then the zone."""
+
+_WITHOUT_ZONE = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "DATE"})
 
 _INTEGERS = frozenset(
     [
@@ -55,6 +80,8 @@ _DELIMITERS = (",", "\t", ";", "|")
 
 # A character that JSON refuses inside a line: with it as the delimiter a line is one field.
 _NEVER_IN_JSON = chr(1)
+
+_CHUNK_BYTES = 1 << 20
 
 
 class UnreadableLog(Exception):
@@ -88,12 +115,15 @@ class Layout:
     format : {'parquet', 'csv', 'jsonl'}
     delimiter : str
         Of a CSV, else empty.
+    header : bool
+        Whether the first line is a header, as CSV files may have one.
     columns : tuple of (name, DuckDB type)
         Empty for JSON lines, whose keys may differ from line to line.
     """
 
     format: Literal["parquet", "csv", "jsonl"]
     delimiter: str
+    header: bool
     columns: tuple[tuple[str, str], ...]
 
 
@@ -119,10 +149,10 @@ def statistics(
     """Return the row counts and the span of the clocks of each file, by ledger name."""
     found = {file.path: FileStatistics(0, 0, 0, None, None, None) for file in files}
     for layout, group in layouts(connection, source, files):
-        rows = _mapped_rows(connection, dataset, table, source, layout, group)
+        with _blaming(connection, layout, group):
+            rows = mapped_rows(connection, dataset, table, source, layout, group)
         sound = "received_us >= occurred_us AND received_us - $horizon_us <= occurred_us"
-        counted = connection.execute(
-            f"""
+        query = f"""
             SELECT
                 landed_file,
                 count(*),
@@ -133,11 +163,12 @@ def statistics(
                 max(received_us) FILTER (WHERE {sound})
             FROM ({rows}) AS mapped
             GROUP BY landed_file
-            """,
-            {"start_us": dataset.start_us, "horizon_us": dataset.horizon_us},
-        ).fetchall()
+            """
+        clocks = {"start_us": dataset.start_us, "horizon_us": dataset.horizon_us}
+        with _blaming(connection, layout, group):
+            counted = connection.execute(query, clocks).fetchall()
         found |= {path: FileStatistics(*numbers) for path, *numbers in counted}
-        for path, _ in _rejected(connection, layout, group):
+        for path, _, _ in _rejected(connection, layout, group):
             was = found[path]
             found[path] = FileStatistics(
                 was.rows + 1,
@@ -185,23 +216,28 @@ def land(
     landed = 0
     for source, chosen in files:
         for layout, group in layouts(connection, source, chosen):
-            rows = _mapped_rows(connection, dataset, table, source, layout, group)
+            with _blaming(connection, layout, group):
+                rows = mapped_rows(connection, dataset, table, source, layout, group)
             log_start = f"greatest({group[0].sealed_until_us}, {dataset.start_us})"
-            inserted = connection.execute(
-                f"INSERT INTO {name} BY NAME "
-                f"SELECT *, {landed} + row_number() OVER () AS landed_id "
-                f"FROM ({_landed(table, dataset, rows, log_start, layout)})",
-                clocks,
-            ).fetchone()
+            with _blaming(connection, layout, group):
+                inserted = connection.execute(
+                    f"INSERT INTO {name} BY NAME "
+                    f"SELECT *, {landed} + row_number() OVER () AS landed_id "
+                    f"FROM ({_landed(table, dataset, rows, log_start, layout)})",
+                    clocks,
+                ).fetchone()
             landed += int(inserted[0]) if inserted else 0
             unreadable = _rejected(connection, layout, group)
             base_us = max(group[0].sealed_until_us, dataset.start_us)
             if start_us <= base_us < end_us and unreadable:
                 connection.executemany(
                     f"INSERT INTO {name} BY NAME SELECT $at AS received_us, "
-                    "'unreadable line' AS landed_reason, to_json($line::VARCHAR) AS landed_json, "
+                    "$reason AS landed_reason, to_json($line::VARCHAR) AS landed_json, "
                     "$file AS landed_file",
-                    [{"at": base_us, "line": line, "file": path} for path, line in unreadable],
+                    [
+                        {"at": base_us, "reason": reason, "line": line, "file": path}
+                        for path, line, reason in unreadable
+                    ],
                 )
 
 
@@ -254,34 +290,135 @@ def layouts(
         yield layout, group
 
 
+@contextmanager
+def _blaming(
+    connection: duckdb.DuckDBPyConnection, layout: Layout, group: Sequence[LogFile]
+) -> Iterator[None]:
+    """Name the file at fault when reading a group fails for what stands in a file.
+
+    DuckDB's own message often names none, and files are read many at a time.
+    """
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        for file in group:
+            problem = _unreadable(connection, layout, file.disk_path)
+            if problem is not None:
+                raise _unreadable_log(file.disk_path, layout.format, problem) from error
+        raise
+
+
+def _unreadable(
+    connection: duckdb.DuckDBPyConnection, layout: Layout, path: Path
+) -> duckdb.Error | None:
+    """Return what keeps a file from being read to its end, or None."""
+    # A count may be taken from the footer; a hash needs every value.
+    everything = (
+        f"SELECT max(hash(COLUMNS(*))) FROM read_parquet({_sql_list([path])})"
+        if layout.format == "parquet"
+        else f"SELECT max(hash(line)) FROM {_lines_of([path])}"
+    )
+    try:
+        connection.execute(everything).fetchall()
+    except duckdb.Error as error:
+        return error
+    finally:
+        _forget_rejects(connection)
+    return None
+
+
+def _unreadable_log(path: Path, format_: str, problem: Exception) -> UnreadableLog:
+    return UnreadableLog(
+        f"{path} is no readable {format_} file ({str(problem).splitlines()[0]}); mend it, or "
+        "take it out of the globs in the dataset file"
+    )
+
+
+def check_compressed(path: Path) -> None:
+    """Read a compressed file to its end, since DuckDB takes a damaged one as it comes.
+
+    It neither compares the check sum of a gzip file nor misses the end of a Zstandard one.
+
+    Raises
+    ------
+    UnreadableLog
+        If the file is cut off or has other bytes than were compressed.
+    """
+    codec = {"gz": "gzip", "zst": "zstd"}.get(path.name.lower().rpartition(".")[2])
+    if codec is None:
+        return
+    try:
+        with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, codec) as stream:
+            while stream.read(_CHUNK_BYTES):
+                pass
+    except OSError as error:
+        raise _unreadable_log(path, codec, error) from error
+
+
 def _layout_of(connection: duckdb.DuckDBPyConnection, source: Source, path: Path) -> Layout | None:
     format_ = format_of(source, path)
     if format_ == "jsonl":
-        return Layout("jsonl", "", ())
+        _refuse_csv_form(source, path, "jsonl")
+        return Layout("jsonl", "", False, ())
     try:
         if format_ == "parquet":
             described = connection.execute(
                 "DESCRIBE SELECT * FROM read_parquet($path)", {"path": str(path)}
             ).fetchall()
-            return Layout("parquet", "", tuple((name, type_) for name, type_, *_ in described))
+            _refuse_csv_form(source, path, "parquet")
+            columns = tuple((name, type_) for name, type_, *_ in described)
+            return Layout("parquet", "", False, columns)
         header = connection.execute(f"SELECT line FROM {_lines_of([path])} LIMIT 1").fetchone()
     except duckdb.Error as error:
-        raise UnreadableLog(
-            f"{path} is no readable {format_} file ({str(error).splitlines()[0]}); mend it, or "
-            "take it out of the globs in the dataset file"
-        ) from error
+        raise _unreadable_log(path, format_, error) from error
     if header is None or header[0] is None:
         return None
     line = header[0].lstrip("\ufeff").rstrip("\r")
-    delimiter = max(_DELIMITERS, key=line.count)
+    delimiter = source.delimiter or max(_DELIMITERS, key=line.count)
+    fields = next(csv.reader([line], delimiter=delimiter, **_quoting(source)), [])
     names = [
-        name.strip() or f"column{place}"
-        for place, name in enumerate(next(csv.reader([line], delimiter=delimiter)))
+        (name.strip() if source.header else "") or f"column{place}"
+        for place, name in enumerate(fields)
     ]
+    if source.names:
+        if len(source.names) != len(names):
+            raise UnreadableLog(
+                f"{path} has {len(names)} fields in its first line, 'names' lists "
+                f"{len(source.names)}; name every field of the source of {source.table}"
+                + _maybe_another_delimiter(source, line, delimiter)
+            )
+        names = list(source.names)
     twice = {name for name in names if [n.lower() for n in names].count(name.lower()) > 1}
     if twice:
-        raise UnreadableLog(f"{path} has two columns named {sorted(twice)}; rename one of them")
-    return Layout("csv", delimiter, tuple((name, "VARCHAR") for name in names))
+        raise UnreadableLog(
+            f"{path} has two columns named {sorted(twice)}; list 'names:' of all its columns for "
+            f"the source of {source.table}, or write 'header: false' if its first line is a row"
+        )
+    return Layout("csv", delimiter, source.header, tuple((name, "VARCHAR") for name in names))
+
+
+def _refuse_csv_form(source: Source, path: Path, format_: str) -> None:
+    """Refuse what only a CSV can have, where the format was told from the file's ending."""
+    if source.delimiter or source.names or source.nulls or not source.header or source.quote != '"':
+        raise UnreadableLog(
+            f"{path} is read as {format_}, but its source of {source.table} says how a CSV is "
+            "written (delimiter, header, names, quote or nulls); leave that out, or write "
+            "'format: csv'"
+        )
+
+
+def _quoting(source: Source) -> dict[str, Any]:
+    """Return the arguments of ``csv.reader`` for a source's quotation marks."""
+    return {"quotechar": source.quote} if source.quote else {"quoting": csv.QUOTE_NONE}
+
+
+def _maybe_another_delimiter(source: Source, line: str, delimiter: str) -> str:
+    for other in _DELIMITERS:
+        if other != delimiter and line.count(other) + 1 == len(source.names):
+            return f", or write 'delimiter: {other!r}'"
+    return ""
 
 
 def _lines_of(paths: Iterable[Path]) -> str:
@@ -293,29 +430,56 @@ def _lines_of(paths: Iterable[Path]) -> str:
     )
 
 
-def _relation(layout: Layout, paths: Sequence[Path]) -> str:
+def _relation(
+    source: Source, layout: Layout, paths: Sequence[Path], *, numbered: bool = False
+) -> str:
+    """Return the SQL that reads files; numbered ones have each row's place in its file as well."""
+    if numbered and layout.format == "parquet":
+        return (
+            "(SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS source_row FROM "
+            f"read_parquet({_sql_list(paths)}, filename = true, file_row_number = true))"
+        )
+    if numbered:
+        # DuckDB numbers rows in the order of the file, and the files one after the other.
+        return (
+            "("
+            + " UNION ALL ".join(
+                f"SELECT *, row_number() OVER () AS {SOURCE_ROW} "
+                f"FROM {_relation(source, layout, [path])}"
+                for path in paths
+            )
+            + ")"
+        )
     if layout.format == "parquet":
         return f"read_parquet({_sql_list(paths)}, filename = true)"
     if layout.format == "jsonl":
         return _lines_of(paths)
     columns = ", ".join(f"{_sql_text(name)}: {_sql_text(type_)}" for name, type_ in layout.columns)
     return (
-        f"read_csv({_sql_list(paths)}, columns = {{{columns}}}, header = true, "
-        f"delim = {_sql_text(layout.delimiter)}, quote = '\"', escape = '\"', auto_detect = false, "
-        "store_rejects = true, rejects_limit = 0, filename = true)"
+        f"read_csv({_sql_list(paths)}, columns = {{{columns}}}, header = {layout.header}, "
+        f"delim = {_sql_text(layout.delimiter)}, quote = {_sql_text(source.quote)}, "
+        f"escape = {_sql_text(source.quote)}, nullstr = {_sql_texts(('', *source.nulls))}, "
+        "auto_detect = false, store_rejects = true, rejects_limit = 0, filename = true)"
     )
 
 
 def _rejected(
     connection: duckdb.DuckDBPyConnection, layout: Layout, group: Sequence[LogFile]
-) -> list[tuple[str, str]]:
-    """Return (ledger name, text) of each line that the last read could not take apart."""
+) -> list[tuple[str, str, str]]:
+    """Return (ledger name, text, reason) of each line that the last read could not take apart.
+
+    DuckDB keeps the beginning of such a line only.
+    """
     if layout.format == "parquet":
         return []
     names = {str(file.disk_path): file.path for file in group}
     found = connection.execute(
         """
-        SELECT scans.file_path, any_value(errors.csv_line ORDER BY errors.error_message)
+        SELECT
+            scans.file_path,
+            any_value(errors.csv_line ORDER BY errors.error_message),
+            CASE WHEN bool_or(errors.error_type = 'LINE SIZE OVER MAXIMUM') THEN 'line too long'
+                ELSE 'unreadable line' END
         FROM temp.reject_errors AS errors
         INNER JOIN temp.reject_scans AS scans
             ON scans.scan_id = errors.scan_id AND scans.file_id = errors.file_id
@@ -324,7 +488,7 @@ def _rejected(
         """
     ).fetchall()
     _forget_rejects(connection)
-    return [(names[path], line or "") for path, line in found]
+    return [(names[path], line or "", reason) for path, line, reason in found]
 
 
 def _forget_rejects(connection: duckdb.DuckDBPyConnection) -> None:
@@ -332,7 +496,7 @@ def _forget_rejects(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("DROP TABLE IF EXISTS temp.reject_scans")
 
 
-def _mapped_rows(
+def mapped_rows(
     connection: duckdb.DuckDBPyConnection,
     dataset: Dataset,
     table: Table,
@@ -351,10 +515,12 @@ def _mapped_rows(
         "INSERT INTO temp.log_files VALUES ($disk, $file)",
         [{"disk": str(file.disk_path), "file": file.path} for file in group],
     )
-    names = _Names(dataset, source, layout)
+    names = _Names(dataset, source, layout, group[0].disk_path)
     raws = {name: names.bound(text, ("columns", name)) for name, text in source.columns.items()}
     conditions = {} if source.where is None else {"": names.bound(source.where, ("where",))}
-    relation = _relation(layout, [file.disk_path for file in group])
+    relation = _relation(
+        source, layout, [file.disk_path for file in group], numbered=names.numbers_rows
+    )
     inner = (
         f"FROM {relation} AS source "
         "INNER JOIN temp.log_files AS log ON log.disk_path = source.filename"
@@ -362,7 +528,7 @@ def _mapped_rows(
     if layout.format == "jsonl":
         paths = ", ".join(_sql_text(f'$."{key}"') for key in names.keys) or "'$'"
         inner = (
-            "FROM (SELECT line, filename, CASE WHEN json_valid(line) THEN "
+            "FROM (SELECT *, CASE WHEN json_valid(line) THEN "
             f"json_extract_string(line, [{paths}]) END AS parts FROM {relation} "
             "WHERE line IS NOT NULL) AS source "
             "INNER JOIN temp.log_files AS log ON log.disk_path = source.filename"
@@ -375,6 +541,7 @@ def _mapped_rows(
         )
         source_json = f"struct_pack({pairs})"
     types = _types(connection, names, raws | conditions, inner)
+    raws = _asking_for_zones(connection, raws, inner)
     own = {column.name: column.type for column in table.columns}
     values: list[str] = []
     wrong: list[str] = []
@@ -391,13 +558,18 @@ def _mapped_rows(
             raise error_at(
                 dataset,
                 ("sources", source.table, "columns", name),
-                f"the expression gives {types[name]} where {type_} is wanted",
+                f"the expression gives {types[name]} of {group[0].disk_path} where {type_} is "
+                "wanted",
                 "write epoch_us(CAST(... AS TIMESTAMPTZ)) for a timestamp"
                 if type_ == "BIGINT"
                 else f"write an expression of type {type_}",
             )
         values.append(f'{value} AS "{name}"')
         if is_wrong:
+            wrong += [
+                f"WHEN ({is_wrong}) AND {_lacks_zone(text)} THEN 'no time zone: {name}'"
+                for text in raws[name].moments
+            ]
             wrong.append(f"WHEN {is_wrong} THEN 'wrong type: {name}'")
     condition = "TRUE"
     for bound in conditions.values():
@@ -423,6 +595,11 @@ def _landed(table: Table, dataset: Dataset, rows: str, log_start: str, layout: L
     as_json = "landed_source"
     if layout.format != "jsonl":
         as_json = "CAST(to_json(landed_source) AS VARCHAR)"
+    # As it is kept of an unreadable line: the beginning, as one JSON text.
+    as_json = (
+        f"CASE WHEN strlen({as_json}) <= {LONGEST_TEXT} THEN {as_json} "
+        f"ELSE CAST(to_json({_beginning(as_json)}) AS VARCHAR) END"
+    )
     reasons = ["WHEN landed_wrong IS NOT NULL THEN landed_wrong"]
     for name in REQUIRED[short]:
         missing = f'"{name}" IS NULL'
@@ -434,6 +611,11 @@ def _landed(table: Table, dataset: Dataset, rows: str, log_start: str, layout: L
         elif name != "occurred_us":
             missing = f"({missing} OR \"{name}\" = '')"
         reasons.append(f"WHEN {missing} THEN 'missing {name}'")
+    reasons += [
+        f"WHEN strlen(\"{c.name}\") > {LONGEST_TEXT} THEN 'text too long: {c.name}'"
+        for c in table.columns
+        if c.type == "VARCHAR"
+    ]
     reasons += [
         f"WHEN isinf(\"{c.name}\") THEN 'not finite: {c.name}'"
         for c in table.columns
@@ -449,7 +631,10 @@ def _landed(table: Table, dataset: Dataset, rows: str, log_start: str, layout: L
         f"WHEN landed_us - {dataset.horizon_us} > occurred_us THEN 'too late'",
     ]
     own = [
-        f'"{c.name}"'
+        f'CASE WHEN landed_reason IS NULL THEN "{c.name}" ELSE {_beginning(c.name)} END '
+        f'AS "{c.name}"'
+        if c.type == "VARCHAR"
+        else f'"{c.name}"'
         for c in table.columns
         if c.name not in {"received_us", "read_us", "logged_us"}
     ]
@@ -476,30 +661,67 @@ def _landed(table: Table, dataset: Dataset, rows: str, log_start: str, layout: L
     """
 
 
+def _beginning(text: str) -> str:
+    """Return the SQL of a text's beginning, of at most ``LONGEST_TEXT`` bytes."""
+    return f"left({text}, {LONGEST_TEXT // 4})"
+
+
 @dataclass(frozen=True)
 class _Bound:
-    """An expression over the columns of ``source``; a plain one is just a column or literal."""
+    """An expression over the columns of ``source``.
 
-    sql: str
-    is_plain: bool
+    Attributes
+    ----------
+    tree : Expr
+    moments : tuple of str
+        SQL of the texts in it that are cast to zoned timestamps.
+    """
+
+    tree: exp.Expr
+    moments: tuple[str, ...] = ()
+
+    @property
+    def sql(self) -> str:
+        return self.tree.sql("duckdb", comments=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is just a column or literal."""
+        return isinstance(self.tree, exp.Column | exp.Literal)
 
 
 class _Names:
     """Binds the plain names in a source's expressions to the columns of its files."""
 
-    def __init__(self, dataset: Dataset, source: Source, layout: Layout) -> None:
+    def __init__(self, dataset: Dataset, source: Source, layout: Layout, path: Path) -> None:
         self.dataset = dataset
         self.source = source
         self.layout = layout
+        self.path = path
         self.keys: list[str] = []
+        self.numbers_rows = False
 
     def bound(self, text: str, location: Sequence[str]) -> _Bound:
         """Return an expression with its columns bound."""
         tree = parse_expression(text)
-        bound = tree.transform(lambda node: self._bind(node, location))
-        return _Bound(
-            bound.sql("duckdb", comments=False), isinstance(tree, exp.Column | exp.Literal)
-        )
+        if location[-1] in CLOCKS:
+            self._refuse_clocks_without_zone(tree, location)
+        return _Bound(tree.transform(lambda node: self._bind(node, location)))
+
+    def _refuse_clocks_without_zone(self, tree: exp.Expr, location: Sequence[str]) -> None:
+        """Refuse a clock made of a typed timestamp that does not say in which zone it is."""
+        types = {name.lower(): type_ for name, type_ in self.layout.columns}
+        for column in tree.find_all(exp.Column):
+            type_ = types.get(column.name.lower())
+            if type_ not in _WITHOUT_ZONE or _is_given_a_zone(column):
+                continue
+            raise error_at(
+                self.dataset,
+                ("sources", self.source.table, *location),
+                f"column {column.name!r} of {self.path} is a {type_}, which has no time zone",
+                f"write epoch_us({column.sql('duckdb')} AT TIME ZONE 'UTC'), or the zone in which "
+                "the log was written",
+            )
 
     def _bind(self, node: exp.Expr, location: Sequence[str]) -> exp.Expr:
         if not isinstance(node, exp.Column):
@@ -507,6 +729,9 @@ class _Names:
         name = node.name
         if name == SOURCE_FILE:
             return sqlglot.parse_one("parse_filename(source.filename)", read="duckdb")
+        if name == SOURCE_ROW:
+            self.numbers_rows = True
+            return sqlglot.parse_one("source.source_row", read="duckdb")
         if self.layout.format == "jsonl":
             if name not in self.keys:
                 self.keys.append(name)
@@ -521,9 +746,73 @@ class _Names:
         raise error_at(
             self.dataset,
             ("sources", self.source.table, *location),
-            f"the files have no column {name!r}",
+            f"{self.path} has no column {name!r}",
             remedy,
         )
+
+
+def _is_given_a_zone(column: exp.Column) -> bool:
+    """Return whether a timestamp is put into a zone, or turned into text to be parsed again."""
+    node = column.parent
+    while node is not None:
+        if isinstance(node, exp.AtTimeZone) or (
+            isinstance(node, exp.Anonymous) and node.name.lower() == "timezone"
+        ):
+            return True
+        if isinstance(node, exp.Cast) and node.to.this == exp.DataType.Type.VARCHAR:
+            return True
+        node = node.parent
+    return False
+
+
+def _asking_for_zones(
+    connection: duckdb.DuckDBPyConnection, raws: dict[str, _Bound], inner: str
+) -> dict[str, _Bound]:
+    """Let casts from text to a zoned timestamp raise where the text names no zone.
+
+    DuckDB would take such a moment for one in the session's zone.
+    """
+
+    def is_zoned_cast(node: exp.Expr) -> bool:
+        return isinstance(node, exp.Cast) and node.to.this == exp.DataType.Type.TIMESTAMPTZ
+
+    found = {
+        name: [node.this.sql("duckdb") for node in raw.tree.walk() if is_zoned_cast(node)]
+        for name, raw in raws.items()
+    }
+    listed = sorted({text for texts in found.values() for text in texts})
+    if not listed:
+        return raws
+    described = connection.execute(f"DESCRIBE SELECT {', '.join(listed)} {inner}").fetchall()
+    moments = {text for text, row in zip(listed, described, strict=True) if row[1] == "VARCHAR"}
+
+    def ask(node: exp.Expr) -> exp.Expr:
+        if not is_zoned_cast(node) or node.this.sql("duckdb") not in moments:
+            return node
+        text = node.this.sql("duckdb")
+        asked = node.copy()
+        asked.set(
+            "this",
+            sqlglot.parse_one(
+                f"CASE WHEN regexp_matches({text}, {_sql_text(_ZONED)}) THEN {text} "
+                f"ELSE {text} || ' without a zone' END",
+                read="duckdb",
+            ),
+        )
+        return asked
+
+    return {
+        name: _Bound(raw.tree.transform(ask), tuple(t for t in found[name] if t in moments))
+        for name, raw in raws.items()
+    }
+
+
+def _lacks_zone(text: str) -> str:
+    """Return the SQL of whether a text would be a moment if only it named its zone."""
+    return (
+        f"(NOT regexp_matches({text}, {_sql_text(_ZONED)}) "
+        f"AND TRY(CAST({text} AS TIMESTAMPTZ)) IS NOT NULL)"
+    )
 
 
 def _types(
@@ -599,4 +888,8 @@ def _doubled(name: str) -> str:
 
 
 def _sql_list(paths: Iterable[Path]) -> str:
-    return "[" + ", ".join(_sql_text(str(path)) for path in paths) + "]"
+    return _sql_texts(str(path) for path in paths)
+
+
+def _sql_texts(texts: Iterable[str]) -> str:
+    return "[" + ", ".join(_sql_text(text) for text in texts) + "]"

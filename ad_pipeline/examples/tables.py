@@ -38,7 +38,7 @@ TRAINING_EXAMPLES = Table(
     key=("impression_id", "goal", "kind", "wait_us", "source_event_id"),
     clock="emit_us",
     description=(
-        "What a learner that runs alongside the stream may see, and when: one row per goal, "
+        "What a learner that runs alongside the stream may see, and when. One row per goal, "
         "impression, kind and source event, by hour of emission. Every anchor has exactly one "
         "first emission (immediate_positive or negative)."
     ),
@@ -83,8 +83,8 @@ LABELLED_IMPRESSIONS = Table(
     key=("goal", "impression_id"),
     clock="matured_us",
     description=(
-        "Final labels: one row per goal and anchor, written once in the hour in which window and "
-        "lateness had passed. Later retractions are states, not rewrites."
+        "What each label turned out to be. One row per goal and anchor, written once in the hour "
+        "in which window and lateness had passed. Later retractions are states, not rewrites."
     ),
 )
 

@@ -5,9 +5,15 @@ every step that trains, scores or checks on logged rows. A request that is being
 through ``serving.scorer`` instead, with the snapshot that is published now.
 """
 
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 
+from ad_pipeline.checkpoints import MissingCheckpoint
+from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
+from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.features.encoding import (
     EntityCounts,
     FeatureContract,
@@ -16,6 +22,70 @@ from ad_pipeline.features.encoding import (
     read_columns,
 )
 from ad_pipeline.features.rates import counts_at
+from ad_pipeline.warehouse import Warehouse, rows_of, select
+
+CANARIES = 16
+
+
+def read_impressions(
+    warehouse: Warehouse, impression_ids: pa.ChunkedArray, served_us: np.ndarray
+) -> pa.Table:
+    """Read some impressions as the log has them.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    impression_ids : pyarrow array of string, shape (n,)
+    served_us : ndarray of int64, shape (n,)
+        ``received_us`` of each: with it DuckDB skips the hours that hold none of them.
+
+    Returns
+    -------
+    pyarrow.Table
+        Rows of ``events.impressions``, in the order asked for.
+    """
+    asked = pa.table(
+        {
+            "impression_id": impression_ids,
+            "served_us": served_us,
+            "place": np.arange(len(served_us)),
+        }
+    )
+    with warehouse.reader() as connection:
+        connection.register("asked", asked)
+        return rows_of(
+            connection,
+            "SELECT impressions.* FROM asked INNER JOIN events.impressions AS impressions "
+            "ON impressions.impression_id = asked.impression_id "
+            "AND impressions.received_us = asked.served_us ORDER BY asked.place",
+        )
+
+
+def newest_requests(warehouse: Warehouse) -> tuple[int, list[dict[str, Any]]]:
+    """Return the last log hour that is sealed, and a few raw requests for a bundle's canaries.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+
+    Returns
+    -------
+    hour_us : int
+        Start of the hour, microseconds.
+    requests : list of dict
+        Rows of ``events.impressions``, at most :data:`CANARIES`.
+
+    Raises
+    ------
+    MissingCheckpoint
+        If no hour is sealed yet.
+    """
+    with warehouse.reader() as connection:
+        sealed_us = sealed_until(connection)
+        if not sealed_us:
+            raise MissingCheckpoint("no log hour is sealed yet; materialize the events first")
+        rows = rows_of(connection, select("serving.canary_requests"), {"count": CANARIES})
+    return sealed_us - HOUR_US, rows.to_pylist()
 
 
 def read_as_served(

@@ -68,7 +68,7 @@ class ScoredHour:
     hour_us : int
     rows : int
     mean_probabilities : dict of str to float
-        By ``<goal>/mean_probability``.
+        By goal.
     """
 
     hour_us: int
@@ -135,7 +135,7 @@ def train_hours(
             cause, trained = "unchanged" if digest else "no model yet", None
             if hour_us in causes:
                 cause = causes[hour_us]
-                model = _train(warehouse, deployment, contract, goal, hour_us)
+                model = train_after(warehouse, deployment, contract, goal, hour_us)
                 if isinstance(model, TooFewPositives):
                     cause = f"{cause}: {model}"
                 else:
@@ -203,7 +203,7 @@ def score_hours(
                 )
                 if len(logits):
                     mean = float(np.mean(1 / (1 + np.exp(-logits))))
-                    means.setdefault(hour_us, {})[f"{goal}/mean_probability"] = mean
+                    means.setdefault(hour_us, {})[goal] = mean
                 rows.append(
                     _prediction_rows(served.slice(first, last - first), goal, logits, digest)
                 )
@@ -220,13 +220,25 @@ def score_hours(
             )
 
 
-def _train(
+def train_after(
     warehouse: Warehouse,
     deployment: Deployment,
     contract: FeatureContract,
     goal: Goal,
     hour_us: int,
 ) -> BatchModel | TooFewPositives:
+    """Train a goal's model on what had matured by the end of an hour; nothing is kept.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+        With matured labels and online predictions of the hours that are looked back on.
+    deployment : Deployment
+    contract : FeatureContract
+    goal : Goal
+    hour_us : int
+        Start of the hour, microseconds.
+    """
     settings = deployment.dataset.settings.batch
     query = select("learners.matured_examples")
     parameters = {

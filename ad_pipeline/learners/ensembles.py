@@ -63,20 +63,19 @@ class FittedEnsemble:
 
     @property
     def figures(self) -> dict[str, float | int | str]:
-        """What Dagster shows and plots."""
+        """What people are shown of it, in this order."""
         ensemble = self.ensemble
         return {
-            "kind": ensemble.kind,
-            "calibration": ensemble.calibration.kind,
-            "intercept": ensemble.intercept,
-            "base_rate": self.base_rate,
-            "checkpoint": self.digest,
+            "mixture": ensemble.kind,
             **{
-                f"weight/{expert}": weight
+                f"weight of {expert}": weight
                 for expert, weight in zip(ensemble.experts, ensemble.weights, strict=True)
             },
+            "intercept": ensemble.intercept,
+            "calibration": ensemble.calibration.kind,
+            "base rate": self.base_rate,
             **{
-                f"{name}_range": f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
+                f"labels of {name} matured from": f"{timestamp(start_us)} to {timestamp(end_us)}"
                 for name, (start_us, end_us) in ensemble.ranges.items()
             },
             **self._provisional_figures,
@@ -95,11 +94,11 @@ class FittedEnsemble:
             outcome = f"{facts['chosen']} stays"
         counts = ("rows", "hours", "observed_positives", "corrected_positives")
         return {
-            "provisional/outcome": outcome,
-            "provisional/until": timestamp(facts["now_us"]),
-            **{f"provisional/{name}": facts[name] for name in counts},
+            "on provisional labels": outcome,
+            "provisional labels until": timestamp(facts["now_us"]),
+            **{f"provisional {name.replace('_', ' ')}": facts[name] for name in counts},
             **{
-                f"provisional/corrected_log_loss/{trial['name']}": trial["log_loss"]
+                f"provisional log loss, corrected, of {trial['name']}": trial["log_loss"]
                 for trial in facts["mixtures"]
             },
         }

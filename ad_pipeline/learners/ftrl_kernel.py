@@ -22,9 +22,13 @@ McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013, Algorit
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 FloatArray = np.ndarray
 """Arrays of float32 or float64; each docstring says which."""
@@ -33,11 +37,48 @@ NO_VALUES: np.ndarray = np.empty((0, 0), dtype=np.float64)
 """Pass as ``values`` when every feature has the value 1."""
 
 
+ROWS_AHEAD = 3
+"""Rows between the one whose slots are fetched into the cache and the one that is learnt."""
+
+
+@intrinsic
+def prefetch(_typing: Any, state: Any, slot: Any) -> Any:
+    """Ask the processor to fetch ``state[slot]``, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        array = context.make_array(kind)(context, builder, arguments[0])
+        row_bytes = cgutils.unpack_tuple(builder, array.strides, kind.ndim)[0]
+        place = builder.zext(arguments[1], row_bytes.type)
+        address = builder.add(
+            builder.ptrtoint(array.data, row_bytes.type), builder.mul(place, row_bytes)
+        )
+        pointer = builder.inttoptr(address, cgutils.voidptr_t)
+        flag = ir.IntType(32)
+        fetch = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag]),
+            "llvm.prefetch.p0",
+        )
+        # To be written (1), and soon used again (3), by data instructions (1).
+        builder.call(fetch, [pointer, flag(1), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(state, slot), generate
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fetch_row(state: FloatArray, slots: np.ndarray, row: int) -> None:
+    if row < slots.shape[0]:
+        for feature in range(slots.shape[1]):
+            prefetch(state, slots[row, feature])
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _weight(z: float, sqrt_n: float, alpha: float, beta: float, l1: float, l2: float) -> float:
     if abs(z) <= l1:
         return 0.0
-    return (math.copysign(l1, z) - z) / ((beta + sqrt_n) / alpha + l2)
+    return alpha * (math.copysign(l1, z) - z) / (beta + sqrt_n + alpha * l2)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -72,34 +113,54 @@ def learn(
     """
     n_rows, width = slots.shape
     valued = values.shape[0] > 0
+    per_alpha = 1.0 / alpha
+    # A row is gathered, computed and scattered in loops of their own: those that compute touch
+    # only these few short arrays, and the compiler makes vector instructions of them.
+    z = np.empty(width)
+    sqrt_n = np.empty(width)
+    given = np.ones(width)
     row_weights = np.empty(width, dtype=state.dtype)
+    next_z = np.empty(width)
+    next_sqrt_n = np.empty(width)
     for row in range(n_rows):
-        logit = 0.0
+        _fetch_row(state, slots, row + ROWS_AHEAD)
         for feature in range(width):
             slot = slots[row, feature]
-            # Storing rounds to the state's dtype, as exported weights are rounded.
-            row_weights[feature] = _weight(state[slot, 0], state[slot, 1], alpha, beta, l1, l2)
+            z[feature] = state[slot, 0]
+            sqrt_n[feature] = state[slot, 1]
             if valued:
-                logit += np.float64(row_weights[feature]) * np.float64(values[row, feature])
-            else:
-                logit += np.float64(row_weights[feature])
+                given[feature] = values[row, feature]
+        for feature in range(width):
+            # Storing rounds to the state's dtype, as exported weights are rounded.
+            row_weights[feature] = _weight(z[feature], sqrt_n[feature], alpha, beta, l1, l2)
+        logit = 0.0
+        for feature in range(width):
+            logit += np.float64(row_weights[feature]) * given[feature]
         out_logits[row] = logit
         example_weight = np.float64(weights[row])
         if example_weight == 0.0:
             continue
         slope = example_weight * (1.0 / (1.0 + math.exp(-logit)) - np.float64(labels[row]))
         for feature in range(width):
-            gradient = slope
-            if valued:
-                gradient *= np.float64(values[row, feature])
+            gradient = slope * given[feature]
+            next_sqrt_n[feature] = math.sqrt(sqrt_n[feature] ** 2 + gradient * gradient)
+            sigma = (next_sqrt_n[feature] - sqrt_n[feature]) * per_alpha
+            next_z[feature] = z[feature] + (gradient - sigma * np.float64(row_weights[feature]))
+        for feature in range(width):
+            gradient = slope * given[feature]
             if gradient == 0.0:
                 continue
             slot = slots[row, feature]
-            before = np.float64(state[slot, 1])
-            after = math.sqrt(before * before + gradient * gradient)
-            sigma = (after - before) / alpha
-            state[slot, 0] += gradient - sigma * np.float64(row_weights[feature])
-            state[slot, 1] = after
+            if state[slot, 0] != z[feature] or state[slot, 1] != sqrt_n[feature]:
+                # Another feature of this row has been here since: a visit of its own.
+                before = np.float64(state[slot, 1])
+                next_sqrt_n[feature] = math.sqrt(before**2 + gradient * gradient)
+                sigma = (next_sqrt_n[feature] - before) * per_alpha
+                next_z[feature] = np.float64(state[slot, 0]) + (
+                    gradient - sigma * np.float64(row_weights[feature])
+                )
+            state[slot, 0] = next_z[feature]
+            state[slot, 1] = next_sqrt_n[feature]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -116,16 +177,23 @@ def predict(
     """Write the logit of every row; see :func:`learn` for the arguments."""
     n_rows, width = slots.shape
     valued = values.shape[0] > 0
-    rounded = np.empty(1, dtype=state.dtype)
+    z = np.empty(width)
+    sqrt_n = np.empty(width)
+    row_weights = np.empty(width, dtype=state.dtype)
     for row in range(n_rows):
-        logit = 0.0
+        _fetch_row(state, slots, row + ROWS_AHEAD)
         for feature in range(width):
             slot = slots[row, feature]
-            rounded[0] = _weight(state[slot, 0], state[slot, 1], alpha, beta, l1, l2)
+            z[feature] = state[slot, 0]
+            sqrt_n[feature] = state[slot, 1]
+        for feature in range(width):
+            row_weights[feature] = _weight(z[feature], sqrt_n[feature], alpha, beta, l1, l2)
+        logit = 0.0
+        for feature in range(width):
             if valued:
-                logit += np.float64(rounded[0]) * np.float64(values[row, feature])
+                logit += np.float64(row_weights[feature]) * np.float64(values[row, feature])
             else:
-                logit += np.float64(rounded[0])
+                logit += np.float64(row_weights[feature])
         out[row] = logit
 
 

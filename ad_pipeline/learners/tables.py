@@ -25,8 +25,8 @@ ONLINE_PREDICTIONS = Table(
     key=("goal", "impression_id"),
     clock="serving_us",
     description=(
-        "The online expert's score of every impression and goal, written inside the online step "
-        "before it learns. One row per goal and impression."
+        "What the online expert said of every impression, before it learnt from it. One row per "
+        "goal and impression, written inside the online step; nothing rescores it later."
     ),
 )
 
@@ -36,8 +36,8 @@ BATCH_PREDICTIONS = Table(
     key=("goal", "impression_id"),
     clock="serving_us",
     description=(
-        "The LightGBM expert's score of every impression and goal, by the model in force when the "
-        "impression was served. Hours before the first model have no rows."
+        "What the LightGBM expert said of every impression, by the model in force when it was "
+        "served. One row per goal and impression; hours before the first model have none."
     ),
 )
 
@@ -49,10 +49,11 @@ RETRAINS = Table(
         Column("evidence", "VARCHAR", "What the cause rests on, JSON."),
     ),
     key=("hour_us",),
-    clock=None,
+    clock="hour_us",
     description=(
-        "Retrains that someone or something asked for. A re-run of the hour reads them here, so "
-        "that it trains again and gives the same model."
+        "Retrains of LightGBM that someone or something asked for, beyond the schedule. One row "
+        "per log hour, mostly none. A re-run of the hour reads them here, so that it trains again "
+        "and gives the same model."
     ),
 )
 

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,27 @@ class Folded:
     current: dict[str, NDArray[Any]]
     kinds: dict[str, Kind]
     logged: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Both samples of one column as histograms over the same cells.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        What each cell holds, for people: a category, or a range of numbers.
+    reference, current : ndarray of shape (cells,), int64
+    """
+
+    labels: tuple[str, ...]
+    reference: NDArray[np.int64]
+    current: NDArray[np.int64]
+
+    @property
+    def contributions(self) -> NDArray[np.float64]:
+        """What each cell adds to the index, shape (cells,); their sum is :func:`psi`."""
+        return _psi_terms(self.reference, self.current)
 
 
 @dataclass(frozen=True)
@@ -304,9 +326,7 @@ def psi(reference_counts: ArrayLike, current_counts: ArrayLike) -> float:
         raise ValueError("a histogram holds a negative count")
     if not before.sum() or not after.sum():
         return float("nan")
-    p = (before + 0.5) / (before + 0.5).sum()
-    q = (after + 0.5) / (after + 0.5).sum()
-    return float(((q - p) * np.log(q / p)).sum())
+    return float(_psi_terms(before, after).sum())
 
 
 def psi_noise_limit(
@@ -421,12 +441,9 @@ def evidently_report(
 
 def _column_drift(folded: Folded, name: str, settings: DriftSettings) -> ColumnDrift:
     before, after = folded.reference[name], folded.current[name]
-    if folded.kinds[name] == "categorical":
-        reference_counts, current_counts = _category_counts(before, after)
-    else:
-        reference_counts, current_counts = _quantile_counts(before, after)
-    index = psi(reference_counts, current_counts)
-    limit = psi_noise_limit(len(reference_counts), len(before), len(after))
+    counted = cells(folded, name)
+    index = psi(counted.reference, counted.current)
+    limit = psi_noise_limit(len(counted.labels), len(before), len(after))
     return ColumnDrift(
         column=name,
         kind=folded.kinds[name],
@@ -439,19 +456,45 @@ def _column_drift(folded: Folded, name: str, settings: DriftSettings) -> ColumnD
     )
 
 
-def _category_counts(
-    before: NDArray[Any], after: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def cells(folded: Folded, name: str) -> Cells:
+    """Count both samples of a column in the cells that the index compares.
+
+    Parameters
+    ----------
+    folded : Folded
+    name : str
+        One of its columns.
+
+    Returns
+    -------
+    Cells
+        Categories by name; or bins of the reference's deciles in order, with a cell for nulls.
+        Cells that neither sample falls into are left out.
+    """
+    before, after = folded.reference[name], folded.current[name]
+    if folded.kinds[name] == "categorical":
+        return _category_cells(before, after)
+    return _quantile_cells(before, after, logged=name in folded.logged)
+
+
+def _psi_terms(reference_counts: NDArray[Any], current_counts: NDArray[Any]) -> NDArray[np.float64]:
+    p = (reference_counts + 0.5) / (reference_counts + 0.5).sum()
+    q = (current_counts + 0.5) / (current_counts + 0.5).sum()
+    return (q - p) * np.log(q / p)
+
+
+def _category_cells(before: NDArray[Any], after: NDArray[Any]) -> Cells:
     names, codes = np.unique(np.concatenate([before, after]), return_inverse=True)
-    return (
+    return Cells(
+        tuple(map(str, names)),
         np.bincount(codes[: len(before)], minlength=len(names)),
         np.bincount(codes[len(before) :], minlength=len(names)),
     )
 
 
-def _quantile_counts(
-    before: NDArray[np.float64], after: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _quantile_cells(
+    before: NDArray[np.float64], after: NDArray[np.float64], *, logged: bool
+) -> Cells:
     """Count both sides in bins of the reference's deciles, and nulls in a cell of their own."""
     known = before[~np.isnan(before)]
     inner = np.linspace(0, 1, QUANTILE_BINS + 1)[1:-1]
@@ -466,7 +509,18 @@ def _quantile_counts(
 
     reference_counts, current_counts = counts(before), counts(after)
     occupied = (reference_counts + current_counts) > 0
-    return reference_counts[occupied], current_counts[occupied]
+    shown = [f"{edge:.4g}" for edge in (_signed_expm1(edges) if logged else edges)]
+    labels = [
+        *([f"< {shown[0]}"] if shown else ["any number"]),
+        *(f"{low} to < {high}" for low, high in pairwise(shown)),
+        *([f">= {shown[-1]}"] if shown else []),
+        NULL,
+    ]
+    return Cells(
+        tuple(label for label, kept in zip(labels, occupied, strict=True) if kept),
+        reference_counts[occupied],
+        current_counts[occupied],
+    )
 
 
 def _top_categories(column: pa.ChunkedArray, most: int) -> pa.Array:
@@ -499,6 +553,10 @@ def _heavy_tailed(numbers: NDArray[np.float64]) -> bool:
 
 def _signed_log1p(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sign(numbers) * np.log1p(np.abs(numbers))
+
+
+def _signed_expm1(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sign(numbers) * np.expm1(np.abs(numbers))
 
 
 def _has_values(folded: Folded, name: str) -> bool:

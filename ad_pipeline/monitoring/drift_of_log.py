@@ -1,6 +1,7 @@
 """The two samples that a drift verdict compares: the log's last hours, and the same hours before.
 
-Reading only: what drift is and when it alarms is :mod:`ad_pipeline.monitoring.drift`.
+Reading them, and keeping the verdict: what drift is and when it alarms is
+:mod:`ad_pipeline.monitoring.drift`.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from ad_pipeline.clocks import HOUR_US, hour_of, hours_between
-from ad_pipeline.datasets import Dataset
+from ad_pipeline.clocks import HOUR_US, hour_of, hours_between, timestamp
+from ad_pipeline.datasets import Dataset, Deployment
 from ad_pipeline.events.contract import event_tables
 from ad_pipeline.monitoring.drift import (
     DriftVerdict,
@@ -18,10 +19,20 @@ from ad_pipeline.monitoring.drift import (
     Reference,
     drift_columns,
     drift_report,
+    evidently_report,
     fixed_sample,
+    fold,
     matched_reference,
 )
+from ad_pipeline.monitoring.plots import drift_picture
+from ad_pipeline.monitoring.tables import DRIFT, TABLES, drift_rows
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
+
+DRAWN = "drift.html"
+"""Evidently's picture of the two samples, in the deployment's folder of reports."""
+
+PICTURE = "drift.png"
+"""Our own, beside it."""
 
 THINNED_TO = 4
 """Rows read per row sampled: SQL thins by a stable hash, the sample is drawn from that."""
@@ -49,6 +60,87 @@ class LogComparison:
     now: pa.Table
     columns: dict[str, Kind]
     verdict: DriftVerdict
+
+    @property
+    def in_words(self) -> str:
+        """Which hours were compared with which."""
+        periods = len(self.reference.hours_us) * HOUR_US // (self.end_us - self.start_us)
+        unit = self.reference.rule.removeprefix("hour of ")
+        return (
+            f"{timestamp(self.start_us)} to {timestamp(self.end_us)} against the same hours of "
+            f"{periods} earlier {unit}{'s' * (periods != 1)}"
+        )
+
+
+@dataclass(frozen=True)
+class RecordedDrift:
+    """A comparison whose verdict is in the warehouse.
+
+    Attributes
+    ----------
+    compared : LogComparison
+    evidently : dict of str to float
+        Evidently's index by column; empty if it was not asked.
+    picture : bytes
+        PNG of the verdict, as it is in the reports folder.
+    """
+
+    compared: LogComparison
+    evidently: dict[str, float]
+    picture: bytes
+
+
+def record_drift(warehouse: Warehouse, deployment: Deployment) -> RecordedDrift | None:
+    """Compare the log's last hours with those before, keep the verdict, and draw what is found.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    deployment : Deployment
+
+    Returns
+    -------
+    RecordedDrift or None
+        None while the log has no earlier hours to compare with.
+    """
+    warehouse.create(TABLES)
+    compared = compare_log(warehouse, deployment.dataset)
+    if compared is None:
+        return None
+    verdict = compared.verdict
+    found = drift_rows(verdict, compared.reference, compared.start_us, compared.end_us)
+    with warehouse.writer() as connection:
+        connection.register("found", found)
+        connection.execute(
+            f"DELETE FROM {DRIFT.name} WHERE current_start_us = $start_us "
+            "AND current_end_us = $end_us",
+            {"start_us": compared.start_us, "end_us": compared.end_us},
+        )
+        connection.execute(f"INSERT INTO {DRIFT.name} BY NAME SELECT * FROM found")
+    report = deployment.reports / DRAWN
+    numbers: dict[str, float] = {}
+    # The index decides in a fraction of a second whether Evidently's ten are worth drawing.
+    if verdict.drifted or not report.exists():
+        numbers = evidently_report(
+            compared.before,
+            compared.now,
+            compared.columns,
+            deployment.dataset.settings.drift,
+            report,
+        )
+    picture = drift_picture(
+        verdict,
+        fold(
+            compared.before,
+            compared.now,
+            compared.columns,
+            deployment.dataset.settings.drift,
+        ),
+        title=f"{deployment.dataset.name}: {compared.in_words}",
+    )
+    deployment.reports.mkdir(parents=True, exist_ok=True)
+    (deployment.reports / PICTURE).write_bytes(picture)
+    return RecordedDrift(compared, numbers, picture)
 
 
 def compare_log(warehouse: Warehouse, dataset: Dataset) -> LogComparison | None:

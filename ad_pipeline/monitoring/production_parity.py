@@ -25,11 +25,11 @@ from ad_pipeline.monitoring.parity import (
     features_of,
     scores_of,
 )
-from ad_pipeline.monitoring.tables import production_parity_rows
+from ad_pipeline.monitoring.tables import PRODUCTION_PARITY, TABLES, production_parity_rows
 from ad_pipeline.serving.bundle import Bundle, open_bundle
 from ad_pipeline.serving.decisions import count_columns, logged_inputs
 from ad_pipeline.serving.scorer import PublishedSnapshot, Scorer
-from ad_pipeline.warehouse import Warehouse, rows_of, select
+from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
 
 KEY = "request_id"
 
@@ -93,6 +93,26 @@ class RecheckedHour:
     def extra(self) -> int:
         """Values that only the log has."""
         return sum(rate.extra for rate in self.features.rates)
+
+
+def record_parity(
+    warehouse: Warehouse, deployment: Deployment, start_us: int, end_us: int
+) -> tuple[RecheckedHour, ...]:
+    """Re-check the decisions of some hours and keep what was found.
+
+    Parameters and errors are those of :func:`recheck_decisions`.
+
+    Returns
+    -------
+    tuple of RecheckedHour
+        Written to ``monitoring.production_parity``.
+    """
+    warehouse.create(TABLES)
+    rechecked = tuple(recheck_decisions(warehouse, deployment, start_us, end_us))
+    with warehouse.writer() as connection:
+        connection.register("checked", pa.concat_tables([hour.rows for hour in rechecked]))
+        replace_hours(connection, PRODUCTION_PARITY, "SELECT * FROM checked", {}, start_us, end_us)
+    return rechecked
 
 
 def recheck_decisions(

@@ -30,6 +30,7 @@ from ad_pipeline.learners.ensemble import mixed_probabilities
 from ad_pipeline.learners.ensembles import open_ensemble
 from ad_pipeline.learners.online_hours import open_expert
 from ad_pipeline.monitoring.parity import Parity, compare_features, compare_scores, features_of
+from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, TABLES, candidate_replay_rows
 from ad_pipeline.serving.bundle import BATCH, ONLINE, Bundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.decisions import EVERYTHING
@@ -69,6 +70,42 @@ class Replayed:
     requests: int
     features: Parity
     scores: Parity
+
+
+def record_replay(warehouse: Warehouse, deployment: Deployment) -> Replayed:
+    """Replay the candidate bundle and keep what was found in ``monitoring.candidate_replay``.
+
+    Parameters and errors are those of :func:`replay_candidate`.
+    """
+    warehouse.create(TABLES)
+    replayed = replay_candidate(warehouse, deployment)
+    rows = candidate_replay_rows(
+        replayed.bundle_hash,
+        replayed.start_us,
+        replayed.end_us,
+        features=replayed.features,
+        scores=replayed.scores,
+    )
+    with warehouse.writer() as connection:
+        connection.register("replayed", rows)
+        connection.execute(
+            f"DELETE FROM {CANDIDATE_REPLAY.name} WHERE bundle_hash = $bundle",
+            {"bundle": replayed.bundle_hash},
+        )
+        connection.execute(f"INSERT INTO {CANDIDATE_REPLAY.name} BY NAME SELECT * FROM replayed")
+    return replayed
+
+
+def replay_passed(warehouse: Warehouse, bundle_hash: str) -> bool:
+    """Return whether a bundle was replayed and agreed in features and scores."""
+    with warehouse.reader() as connection:
+        (passed,) = one_row(
+            connection,
+            f"SELECT bool_and(state = 'passed') FROM {CANDIDATE_REPLAY.name} "
+            "WHERE bundle_hash = $bundle",
+            {"bundle": bundle_hash},
+        )
+    return bool(passed)
 
 
 def replay_candidate(warehouse: Warehouse, deployment: Deployment) -> Replayed:

@@ -34,7 +34,12 @@ DRIFT = Table(
     ),
     key=(*(column.name for column in _RANGES), "column_name"),
     clock=None,
-    description="The drift verdicts so far: one row per pair of ranges and column.",
+    description=(
+        "Whether the impressions of the log's last hours look like those of the same hours before. "
+        "One row per comparison and column; a column drifted if its population stability index "
+        "reaches the threshold and exceeds what noise alone stays below. The picture and "
+        "Evidently's report are named in the metadata."
+    ),
 )
 
 _PARITY = (
@@ -59,8 +64,9 @@ PRODUCTION_PARITY = Table(
     key=("hour_us", "bundle_hash", "comparison", "name"),
     clock="hour_us",
     description=(
-        "Logged decisions re-checked by the bundle and snapshot each names: one row per log hour, "
-        "bundle, comparison and feature or goal. An hour without decisions says so."
+        "Whether what was served can be given again: logged decisions, re-checked by the bundle "
+        "and snapshot that each names. One row per log hour, bundle, comparison and feature or "
+        "goal. An hour without decisions says so."
     ),
 )
 
@@ -75,7 +81,8 @@ CANDIDATE_REPLAY = Table(
     key=("bundle_hash", "replayed_start_us", "replayed_end_us", "comparison", "name"),
     clock=None,
     description=(
-        "A candidate bundle, run in a fresh process on raw requests, against the batch path: one "
+        "Whether the candidate bundle gives the pipeline's own scores, bit for bit: it is run in a "
+        "fresh process on the last closed day's raw requests and compared with the batch path. One "
         "row per bundle, replayed range, comparison and feature or goal."
     ),
 )

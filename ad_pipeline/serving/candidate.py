@@ -4,7 +4,8 @@ It is assembled from the newest checkpoints of the learners and pointed at as ``
 comparison reads rows that had matured and that neither side was fitted on: the candidate's lineage
 by the scores it gave at serving time, mixed as the candidate mixes; the serving bundle by scoring
 the same rows itself, only rows served after its labels ended. Whether the candidate replays to the
-bit is another question, asked in ``monitoring``; moving the pointer is :mod:`.promotion`.
+bit is another question, asked in ``monitoring``; the rule and moving the pointer are
+:mod:`.promotion`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from ad_pipeline.learners import batch_hours, online_hours
 from ad_pipeline.learners.ensembles import FittedEnsemble, open_ensemble
 from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle, open_bundle
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
-from ad_pipeline.serving.promotion import PromotionVerdict, verdict
+from ad_pipeline.serving.promotion import PromotionVerdict, decide, history, promote, verdict
 
 CANDIDATE = "candidate"
 COMPARED_ROWS = 120_000
@@ -141,6 +142,46 @@ def judge_candidate(
         found.goal: judge_goal(deployment, found, serving, read_impressions) for found in held_out
     }
     return JudgedCandidate(digest, candidate.label_watermark_us, verdicts)
+
+
+def promote_candidate(
+    deployment: Deployment, judged: JudgedCandidate, *, replay_passed: bool
+) -> tuple[bool, str]:
+    """Let the candidate serve if it was judged no worse and its replay passed.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    judged : JudgedCandidate
+    replay_passed : bool
+        Whether ``monitoring.candidate_replay`` found this bundle to agree.
+
+    Returns
+    -------
+    promoted : bool
+        Whether the candidate serves now.
+    reason : str
+        For people.
+    """
+    moves = history(deployment.serving)
+    promoted, reason = decide(judged.verdicts)
+    if moves and moves[-1].digest == judged.digest:
+        promoted, reason = True, "it serves already"
+    elif not replay_passed:
+        # Across runs Dagster does not hold the promotion back when the blocking check failed.
+        promoted, reason = (
+            False,
+            "its replay has not passed; materialize monitoring/candidate_replay",
+        )
+    if promoted:
+        promote(
+            deployment.serving,
+            deployment.bundles,
+            judged.digest,
+            judged.evidence(),
+            watermark_us=judged.watermark_us,
+        )
+    return promoted, reason
 
 
 def judge_goal(

@@ -5,6 +5,7 @@ dataset: the tiny market. Other datasets are loaded in processes of their own (`
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,3 +61,10 @@ def definitions() -> dg.Definitions:
     loaded = defs()
     assert isinstance(loaded, dg.Definitions)
     return loaded
+
+
+@pytest.fixture(scope="session")
+def instance(market: Market) -> Iterator[dg.DagsterInstance]:
+    """Return the Dagster instance that the market was run in; tests only read it."""
+    with dg.DagsterInstance.from_config(str(market.dagster_home)) as found:
+        yield found

@@ -18,8 +18,8 @@ import yaml
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key, timestamp
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
+from ad_pipeline.main_job import dagster_home
 from ad_pipeline.simulation.driver import DrivenDay, drive_day
-from ad_pipeline.simulation.main_job import dagster_home
 from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.simulation.spec import MarketplaceSpec
 

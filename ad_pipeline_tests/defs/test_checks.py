@@ -196,8 +196,8 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
     "an ensemble was fitted on its test rows": (fit_on_test_rows, {"ranges_do_not_overlap"}),
     "the ensemble lost to an expert": (
         sql(
-            "UPDATE evaluation.report SET value = 0.01, high = 0.02 "
-            "WHERE metric = 'relative_log_loss' AND goal = 'click'"
+            "UPDATE evaluation.report SET value = 0.002 "
+            "WHERE metric = 'relative_log_loss_upper' AND goal = 'click'"
         ),
         {"ensemble_is_no_worse_than_the_best_expert"},
     ),
@@ -369,7 +369,7 @@ def test_a_bundle_that_does_not_replay_is_not_served_by_a_later_run_either(
     assert ran.success
     (event,) = ran.get_asset_materialization_events()
     metadata = event.step_materialization_data.materialization.metadata
-    assert metadata["promoted"].value is False
+    assert metadata["candidate was promoted"].value is False
     assert read_pointer(serving, CURRENT) == served
 
 

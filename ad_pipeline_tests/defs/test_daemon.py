@@ -214,8 +214,10 @@ def test_a_drifted_day_of_log_files_ends_in_a_replayed_bundle_of_a_retrained_mod
         assert trained.run_id == run.run_id
         assert trained.asset_materialization is not None
         metadata = trained.asset_materialization.metadata
-        assert metadata["click/cause"].value == "drift"
-        model = metadata["click/model"].value
+        assert metadata["click: cause"].value == "drift"
+        digests = metadata["whole digests"].value
+        assert isinstance(digests, dict)
+        model = digests["click"]
 
         def refreshed() -> bool:
             found = [daemon.newest(key) for key in REFRESHED]

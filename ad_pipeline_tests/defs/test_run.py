@@ -18,12 +18,6 @@ from ad_pipeline_tests.defs.graph_shape import assets_of
 from ad_pipeline_tests.defs.markets import Market
 
 
-@pytest.fixture(scope="module")
-def instance(market: Market) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.from_config(str(market.dagster_home)) as found:
-        yield found
-
-
 @pytest.fixture
 def connection(market: Market) -> Iterator[duckdb.DuckDBPyConnection]:
     with Warehouse(market.deployment.warehouse).reader() as opened:
@@ -77,6 +71,8 @@ def test_every_asset_was_materialized_for_every_hour(
         ("events/impressions", "received_us"),
         ("events/engagements", "received_us"),
         ("events/decisions", "received_us"),
+        ("events/duplicates", "received_us"),
+        ("events/held_engagements", "received_us"),
         ("examples/training_examples", "emit_us"),
         ("examples/labelled_impressions", "matured_us"),
         ("learners/online_predictions", "serving_us"),
@@ -100,13 +96,13 @@ def test_row_counts_in_the_event_log_are_those_of_the_warehouse(
 @pytest.mark.parametrize(
     ("asset", "figure"),
     [
-        ("evaluation/progressive_metrics", "click/online/log_loss"),
-        ("evaluation/progressive_metrics", "purchase/online/log_loss"),
-        ("evaluation/progressive_metrics", "click/batch/normalized_entropy"),
-        ("examples/labelled_impressions", "click/rate"),
-        ("learners/online_model", "click/nonzero_weights"),
-        ("learners/online_predictions", "purchase/mean_probability"),
-        ("features/rates", "impressions_counted"),
+        ("evaluation/progressive_metrics", "click, online: log loss"),
+        ("evaluation/progressive_metrics", "purchase, online: log loss"),
+        ("evaluation/progressive_metrics", "click, batch: normalized entropy"),
+        ("examples/labelled_impressions", "click: rate of positives"),
+        ("learners/online_model", "click: weights that are not zero"),
+        ("learners/online_predictions", "purchase: mean probability"),
+        ("features/rates", "impressions counted"),
     ],
 )
 def test_figures_differ_by_hour_so_that_they_plot_over_time(
@@ -132,11 +128,11 @@ def test_the_progressive_log_loss_in_the_event_log_is_the_one_in_the_warehouse(
         ).fetchall()
     )
     shown = {
-        hour_us: metadata["click/online/log_loss"]
+        hour_us: metadata["click, online: log loss"]
         for hour_us, metadata in figures_by_hour(instance, "evaluation/progressive_metrics").items()
-        if "click/online/log_loss" in metadata
+        if "click, online: log loss" in metadata
     }
-    assert shown == stored
+    assert shown == pytest.approx(stored, rel=1e-5)
 
 
 def test_column_lineage_names_the_events_that_a_label_rests_on(instance: dg.DagsterInstance):
@@ -296,8 +292,10 @@ def test_pictures_and_drift_report_are_files_named_in_the_metadata(
     market: Market, instance: dg.DagsterInstance
 ):
     reports = market.deployment.reports
-    assert {"metrics.png", "calibration_click.png", "drift.html"} <= {
+    assert {"metrics.png", "calibration_click.png", "drift.html", "drift.png"} <= {
         path.name for path in reports.iterdir()
     }
-    assert latest(instance, "evaluation/report")["pictures"] == str(reports)
-    assert latest(instance, "monitoring/drift")["report"] == str(reports / "drift.html")
+    assert latest(instance, "evaluation/report")["folder of pictures"] == str(reports)
+    drift = latest(instance, "monitoring/drift")
+    assert drift["Evidently's report"] == str(reports / "drift.html")
+    assert drift["the picture as a file"] == str(reports / "drift.png")

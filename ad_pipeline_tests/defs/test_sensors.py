@@ -185,7 +185,7 @@ def test_a_verdict_asks_for_one_retrain_in_the_last_hour_with_its_evidence(
     assert cursor == str(verdict_end_us)
     assert request.run_key == f"drift-{verdict_end_us}"
     assert request.partition_key == hour_key(drifted.end_us - HOUR_US)
-    asked = request.run_config["ops"]["learners__batch_model"]["config"]
+    asked = request.run_config["ops"]["batch_learner"]["config"]
     assert asked["cause"] == "drift"
     assert json.loads(asked["evidence"]) == {
         "verdict_end_us": verdict_end_us,
@@ -225,10 +225,15 @@ def test_the_run_that_is_asked_for_trains_a_model_and_records_why(
     with Warehouse(drifted.deployment.warehouse).reader() as connection:
         asked = connection.execute("SELECT hour_us, cause FROM learners.retrains").fetchall()
     assert asked == [(drifted.end_us - HOUR_US, "drift")]
-    (event,) = ran.get_asset_materialization_events()
-    metadata = event.step_materialization_data.materialization.metadata
-    assert metadata["click/cause"].value == "drift"
-    assert "click/train_rows" in metadata, "a model was trained"
+    shown = {
+        event.asset_key.to_user_string(): event.step_materialization_data.materialization.metadata
+        for event in ran.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+    assert shown["learners/retrains"]["dagster/row_count"].value == 1
+    metadata = shown["learners/batch_model"]
+    assert metadata["click: cause"].value == "drift"
+    assert "click: train rows" in metadata, "a model was trained"
 
 
 SEEN = DriftSeen(

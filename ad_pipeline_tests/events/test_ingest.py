@@ -1,7 +1,9 @@
 """Cases of the log's rules that deserve to be seen by name."""
 
 import gzip
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from ad_pipeline_tests.events.worlds import (
     LAST_US,
     START_US,
     close_log,
+    contents,
     deployment_in,
     engagement,
     impression,
@@ -351,3 +354,138 @@ def test_a_gzipped_log_needs_no_other_words(tmp_path: Path) -> None:
     assert ask(deployment, "SELECT impression_id, size, bid_price FROM events.impressions") == [
         ("i", 1.5, 7)
     ]
+
+
+def test_of_two_rows_with_one_id_and_different_content_the_first_received_is_kept(
+    small: Deployment,
+) -> None:
+    """In one file or in two; the other is counted as a duplicate that says something else."""
+    write_rows(
+        small,
+        "impressions",
+        "a",
+        [
+            impression("i", START_US, START_US + 2, colour="blue"),
+            impression("i", START_US, START_US + 1, colour="red"),
+            impression("j", START_US, colour="green"),
+        ],
+    )
+    write_rows(small, "impressions", "b", [impression("i", START_US, START_US + 3, colour="red")])
+    ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+    assert ask(small, "SELECT impression_id, colour FROM events.impressions ORDER BY 1") == [
+        ("i", "red"),
+        ("j", "green"),
+    ]
+    assert ask(
+        small,
+        "SELECT received_us - $start, same_content FROM events.duplicates ORDER BY 1".replace(
+            "$start", str(START_US)
+        ),
+    ) == [(2, False), (3, False)]
+    assert ask(
+        small,
+        "SELECT rows_in, kept, duplicates, quarantined FROM events.accounting "
+        "WHERE table_name = 'impressions'",
+    ) == [(4, 2, 2, 0)]
+
+
+def test_an_engagement_received_before_it_occurred_is_refused_and_the_others_are_kept(
+    small: Deployment,
+) -> None:
+    write_rows(small, "impressions", "a", [impression("i", START_US)])
+    write_rows(
+        small,
+        "engagements",
+        "a",
+        [engagement("e", "i", START_US + 9, START_US + 8), engagement("f", "i", START_US + 9)],
+    )
+    ingest_hours(warehouse_of(small), small, START_US, LAST_US)
+    assert ask(small, "SELECT key, reason FROM events.quarantine") == [
+        ("e", "received before it occurred")
+    ]
+    assert ask(small, "SELECT event_id FROM events.engagements") == [("f",)]
+    with warehouse_of(small).reader() as connection:
+        assert accounting_gaps(connection) == ()
+
+
+STEPPING_BACK = [
+    impression("a", START_US + 50 * MINUTE_US),
+    impression("b", START_US + 70 * MINUTE_US),
+    impression("c", START_US + 10 * MINUTE_US),  # the clock was set back by an hour
+    impression("d", START_US + 20 * MINUTE_US),
+    impression("e", START_US + 80 * MINUTE_US),
+]
+
+
+def test_receipts_that_step_back_within_and_between_files_give_the_tables_of_a_straight_log(
+    tmp_path: Path,
+) -> None:
+    found = []
+    straight = sorted(STEPPING_BACK, key=lambda row: row["received_us"])
+    for folder, files in (
+        ("one file", [STEPPING_BACK]),
+        ("two files", [STEPPING_BACK[:2], STEPPING_BACK[2:]]),
+        ("straight", [straight]),
+    ):
+        deployment = deployment_in(tmp_path / folder)
+        close_log(deployment)
+        for number, rows in enumerate(files):
+            write_rows(deployment, "impressions", f"f{number}", rows)
+        ingest_hours(warehouse_of(deployment), deployment, START_US, LAST_US)
+        found.append(contents(warehouse_of(deployment)))
+    assert found[0] == found[1] == found[2]
+    assert sum(found[0]["impressions"].values()) == len(STEPPING_BACK) + 1
+
+
+def test_a_file_whose_clock_stepped_back_behind_sealed_hours_is_late_and_unseals_nothing(
+    tmp_path: Path,
+) -> None:
+    """An open log: the watermark and the sealed hours never go back."""
+    text = DATASET.replace("whole_hours: true", "").replace("end: 2026-03-02T08:00Z", "")
+    deployment = deployment_in(tmp_path, text)
+    warehouse = warehouse_of(deployment)
+    write_rows(deployment, "impressions", "a", [impression("i", START_US + 130 * MINUTE_US)])
+    ingest_hours(warehouse, deployment, START_US, START_US + 2 * HOUR_US)
+    write_rows(deployment, "impressions", "b", [impression("j", START_US + 10 * MINUTE_US)])
+    register_files(warehouse, deployment)
+    with warehouse.reader() as connection:
+        assert watermark_us(connection, deployment.dataset) == START_US + 2 * HOUR_US
+        assert sealed_until(connection) == START_US + 2 * HOUR_US
+    write_rows(deployment, "impressions", "c", [impression("k", START_US + 190 * MINUTE_US)])
+    ingest_hours(warehouse, deployment, START_US + 2 * HOUR_US, START_US + 3 * HOUR_US)
+    assert ask(
+        deployment, "SELECT impression_id, received_us FROM events.impressions ORDER BY 1"
+    ) == [("i", START_US + 130 * MINUTE_US), ("j", START_US + 2 * HOUR_US)]
+    assert ask(
+        deployment,
+        "SELECT sum(late) FROM events.accounting WHERE table_name = 'impressions'",
+    ) == [(1,)]
+    with warehouse.reader() as connection:
+        assert sealed_until(connection) == START_US + 3 * HOUR_US
+        assert accounting_gaps(connection) == ()
+
+
+def test_a_wall_clock_that_steps_back_between_two_ingests_changes_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger's hours come from the log; the second half runs a year before the first."""
+    found = []
+    for folder, wall_clocks in (("straight", (None, None)), ("back", (1.8e9, 1.7e9))):
+        deployment = deployment_in(tmp_path / folder)
+        close_log(deployment)
+        warehouse = warehouse_of(deployment)
+        sealed = []
+        for wall_clock, name, hours in zip(wall_clocks, "ab", (2, 11), strict=True):
+            path = write_rows(deployment, "impressions", name, [impression(name, START_US + 1)])
+            if wall_clock is not None:
+                os.utime(path, (wall_clock, wall_clock))
+                monkeypatch.setattr(time, "time", lambda now=wall_clock: now)
+                monkeypatch.setattr(time, "time_ns", lambda now=wall_clock: int(now * 1e9))
+            start_us = START_US if name == "a" else START_US + 2 * HOUR_US
+            ingest_hours(warehouse, deployment, start_us, START_US + hours * HOUR_US)
+            with warehouse.reader() as connection:
+                sealed.append(sealed_until(connection))
+        assert sealed == [START_US + 2 * HOUR_US, START_US + 11 * HOUR_US]
+        found.append((contents(warehouse), ask(deployment, "FROM events.files ORDER BY ALL")))
+    # Parquet files written twice are the same to the byte, so the ledgers are equal too.
+    assert found[0] == found[1]

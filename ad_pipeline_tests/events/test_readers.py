@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ad_pipeline.clocks import HOUR_US
@@ -302,7 +304,7 @@ def test_a_blank_header_is_called_by_its_place(tmp_path: Path) -> None:
         ("a.parquet", b"no parquet", "no readable parquet"),
         ("a.log", b"x", "write 'format:'"),
         ("a.csv", b"x,y,x\n1,2,3\n", "two columns named"),
-        ("a.csv.gz", b"no gzip", "no readable csv"),
+        ("a.csv.gz", b"no gzip", "no readable gzip"),
     ],
 )
 def test_a_file_that_cannot_be_read_at_all_is_named(
@@ -348,3 +350,205 @@ def test_names_with_quotes_and_spaces_are_read(tmp_path: Path) -> None:
     assert read(deployment) == [("kept", "b")]
     with warehouse_of(deployment).reader() as connection:
         assert connection.execute("SELECT colour FROM events.impressions").fetchall() == [("red!",)]
+
+
+def test_a_file_that_lacks_a_column_is_named_and_the_log_is_whole_once_it_is_mended(
+    tmp_path: Path,
+) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    put(deployment, "a.csv", as_csv(ROWS))
+    content = as_csv([["c", *ROWS[0][1:]]])
+    path = put(deployment, "b.csv", content.replace(b"bid_price", b"bid", 1))
+    with pytest.raises(
+        DatasetError, match=rf"dataset.yaml:\d+: .*{path} has no column 'bid_price'; write 'bid'"
+    ):
+        read(deployment)
+    path.write_bytes(content)
+    assert read(deployment) == [("kept", "a"), ("kept", "b"), ("kept", "c")]
+
+
+def test_a_json_line_without_a_required_key_is_refused_by_itself(tmp_path: Path) -> None:
+    """Keys may differ from line to line: a key that may be null is null where it is missing."""
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    lines = [json.loads(line) for line in as_json([ROWS[0], ROWS[0], ROWS[1]]).splitlines()]
+    del lines[0]["colour"], lines[1]["impression_id"]
+    put(deployment, "a.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    assert read(deployment) == [("kept", "a"), ("kept", "b"), ("missing impression_id", None)]
+
+
+TYPES = {
+    "bid_price": pa.array([7, 8, 9], pa.int32()),
+    "size": pa.array([1.5, float("nan"), float("inf")], pa.float32()),
+    "propensity": pa.array(["0.5", "often", "0.25"]),
+    "colour": pa.array(["red", None, "blue"]).dictionary_encode(),
+}
+
+
+def test_a_parquet_file_with_other_types_is_read_as_far_as_its_values_fit(tmp_path: Path) -> None:
+    """Beside files with the types of the contract; what does not fit is refused row by row."""
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    write_rows(deployment, "impressions", "b", [impression("d", START_US)])
+    table = pa.table(
+        {
+            "impression_id": pa.array(["a", "b", "c"]),
+            "arm": pa.nulls(3),
+            **TYPES,
+            "occurred_us": pa.array([START_US] * 3),
+            "received_us": pa.array([START_US] * 3, pa.uint64()),
+        }
+    )
+    pq.write_table(table, deployment.logs / "impressions" / "a.parquet")
+    assert read(deployment) == [
+        ("kept", "a"), ("kept", "d"), ("not finite: size", "c"), ("wrong type: propensity", "b"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([[1]]), pa.array([{"x": 1}]), pa.array([b"1"]), pa.array([True])],
+    ids=["list", "struct", "bytes", "boolean"],
+)
+def test_a_parquet_column_that_is_no_number_is_explained(column: pa.Array, tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    write_rows(deployment, "impressions", "a", [impression("a", START_US)])
+    path = deployment.logs / "impressions" / "a.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("bid_price")
+    pq.write_table(table.set_column(place, "bid_price", column), path)
+    with pytest.raises(DatasetError, match=r"bid_price: .* of .*a\.parquet .* where BIGINT is"):
+        read(deployment)
+
+
+ZONED = DATASET.replace(
+    "      occurred_us: occurred_us\n      received_us: received_us\n",
+    "      occurred_us: epoch_us(CAST(occurred AS TIMESTAMPTZ))\n"
+    "      received_us: epoch_us(CAST(received AS TIMESTAMPTZ))\n",
+    1,
+)
+LAST_HOUR = "2026-03-02T07:00:00Z"
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("no time zone: occurred_us", "2026-03-02T00:30:00"),
+        ("no time zone: occurred_us", "2026-03-02 00:30:00.123456"),
+        ("no time zone: occurred_us", "2026-03-02"),
+        ("wrong type: occurred_us", "soon"),
+        ("wrong type: occurred_us", "2026-03-02T00:30:00 of Mars"),
+        ("kept", "2026-03-02T00:30:00Z"),
+        ("kept", "2026-03-02 00:30:00.123456+00"),
+        ("kept", "2026-03-02T01:30:00+01:00"),
+        ("kept", "2026-03-01 22:30:00-0200"),
+        ("kept", "2026-03-02 01:30:00 Europe/Berlin"),
+        ("kept", "2026-03-02 00:30:00 UTC"),
+    ],
+)
+def test_a_moment_without_its_zone_is_refused_by_itself(
+    reason: str, text: str, ending: str, tmp_path: Path
+) -> None:
+    """DuckDB would take it for one in the zone of the session."""
+    deployment = deployment_in(tmp_path, ZONED)
+    rows = [
+        {"impression_id": "a", "occurred": text, "received": "2026-03-02T00:30:01Z"},
+        {"impression_id": "b", "occurred": LAST_HOUR, "received": LAST_HOUR},
+        {"impression_id": "c", "occurred": "2026-03-02T00:00Z", "received": "2026-03-02T00:00Z"},
+    ]
+    rows = [dict.fromkeys(NAMES, "") | row for row in rows]
+    if ending == "csv":
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    else:
+        lines = [json.dumps(row) for row in rows]
+    put(deployment, f"a.{ending}", "\n".join(lines).encode())
+    assert sorted(read(deployment)) == sorted([(reason, "a"), ("kept", "c")])
+
+
+def test_a_zone_is_asked_for_only_where_a_text_is_cast(tmp_path: Path) -> None:
+    """The dataset file may put a zone to texts that lack one, by a condition or for all."""
+    text = ZONED.replace(
+        "CAST(occurred AS TIMESTAMPTZ)",
+        "CASE WHEN occurred LIKE '%Z' THEN CAST(occurred AS TIMESTAMPTZ) "
+        "ELSE CAST(occurred || '+01:00' AS TIMESTAMPTZ) END",
+    )
+    deployment = deployment_in(tmp_path, text)
+    names = "impression_id,arm,colour,size,propensity,bid_price,occurred,received"
+    rows = [
+        "a,,,,,,2026-03-02T01:30:00,2026-03-02T00:30:00Z",
+        "b,,,,,,2026-03-02T00:30:00Z,2026-03-02T00:30:00Z",
+        f"last,,,,,,{LAST_HOUR},{LAST_HOUR}",
+    ]
+    put(deployment, "a.csv", "\n".join([names, *rows]).encode())
+    assert read(deployment) == [("kept", "a"), ("kept", "b")]
+    with warehouse_of(deployment).reader() as connection:
+        assert connection.execute(
+            "SELECT DISTINCT occurred_us FROM events.impressions"
+        ).fetchall() == [(START_US + HOUR_US // 2,)]
+
+
+def timestamps_in_parquet(deployment: Deployment, type_: pa.DataType) -> Path:
+    moments = pa.array([START_US, START_US + 7 * HOUR_US], pa.timestamp("us")).cast(type_)
+    table = pa.table(
+        {name: pa.nulls(2, pa.string()) for name in NAMES[1:6]}
+        | {"impression_id": ["a", "last"], "occurred": moments, "received": moments}
+    )
+    path = deployment.logs / "impressions" / "a.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize("type_", [pa.timestamp("us"), pa.timestamp("ms"), pa.timestamp("ns")])
+@pytest.mark.parametrize("written", ["CAST({} AS TIMESTAMPTZ)", "{}"])
+def test_a_parquet_timestamp_without_a_zone_is_explained(
+    written: str, type_: pa.DataType, tmp_path: Path
+) -> None:
+    text = ZONED.replace("CAST(occurred AS TIMESTAMPTZ)", written.format("occurred"))
+    deployment = deployment_in(tmp_path, text)
+    path = timestamps_in_parquet(deployment, type_)
+    with pytest.raises(
+        DatasetError,
+        match=rf"occurred_us: column 'occurred' of {path} is a TIMESTAMP\w*, which has no time "
+        r"zone; write epoch_us\(occurred AT TIME ZONE 'UTC'\)",
+    ):
+        read(deployment)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{} AT TIME ZONE 'UTC'",
+        "timezone('UTC', {})",
+        "CAST(CAST({} AS VARCHAR) || 'Z' AS TIMESTAMPTZ)",
+    ],
+)
+def test_a_parquet_timestamp_is_read_once_its_zone_is_said(written: str, tmp_path: Path) -> None:
+    text = ZONED
+    for column in ("occurred", "received"):
+        text = text.replace(f"CAST({column} AS TIMESTAMPTZ)", written.format(column))
+    deployment = deployment_in(tmp_path, text)
+    timestamps_in_parquet(deployment, pa.timestamp("us"))
+    assert read(deployment) == [("kept", "a")]
+
+
+def test_a_parquet_timestamp_with_a_zone_needs_no_other_words(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path, ZONED)
+    timestamps_in_parquet(deployment, pa.timestamp("us", "Europe/Berlin"))
+    assert read(deployment) == [("kept", "a")]
+
+
+def test_not_a_number_is_missing_and_an_infinite_feature_is_refused_in_parquet_too(
+    tmp_path: Path,
+) -> None:
+    deployment = deployment_in(tmp_path)
+    close_log(deployment)
+    sizes = {"a": 1.5, "b": float("nan"), "c": float("inf"), "d": float("-inf")}
+    rows = [impression(key, START_US, size=size) for key, size in sizes.items()]
+    write_rows(deployment, "impressions", "a", rows)
+    assert read(deployment) == [
+        ("kept", "a"), ("kept", "b"), ("not finite: size", "c"), ("not finite: size", "d"),
+    ]  # fmt: skip

@@ -477,8 +477,8 @@ def test_the_ensemble_of_a_goal_reads_them_and_drops_a_broken_expert(tmp_path: P
     assert facts["now_us"] == NOW
     assert facts["rows"] + facts["rows_left_out"] == there.sum()
     assert found.ensemble.ranges["test"][1] <= NOW
-    assert str(found.figures["provisional/outcome"]).startswith("online replaces ")
-    assert found.figures["provisional/rows"] == facts["rows"]
+    assert str(found.figures["on provisional labels"]).startswith("online replaces ")
+    assert found.figures["provisional rows"] == facts["rows"]
     assert all(isinstance(value, float | int | str) for value in found.figures.values())
     true = world["label"][there & (world["anchor_us"] < NOW - 3 * HOUR_US)].sum()
     assert facts["corrected_positives"] == pytest.approx(true, rel=0.25)

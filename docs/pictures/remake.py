@@ -5,9 +5,10 @@ From the top of the repository, with the tools of ``make setup`` and with Chromi
     .venv/bin/python -m docs.pictures.remake            # home: ./.ad_pipeline
     .venv/bin/python -m docs.pictures.remake HOME
 
-``asset_graph.png`` is a screenshot of Dagster's own UI, ``metrics.png`` the picture that the asset
-``evaluation/report`` drew of ``marketplace``. The home is only read. Pictures of the tables'
-contents do not belong here: they are the report's.
+``asset_graph.png`` is a screenshot of Dagster's own UI, ``metrics.png`` and ``drift.png`` are what
+the assets ``evaluation/report`` and ``monitoring/drift`` drew of ``marketplace``, ``clocks.png`` is
+the worked impression of ``docs/clocks.md``. The home is only read. Pictures of the tables' contents
+do not belong here: they are the report's.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from PIL import Image
 
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
 from ad_pipeline_tests.defs.live import chromium, webserver
+from docs.pictures import worked_impression
 
 HERE = Path(__file__).resolve().parent
 
@@ -46,7 +48,7 @@ HIDE_CONTROLS = """document.querySelectorAll('button[class*="SVGViewport_iconBut
 
 
 def main() -> int:
-    """Write both pictures beside this module.
+    """Write the pictures beside this module.
 
     Returns
     -------
@@ -57,11 +59,13 @@ def main() -> int:
     parser.add_argument("home", nargs="?", type=Path, default=Path(".ad_pipeline"))
     home: Path = parser.parse_args().home.resolve()
     deployment = Deployment(load_dataset(DATA_FOLDER / DATASET / "dataset.yaml"), home / DATASET)
-    drawn = deployment.reports / "metrics.png"
-    if not drawn.is_file():
-        sys.stderr.write(f"{drawn} is not there: run `make demo AD_PIPELINE_HOME={home}` first\n")
-        return 1
-    shutil.copyfile(drawn, HERE / "metrics.png")
+    (HERE / "clocks.png").write_bytes(worked_impression.picture())
+    for name in ("metrics.png", "drift.png"):
+        drawn = deployment.reports / name
+        if not drawn.is_file():
+            sys.stderr.write(f"{drawn} is not there: `make demo AD_PIPELINE_HOME={home}` first\n")
+            return 1
+        shutil.copyfile(drawn, HERE / name)
     photograph_graph(deployment, HERE / "asset_graph.png")
     return 0
 

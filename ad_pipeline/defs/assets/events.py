@@ -2,13 +2,22 @@
 
 import dagster as dg
 
-from ad_pipeline.clocks import duration
+from ad_pipeline.clocks import duration, hours_between, timestamp
 from ad_pipeline.datasets import CONTRACT
-from ad_pipeline.defs.hourly_metadata import describe_hour
+from ad_pipeline.defs.hourly_metadata import describe_hour, rows_by_hour
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import DATASET, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.events.contract import ACCOUNTING, FILES, event_tables
+from ad_pipeline.defs.shown import label
+from ad_pipeline.defs.shown import table as shown_table
+from ad_pipeline.events.contract import (
+    ACCOUNTING,
+    DUPLICATES,
+    FILES,
+    HELD_ENGAGEMENTS,
+    QUARANTINE,
+    event_tables,
+)
 from ad_pipeline.events.ingest import ingest_hours
 from ad_pipeline.events.ledger import register_files
 
@@ -30,13 +39,23 @@ def log_files(context: dg.AssetExecutionContext, deployment: DeploymentResource)
     registration = register_files(deployment.warehouse, deployment.paths)
     for pattern in registration.empty_globs:
         context.log.info(f"no file matches {pattern}")
-    listed = "\n".join(f"| {entry.path} | {entry.rows:,} |" for entry in registration.new[:50])
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": len(registration.entries),
-            "new_files": len(registration.new),
-            "new": dg.MetadataValue.md(f"| file | rows |\n|---|---|\n{listed}"),
-            "log_rows": sum(entry.rows for entry in registration.entries),
+            "files new in this run": len(registration.new),
+            "rows in all files": sum(entry.rows for entry in registration.entries),
+            "new files": shown_table(
+                ("file", "table", "rows", "of log hours sealed until"),
+                [
+                    (
+                        entry.path,
+                        entry.table_name,
+                        f"{entry.rows:,}",
+                        timestamp(entry.sealed_until_us) if entry.sealed_until_us else "none",
+                    )
+                    for entry in registration.new[:50]
+                ],
+            ),
         }
     )
 
@@ -57,24 +76,32 @@ def events(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     accounts: dict[int, dict[str, int]] = {}
     for account in ingest.accounts:
         table = account.table_name
-        for name in ("kept", "duplicates", "held", "quarantined", "late"):
-            accounts.setdefault(account.hour_us, {})[f"{table}/{name}"] = getattr(account, name)
-        if table in MAPPED and (account.rows_in or account.released):
-            describe_hour(
-                context,
-                ["events", table],
-                account.hour_us,
-                {
-                    "dagster/row_count": account.kept,
-                    "rows_in": account.rows_in,
-                    "duplicates": account.duplicates,
-                    "quarantined": account.quarantined,
-                    "late": account.late,
-                },
-            )
         totals[table] = totals.get(table, 0) + account.kept
+        of_hour = accounts.setdefault(account.hour_us, {"dagster/row_count": 0})
+        of_hour["dagster/row_count"] += 1
+        if table not in MAPPED:
+            continue
+        for name in ("kept", "duplicates", "held", "quarantined", "late"):
+            of_hour[label(name, table)] = getattr(account, name)
+        describe_hour(
+            context,
+            ["events", table],
+            account.hour_us,
+            {
+                "dagster/row_count": account.kept,
+                "rows read": account.rows_in,
+                "duplicates dropped": account.duplicates,
+                "quarantined": account.quarantined,
+                "late": account.late,
+            },
+        )
     for hour_us, figures in accounts.items():
         describe_hour(context, ACCOUNTING.name.split("."), hour_us, figures)
+    for table in (HELD_ENGAGEMENTS, QUARANTINE, DUPLICATES):
+        rows = dict(rows_by_hour(deployment.warehouse, table, start_us, end_us))
+        for hour_us in hours_between(start_us, end_us):
+            shown = {"dagster/row_count": rows.get(hour_us, 0)}
+            describe_hour(context, table.name.split("."), hour_us, shown)
     kept = ", ".join(f"{table} {rows:,}" for table, rows in totals.items() if rows)
     context.log.info(f"read {duration(end_us - start_us)} of log: {kept}")
     for table in HOURLY_TABLES:

@@ -8,6 +8,7 @@ from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import column_lineage, table_spec, upstream_tables
 from ad_pipeline.defs.partitions import HORIZON, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.defs.shown import label
 from ad_pipeline.events.contract import event_tables
 from ad_pipeline.examples.label_join import join_labels
 from ad_pipeline.examples.tables import TABLES
@@ -53,14 +54,16 @@ def examples(context: dg.AssetExecutionContext, deployment: DeploymentResource):
         states: dict[str, int] = {"dagster/row_count": 0}
         for count in of_hour:
             emitted["dagster/row_count"] += sum(count.emitted.values())
-            emitted |= {f"{count.goal}/{kind}": rows for kind, rows in count.emitted.items()}
+            emitted |= {label(kind, count.goal): rows for kind, rows in count.emitted.items()}
             matured["dagster/row_count"] += count.matured
-            matured[f"{count.goal}/matured"] = count.matured
-            matured[f"{count.goal}/positives"] = count.matured_positives
+            matured[label("matured labels", count.goal)] = count.matured
+            matured[label("positive labels", count.goal)] = count.matured_positives
             if count.matured:
-                matured[f"{count.goal}/rate"] = count.matured_positives / count.matured
+                matured[label("rate of positives", count.goal)] = (
+                    count.matured_positives / count.matured
+                )
             states["dagster/row_count"] += sum(count.states.values())
-            states |= {f"{count.goal}/{state}": rows for state, rows in count.states.items()}
+            states |= {label(state, count.goal): rows for state, rows in count.states.items()}
         for name, figures in (
             ("training_examples", emitted),
             ("labelled_impressions", matured),

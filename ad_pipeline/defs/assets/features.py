@@ -7,6 +7,7 @@ from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import HORIZON, HOURLY, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.defs.shown import rounded, short, table, whole
 from ad_pipeline.features.dictionary import collisions, write_dictionary
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import advance_hours
@@ -48,10 +49,11 @@ def rates(
             ["features", "rates"],
             snapshot.hour_us,
             {
-                "entities": len(snapshot.keys),
-                "impressions_counted": published.impressions,
-                "engagements_counted": published.engagements,
-                "digest": published.digest,
+                "entities in the snapshot": len(snapshot.keys),
+                "impressions counted": published.impressions,
+                "engagements counted": published.engagements,
+                "snapshot": short(published.digest),
+                "whole digest": whole({"snapshot": published.digest}),
             },
         )
     return dg.MaterializeResult()
@@ -80,14 +82,16 @@ def inverse_dictionary(context: dg.AssetExecutionContext, deployment: Deployment
         )
     with warehouse.reader() as connection:
         shared = collisions(connection)
-    fullest = "\n".join(
-        f"| {row['slot']} | {', '.join(row['meanings'][:5])} |"
-        for row in shared.slice(0, 5).to_pylist()
-    )
     return dg.MaterializeResult(
         metadata={
-            "slots_with_collisions": shared.num_rows,
-            "share_of_slots": shared.num_rows / 2**contract.bits,
-            "fullest_slots": dg.MetadataValue.md(f"| slot | meanings |\n|---|---|\n{fullest}"),
+            "slots with several meanings": shared.num_rows,
+            "share of all slots": rounded(shared.num_rows / 2**contract.bits),
+            "fullest slots": table(
+                ("slot", "up to five of its meanings"),
+                [
+                    (row["slot"], ", ".join(row["meanings"][:5]))
+                    for row in shared.slice(0, 5).to_pylist()
+                ],
+            ),
         }
     )

@@ -7,15 +7,16 @@ import pyarrow as pa
 
 from ad_pipeline.clocks import HOUR_US, hours_between, timestamp
 from ad_pipeline.defs.automation import refresh_after_upstream
-from ad_pipeline.defs.hourly_metadata import describe_hour
+from ad_pipeline.defs.hourly_metadata import describe_hour, rows_by_hour
 from ad_pipeline.defs.lineage import column_schema, table_spec
 from ad_pipeline.defs.partitions import HORIZON, HOURLY, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.defs.shown import label, rounded, short, whole
 from ad_pipeline.learners.batch_hours import score_hours, train_hours
 from ad_pipeline.learners.ensembles import fit_ensembles
 from ad_pipeline.learners.online_hours import learn_hours
+from ad_pipeline.learners.predictions import unite_predictions
 from ad_pipeline.learners.tables import BATCH_PREDICTIONS, ONLINE_PREDICTIONS, RETRAINS, TABLES
-from ad_pipeline.warehouse import select
 
 RATES = dg.AssetDep(["features", "rates"], partition_mapping=HORIZON)
 IMPRESSIONS = dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON)
@@ -57,23 +58,26 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
     """Score each hour's impressions, then learn its examples, micro-batch by micro-batch."""
     start_us, end_us = hours(context)
     models: dict[int, dict[str, float | int | str]] = {}
+    checkpoints: dict[int, dict[str, str]] = {}
     scored: dict[int, dict[str, float | int | str]] = {}
     for hour in learn_hours(deployment.warehouse, deployment.paths, start_us, end_us):
         models.setdefault(hour.hour_us, {}).update(
             {
-                f"{hour.goal}/checkpoint": hour.digest,
-                f"{hour.goal}/touched_slots": hour.touched_slots,
-                f"{hour.goal}/nonzero_weights": hour.nonzero_weights,
-                **{f"{hour.goal}/{kind}": rows for kind, rows in hour.learned.items()},
+                **{label(f"learnt {kind}", hour.goal): rows for kind, rows in hour.learned.items()},
+                label("weights that are not zero", hour.goal): hour.nonzero_weights,
+                label("slots touched so far", hour.goal): hour.touched_slots,
+                label("checkpoint", hour.goal): short(hour.digest),
             }
         )
+        checkpoints.setdefault(hour.hour_us, {})[hour.goal] = hour.digest
         figures = scored.setdefault(hour.hour_us, {"dagster/row_count": 0})
         figures["dagster/row_count"] = int(figures["dagster/row_count"]) + hour.scored
-        figures[f"{hour.goal}/mean_probability"] = hour.mean_probability
+        figures[label("mean probability", hour.goal)] = hour.mean_probability
         if hour.hour_us % (24 * HOUR_US) == 0:
             context.log.info(f"online learner of {hour.goal}: {timestamp(hour.hour_us)} learnt")
     for hour_us in models:
-        describe_hour(context, ["learners", "online_model"], hour_us, models[hour_us])
+        shown = models[hour_us] | {"whole digests": whole(checkpoints[hour_us])}
+        describe_hour(context, ["learners", "online_model"], hour_us, shown)
         describe_hour(context, ["learners", "online_predictions"], hour_us, scored[hour_us])
     yield dg.MaterializeResult(asset_key=["learners", "online_model"])
     yield dg.MaterializeResult(asset_key=["learners", "online_predictions"])
@@ -86,28 +90,36 @@ class Retrain(dg.Config):
     evidence: str = "{}"
 
 
-@dg.asset(
-    key=["learners", "batch_model"],
-    group_name="learners",
-    kinds={"lightgbm"},
-    partitions_def=HOURLY,
-    backfill_policy=SINGLE_RUN,
-    deps=[
-        dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
-        dg.AssetDep(["learners", "online_predictions"], partition_mapping=HORIZON),
-        IMPRESSIONS,
-        RATES,
+@dg.multi_asset(
+    name="batch_learner",
+    specs=[
+        table_spec(RETRAINS, kinds={"lightgbm"}),
+        dg.AssetSpec(
+            ["learners", "batch_model"],
+            deps=[
+                dg.AssetDep(["learners", "retrains"]),
+                dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["learners", "online_predictions"], partition_mapping=HORIZON),
+                IMPRESSIONS,
+                RATES,
+            ],
+            group_name="learners",
+            kinds={"lightgbm"},
+            partitions_def=HOURLY,
+            description=(
+                "The LightGBM model of each goal in force after this hour. It is trained on "
+                "matured rows with the online expert's serving-time logit among its features. "
+                "Hours without a retrain point at the previous model; one beyond the schedule is "
+                "recorded with its cause."
+            ),
+        ),
     ],
-    description=(
-        "The LightGBM model of each goal in force after this hour, trained on matured rows with "
-        "the online expert's serving-time logit among its features. Hours without a retrain "
-        "point at the previous model; one beyond the schedule is recorded with its cause."
-    ),
+    backfill_policy=SINGLE_RUN,
 )
-def batch_model(
+def batch_learner(
     context: dg.AssetExecutionContext, config: Retrain, deployment: DeploymentResource
-) -> dg.MaterializeResult:
-    """Train where a retrain is due, else point at the model that is in force."""
+):
+    """Train where a retrain is due, else point at the model in force; record who asked."""
     start_us, end_us = hours(context)
     warehouse = deployment.warehouse
     warehouse.create(TABLES)
@@ -126,18 +138,28 @@ def batch_model(
             )
             connection.execute(f"INSERT INTO {RETRAINS.name} BY NAME SELECT * FROM asked")
     figures: dict[int, dict[str, float | int | str | bool]] = {}
+    models: dict[int, dict[str, str | None]] = {}
     for hour in train_hours(warehouse, deployment.paths, start_us, end_us):
         shown = figures.setdefault(hour.hour_us, {})
-        shown |= {f"{hour.goal}/model": hour.digest or "none yet", f"{hour.goal}/cause": hour.cause}
+        shown |= {
+            label("cause", hour.goal): hour.cause,
+            label("model in force", hour.goal): short(hour.digest),
+        }
+        models.setdefault(hour.hour_us, {})[hour.goal] = hour.digest
         if hour.trained is not None:
-            shown |= {f"{hour.goal}/{name}": value for name, value in hour.trained.items()}
+            shown |= {label(name, hour.goal): value for name, value in hour.trained.items()}
             context.log.info(
                 f"LightGBM of {hour.goal} after {timestamp(hour.hour_us)} ({hour.cause}): "
                 f"{json.dumps(hour.trained)}"
             )
+    asked_for = dict(rows_by_hour(warehouse, RETRAINS, start_us, end_us))
     for hour_us, shown in figures.items():
-        describe_hour(context, ["learners", "batch_model"], hour_us, shown)
-    return dg.MaterializeResult()
+        shown_last = {"whole digests": whole(models[hour_us])}
+        describe_hour(context, ["learners", "batch_model"], hour_us, shown | shown_last)
+        rows = {"dagster/row_count": asked_for.get(hour_us, 0)}
+        describe_hour(context, ["learners", "retrains"], hour_us, rows)
+    yield dg.MaterializeResult(asset_key=["learners", "retrains"])
+    yield dg.MaterializeResult(asset_key=["learners", "batch_model"])
 
 
 @dg.multi_asset(
@@ -164,7 +186,13 @@ def batch_predictions(context: dg.AssetExecutionContext, deployment: DeploymentR
             context,
             ["learners", "batch_predictions"],
             hour.hour_us,
-            {"dagster/row_count": hour.rows, **hour.mean_probabilities},
+            {
+                "dagster/row_count": hour.rows,
+                **{
+                    label("mean probability", goal): mean
+                    for goal, mean in hour.mean_probabilities.items()
+                },
+            },
         )
     return dg.MaterializeResult()
 
@@ -184,18 +212,10 @@ def batch_predictions(context: dg.AssetExecutionContext, deployment: DeploymentR
 )
 def predictions(deployment: DeploymentResource) -> dg.MaterializeResult:
     """Create the view over both tables."""
-    warehouse = deployment.warehouse
-    warehouse.create(TABLES)
-    with warehouse.writer() as connection:
-        connection.execute(
-            f"CREATE OR REPLACE VIEW learners.predictions AS {select('learners.predictions')}"
-        )
-        rows = connection.execute(
-            "SELECT expert, count(*) FROM learners.predictions GROUP BY expert ORDER BY expert"
-        ).fetchall()
+    rows = unite_predictions(deployment.warehouse)
     return dg.MaterializeResult(
-        metadata={f"{expert}/rows": count for expert, count in rows}
-        | {"dagster/row_count": sum(count for _, count in rows)}
+        metadata={label("rows", expert): count for expert, count in rows.items()}
+        | {"dagster/row_count": sum(rows.values())}
     )
 
 
@@ -220,8 +240,14 @@ def ensemble(
     context: dg.AssetExecutionContext, deployment: DeploymentResource
 ) -> dg.MaterializeResult:
     """Choose and fit the mixture of each goal."""
-    metadata: dict[str, float | int | str] = {}
+    metadata: dict[str, float | int | str | dg.MetadataValue] = {}
+    digests: dict[str, str | None] = {}
     for fitted in fit_ensembles(deployment.warehouse, deployment.paths):
         context.log.info(f"ensemble of {fitted.goal}: {fitted.description}")
-        metadata |= {f"{fitted.goal}/{name}": value for name, value in fitted.figures.items()}
-    return dg.MaterializeResult(metadata=metadata)
+        digests[fitted.goal] = fitted.digest
+        metadata |= {
+            label(name, fitted.goal): rounded(value) if isinstance(value, float) else value
+            for name, value in fitted.figures.items()
+        }
+        metadata[label("checkpoint", fitted.goal)] = short(fitted.digest)
+    return dg.MaterializeResult(metadata=metadata | {"whole digests": whole(digests)})

@@ -1,7 +1,6 @@
 """What watches the pipeline: drift of the inputs, candidate replay, parity of what was served."""
 
 import dagster as dg
-import pyarrow as pa
 
 from ad_pipeline.clocks import hours_between, timestamp
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
@@ -10,19 +9,12 @@ from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.monitoring.drift import evidently_report
-from ad_pipeline.monitoring.drift_of_log import compare_log
-from ad_pipeline.monitoring.production_parity import recheck_decisions
-from ad_pipeline.monitoring.replay import replay_candidate
-from ad_pipeline.monitoring.tables import (
-    CANDIDATE_REPLAY,
-    DRIFT,
-    PRODUCTION_PARITY,
-    TABLES,
-    candidate_replay_rows,
-    drift_rows,
-)
-from ad_pipeline.warehouse import replace_hours
+from ad_pipeline.defs.shown import label, picture, rounded, short, table, whole
+from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.plots import finding
+from ad_pipeline.monitoring.production_parity import record_parity
+from ad_pipeline.monitoring.replay import record_replay
+from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, DRIFT, PRODUCTION_PARITY
 
 
 @dg.multi_asset(
@@ -33,49 +25,40 @@ from ad_pipeline.warehouse import replace_hours
 def drift(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Compare the log's last hours with the same hours before; Evidently draws what is found."""
     paths = deployment.paths
-    settings = paths.dataset.settings.drift
-    warehouse = deployment.warehouse
-    warehouse.create(TABLES)
-    compared = compare_log(warehouse, paths.dataset)
-    if compared is None:
+    recorded = record_drift(deployment.warehouse, paths)
+    if recorded is None:
         context.log.info("drift: the log has no earlier hours to compare with yet")
-        return dg.MaterializeResult(metadata={"verdict": "no earlier hours to compare with"})
+        return dg.MaterializeResult(
+            metadata={"finding": "the log has no earlier hours to compare with yet"}
+        )
+    compared, numbers = recorded.compared, recorded.evidently
     verdict = compared.verdict
-    found = drift_rows(verdict, compared.reference, compared.start_us, compared.end_us)
-    with warehouse.writer() as connection:
-        connection.register("found", found)
-        connection.execute(
-            f"DELETE FROM {DRIFT.name} WHERE current_start_us = $start_us "
-            "AND current_end_us = $end_us",
-            {"start_us": compared.start_us, "end_us": compared.end_us},
-        )
-        connection.execute(f"INSERT INTO {DRIFT.name} BY NAME SELECT * FROM found")
-    report = paths.reports / "drift.html"
-    # The index decides in a fraction of a second whether Evidently's ten are worth drawing.
-    numbers: dict[str, float] = {}
-    if verdict.drifted or not report.exists():
-        numbers = evidently_report(
-            compared.before, compared.now, compared.columns, settings, report
-        )
     drifted = [column.column for column in verdict.columns if column.drifted]
     context.log.info(f"drift: {', '.join(drifted) or 'none'} (highest PSI {verdict.psi:.3f})")
-    listed = "\n".join(
-        f"| {c.column} | {c.psi:.4f} | {_shown(numbers.get(c.column))} | "
-        f"{'drifted' if c.drifted else ''} |"
-        for c in verdict.columns
-    )
     return dg.MaterializeResult(
         metadata={
-            "drifted": verdict.drifted,
-            "drifted_columns": len(drifted),
-            "highest_psi": verdict.psi,
-            "current": f"{timestamp(compared.start_us)} to {timestamp(compared.end_us)}",
-            "reference": f"{len(compared.reference.hours_us)} hours, {compared.reference.rule}",
-            "columns": dg.MetadataValue.md(
-                f"| column | PSI | Evidently's PSI | |\n|---|---|---|---|\n{listed}"
+            "finding": finding(verdict),
+            "picture": picture(recorded.picture),
+            "compared": compared.in_words,
+            "columns drifted": len(drifted),
+            "highest index": rounded(verdict.psi),
+            "columns": table(
+                ("column", "index", "noise stays below", "alarm from", "Evidently's", "verdict"),
+                [
+                    (
+                        c.column,
+                        f"{c.psi:.4f}",
+                        f"{c.noise_limit:.4f}",
+                        f"{c.threshold:g}",
+                        _shown(numbers.get(c.column)),
+                        "drifted" if c.drifted else "as before",
+                    )
+                    for c in verdict.columns
+                ],
             ),
-            "report": dg.MetadataValue.path(str(report)),
-            **{f"psi/{column.column}": column.psi for column in verdict.columns},
+            "Evidently's report": dg.MetadataValue.path(str(paths.reports / DRAWN)),
+            "the picture as a file": dg.MetadataValue.path(str(paths.reports / PICTURE)),
+            **{label("index", column.column): rounded(column.psi) for column in verdict.columns},
         }
     )
 
@@ -91,37 +74,21 @@ def drift(context: dg.AssetExecutionContext, deployment: DeploymentResource):
 )
 def candidate_replay(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Score the last closed day's raw requests in a fresh process, and compare to the bit."""
-    paths = deployment.paths
-    warehouse = deployment.warehouse
-    warehouse.create(TABLES)
-    replayed = replay_candidate(warehouse, paths)
-    rows = candidate_replay_rows(
-        replayed.bundle_hash,
-        replayed.start_us,
-        replayed.end_us,
-        features=replayed.features,
-        scores=replayed.scores,
-    )
-    with warehouse.writer() as connection:
-        connection.register("replayed", rows)
-        connection.execute(
-            f"DELETE FROM {CANDIDATE_REPLAY.name} WHERE bundle_hash = $bundle",
-            {"bundle": replayed.bundle_hash},
-        )
-        connection.execute(f"INSERT INTO {CANDIDATE_REPLAY.name} BY NAME SELECT * FROM replayed")
+    replayed = record_replay(deployment.warehouse, deployment.paths)
     context.log.info(
         f"candidate replay of {replayed.scores.logged_rows:,} scores: {replayed.scores.state}; "
         f"features {replayed.features.state}"
     )
     return dg.MaterializeResult(
         metadata={
-            "bundle": replayed.bundle_hash,
-            "requests": replayed.requests,
             "scores": replayed.scores.state,
             "features": replayed.features.state,
-            "score_mismatches": sum(rate.mismatches for rate in replayed.scores.rates),
-            "largest_difference": replayed.scores.largest_difference,
-            "replayed": f"{timestamp(replayed.start_us)} to {timestamp(replayed.end_us)}",
+            "requests replayed": replayed.requests,
+            "scores that differ": sum(rate.mismatches for rate in replayed.scores.rates),
+            "largest difference": rounded(replayed.scores.largest_difference),
+            "log hours": f"{timestamp(replayed.start_us)} to {timestamp(replayed.end_us)}",
+            "bundle": short(replayed.bundle_hash),
+            "whole digest": whole({"bundle": replayed.bundle_hash}),
         }
     )
 
@@ -143,28 +110,21 @@ def candidate_replay(context: dg.AssetExecutionContext, deployment: DeploymentRe
 def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Re-check every logged decision by the bundle and the snapshot that it names."""
     start_us, end_us = hours(context)
-    warehouse = deployment.warehouse
-    warehouse.create(TABLES)
-    parts: list[pa.Table] = []
     decisions = 0
     figures: dict[int, dict[str, float | int | str]] = {
         hour_us: {"state": "no decisions yet"} for hour_us in hours_between(start_us, end_us)
     }
-    for hour in recheck_decisions(warehouse, deployment.paths, start_us, end_us):
-        parts.append(hour.rows)
+    for hour in record_parity(deployment.warehouse, deployment.paths, start_us, end_us):
         decisions += hour.decisions
         if hour.decisions:
             figures[hour.hour_us] = {
                 "state": hour.state,
                 "decisions": hour.decisions,
-                "score_mismatches": hour.score_mismatches,
-                "feature_mismatch_rate": hour.feature_mismatch_rate,
-                "missing": hour.missing,
-                "extra": hour.extra,
+                "scores that differ": hour.score_mismatches,
+                "share of features that differ": hour.feature_mismatch_rate,
+                "feature values missing from the log": hour.missing,
+                "feature values only in the log": hour.extra,
             }
-    with warehouse.writer() as connection:
-        connection.register("checked", pa.concat_tables(parts))
-        replace_hours(connection, PRODUCTION_PARITY, "SELECT * FROM checked", {}, start_us, end_us)
     for hour_us, shown in figures.items():
         describe_hour(context, ["monitoring", "production_parity"], hour_us, shown)
     context.log.info(

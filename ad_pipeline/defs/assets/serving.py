@@ -1,23 +1,19 @@
 """What leaves the pipeline: the candidate bundle, and the pointer to the one that serves."""
 
-import dagster as dg
-import duckdb
-import numpy as np
-import pyarrow as pa
+from functools import partial
 
-from ad_pipeline.checkpoints import MissingCheckpoint
-from ad_pipeline.clocks import HOUR_US, timestamp
+import dagster as dg
+
+from ad_pipeline.clocks import timestamp
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.partitions import SINGLE_RUN
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.events.ledger import sealed_until
+from ad_pipeline.defs.shown import label, rounded, short, whole
+from ad_pipeline.features.as_served import newest_requests, read_impressions
 from ad_pipeline.learners.ensembles import held_out_forecasts
-from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY
-from ad_pipeline.serving.candidate import build_candidate, judge_candidate
-from ad_pipeline.serving.promotion import decide, history, promote
-from ad_pipeline.warehouse import one_row, rows_of, select
-
-CANARIES = 16
+from ad_pipeline.monitoring.replay import replay_passed
+from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate
+from ad_pipeline.serving.promotion import history
 
 
 @dg.asset(
@@ -43,20 +39,20 @@ def bundle(
     context: dg.AssetExecutionContext, deployment: DeploymentResource
 ) -> dg.MaterializeResult:
     """Assemble the newest state of every goal into a bundle."""
-    with deployment.warehouse.reader() as connection:
-        hour_us = _last_learnt_hour(connection)
-        canaries = rows_of(connection, select("serving.canary_requests"), {"count": CANARIES})
-    built = build_candidate(deployment.paths, hour_us, canaries.to_pylist())
+    built = build_candidate(deployment.paths, *newest_requests(deployment.warehouse))
     size = sum(path.stat().st_size for path in built.path.iterdir())
-    context.log.info(f"bundle {built.digest[:12]} with {', '.join(g.goal for g in built.goals)}")
+    context.log.info(f"bundle {short(built.digest)} with {', '.join(g.goal for g in built.goals)}")
     return dg.MaterializeResult(
         metadata={
-            "digest": built.digest,
+            "bundle": short(built.digest),
+            "whole digest": whole({"bundle": built.digest}),
             "folder": dg.MetadataValue.path(str(built.path)),
             "bytes": size,
-            "label_watermark": timestamp(built.label_watermark_us),
+            "labels known up to": timestamp(built.label_watermark_us),
             **{
-                f"{goal}/{name}_range": f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
+                label(f"labels of {name} matured from", goal): (
+                    f"{timestamp(start_us)} to {timestamp(end_us)}"
+                )
                 for goal, ranges in built.fitted_ranges.items()
                 for name, (start_us, end_us) in ranges.items()
             },
@@ -84,72 +80,30 @@ def current(
     paths = deployment.paths
     warehouse = deployment.warehouse
 
-    def read_impressions(impression_ids: pa.ChunkedArray, served_us: np.ndarray) -> pa.Table:
-        asked = pa.table(
-            {
-                "impression_id": impression_ids,
-                "served_us": served_us,
-                "place": np.arange(len(served_us)),
-            }
-        )
-        with warehouse.reader() as connection:
-            connection.register("asked", asked)
-            return rows_of(
-                connection,
-                "SELECT impressions.* FROM asked INNER JOIN events.impressions AS impressions "
-                "ON impressions.impression_id = asked.impression_id "
-                "AND impressions.received_us = asked.served_us ORDER BY asked.place",
-            )
-
-    judged = judge_candidate(paths, held_out_forecasts(warehouse, paths), read_impressions)
-    moves = history(paths.serving)
-    with warehouse.reader() as connection:
-        (replay_passed,) = one_row(
-            connection,
-            f"SELECT bool_and(state = 'passed') FROM {CANDIDATE_REPLAY.name} "
-            "WHERE bundle_hash = $bundle",
-            {"bundle": judged.digest},
-        )
-    promoted, reason = decide(judged.verdicts)
-    if moves and moves[-1].digest == judged.digest:
-        promoted, reason = True, "it serves already"
-    elif not replay_passed:
-        # Across runs Dagster does not hold this asset back when the blocking check failed.
-        promoted, reason = (
-            False,
-            "its replay has not passed; materialize monitoring/candidate_replay",
-        )
-    if promoted:
-        promote(
-            paths.serving,
-            paths.bundles,
-            judged.digest,
-            judged.evidence(),
-            watermark_us=judged.watermark_us,
-        )
+    judged = judge_candidate(
+        paths, held_out_forecasts(warehouse, paths), partial(read_impressions, warehouse)
+    )
+    promoted, reason = promote_candidate(
+        paths, judged, replay_passed=replay_passed(warehouse, judged.digest)
+    )
     context.log.info(
-        f"bundle {judged.digest[:12]} {'promoted' if promoted else 'refused'}: {reason}"
+        f"bundle {short(judged.digest)} {'promoted' if promoted else 'refused'}: {reason}"
     )
     moves = history(paths.serving)
     return dg.MaterializeResult(
         metadata={
-            # A whole digest would push the reason out of the page.
-            "candidate": judged.digest[:12],
-            "promoted": promoted,
-            "reason": reason,
-            "serving": moves[-1].digest[:12] if moves else "nothing yet",
-            "moves": len(moves),
+            "candidate was promoted": promoted,
+            "why": reason,
+            "candidate": short(judged.digest),
+            "now serving": short(moves[-1].digest) if moves else "nothing yet",
+            "whole digests": whole(
+                {"candidate": judged.digest, "serving": moves[-1].digest if moves else None}
+            ),
+            "moves of the pointer so far": len(moves),
             **{
-                f"{goal}/relative_log_loss": verdict.difference
+                label("log loss relative to what served", goal): rounded(verdict.difference)
                 for goal, verdict in judged.verdicts.items()
                 if verdict.difference == verdict.difference
             },
         }
     )
-
-
-def _last_learnt_hour(connection: duckdb.DuckDBPyConnection) -> int:
-    sealed_us = sealed_until(connection)
-    if not sealed_us:
-        raise MissingCheckpoint("no log hour is sealed yet; materialize the events first")
-    return sealed_us - HOUR_US

@@ -7,7 +7,7 @@ from ad_pipeline.defs.resources import DeploymentResource
 
 REPORT = ["evaluation", "report"]
 ALLOWED_LOSS = 0.001
-"""Relative log loss that the upper bound of ensemble v. best expert may reach."""
+"""Relative log loss that the one-sided upper bound of ensemble v. best expert may reach."""
 CALIBRATED = (0.9, 1.1)
 """Sum of probabilities over sum of labels outside of which bids are visibly wrong."""
 
@@ -31,8 +31,10 @@ def evaluation_checks(deployment: DeploymentResource):
     """Read the report that was just written."""
     with deployment.warehouse.reader() as connection:
         compared = connection.execute(
-            "SELECT goal, expert, value, high FROM evaluation.report "
-            "WHERE metric = 'relative_log_loss' ORDER BY goal"
+            "SELECT goal, expert, max(value) FILTER (metric = 'relative_log_loss'), "
+            "max(value) FILTER (metric = 'relative_log_loss_upper') FROM evaluation.report "
+            "WHERE metric IN ('relative_log_loss', 'relative_log_loss_upper') "
+            "GROUP BY goal, expert ORDER BY goal"
         ).fetchall()
         calibration = connection.execute(
             "SELECT goal, value, low, high FROM evaluation.report "
@@ -43,10 +45,14 @@ def evaluation_checks(deployment: DeploymentResource):
         "ensemble_is_no_worse_than_the_best_expert",
         REPORT,
         bool(compared) and not worse,
-        "; ".join(f"{goal}: {expert} {value:+.3%}" for goal, expert, value, _ in compared)
+        "; ".join(
+            f"{goal}: {expert} {value:+.3%}"
+            for goal, expert, value, _ in compared
+            if value is not None
+        )
         or "no goal has an ensemble yet",
         warns=True,
-        **{f"{goal}/upper": high for goal, _, _, high in compared if high is not None},
+        **{f"{goal}/upper": upper for goal, _, _, upper in compared if upper is not None},
     )
     off = [
         goal

@@ -4,6 +4,8 @@ import dagster as dg
 
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.defs.shown import rounded
+from ad_pipeline.defs.shown import table as shown_table
 from ad_pipeline.events.accounting import accounting_gaps
 from ad_pipeline.warehouse import one_row
 
@@ -47,18 +49,23 @@ def events_checks(deployment: DeploymentResource):
         "every_row_is_accounted_for",
         IMPRESSIONS,
         not gaps,
-        f"{rows_in:,} rows accounted for" if not gaps else f"{len(gaps)} gaps, first: {gaps[0]}",
-        rows_in=int(rows_in),
-        gaps=len(gaps),
+        f"all {rows_in:,} rows read are kept, duplicates, held or quarantined"
+        if not gaps
+        else f"the accounts have {len(gaps)} gaps, first: {gaps[0]}",
+        **{"rows read": int(rows_in), "gaps": len(gaps)},
     )
     share = quarantined / rows_in if rows_in else 0.0
-    listed = "\n".join(f"| {table} | {reason} | {rows:,} |" for table, reason, rows in reasons)
     yield found(
         "few_rows_are_quarantined",
         QUARANTINE,
         share < QUARANTINED_SHARE,
-        f"{quarantined:,} of {rows_in:,} rows ({share:.3%})",
+        f"{quarantined:,} of {rows_in:,} rows ({share:.3%}) were refused",
         warns=True,
-        share=share,
-        reasons=dg.MetadataValue.md(f"| table | reason | rows |\n|---|---|---|\n{listed}"),
+        **{
+            "share refused": rounded(share),
+            "commonest reasons": shown_table(
+                ("table", "reason", "rows"),
+                [(table, reason, f"{rows:,}") for table, reason, rows in reasons],
+            ),
+        },
     )

@@ -58,22 +58,38 @@ def examples_checks(deployment: DeploymentResource):
         labels_ahead = _count(connection, "examples.labels_ahead_of_time", {})
         repeated = _count(connection, "examples.repeated_emissions", {})
         emitted_ahead = _count(connection, "examples.emissions_ahead_of_time", {})
-    yield found(
-        "each_anchor_is_labelled_once", LABELLED, wrong == 0, f"{wrong:,} impressions are not",
-        wrong=wrong,
-    )  # fmt: skip
-    yield found(
-        "no_label_knows_the_future", LABELLED, labels_ahead == 0, f"{labels_ahead:,} labels do",
-        wrong=labels_ahead,
-    )  # fmt: skip
-    yield found(
-        "each_example_is_emitted_once", EMITTED, repeated == 0, f"{repeated:,} keys repeat",
-        wrong=repeated,
-    )  # fmt: skip
-    yield found(
-        "no_example_knows_the_future", EMITTED, emitted_ahead == 0, f"{emitted_ahead:,} do",
-        wrong=emitted_ahead,
-    )  # fmt: skip
+    for name, asset, faults, sound, fault in (
+        (
+            "each_anchor_is_labelled_once",
+            LABELLED,
+            wrong,
+            "every matured impression has one label",
+            "matured impressions have no label or several",
+        ),
+        (
+            "no_label_knows_the_future",
+            LABELLED,
+            labels_ahead,
+            "every label rests on what our log had by then",
+            "labels rest on an engagement that came later",
+        ),
+        (
+            "each_example_is_emitted_once",
+            EMITTED,
+            repeated,
+            "every example was emitted once",
+            "examples were emitted more than once",
+        ),
+        (
+            "no_example_knows_the_future",
+            EMITTED,
+            emitted_ahead,
+            "every positive was emitted after our log had its engagement",
+            "positives were emitted before our log had their engagement",
+        ),
+    ):
+        said = sound if faults == 0 else f"{faults:,} {fault}"
+        yield found(name, asset, faults == 0, said, faults=faults)
 
 
 def _count(connection: duckdb.DuckDBPyConnection, name: str, parameters: dict[str, object]) -> int:

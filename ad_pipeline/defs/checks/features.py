@@ -6,6 +6,7 @@ from ad_pipeline.checkpoints import resolve
 from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.defs.shown import rounded
 from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.features.dictionary import collisions
 from ad_pipeline.features.encoding import FeatureContract
@@ -48,8 +49,8 @@ def features_checks(deployment: DeploymentResource):
         "counts_equal_a_recount_in_sql",
         RATES,
         compared.none,
-        f"{compared.compared:,} counts of {hour_key(hour_us)} compared"
-        + ("" if compared.none else f"; first difference: {first}"),
+        f"{compared.compared:,} counts of {hour_key(hour_us)} compared, "
+        + ("all equal" if compared.none else f"first difference: {first}"),
         compared=compared.compared,
         mismatched=len(compared.mismatched),
         missing=len(compared.missing),
@@ -61,5 +62,5 @@ def features_checks(deployment: DeploymentResource):
         shared < SHARED_SLOTS,
         f"{shared:.1%} of the slots have more than one meaning",
         warns=True,
-        share=shared,
+        **{"share of slots": rounded(shared)},
     )

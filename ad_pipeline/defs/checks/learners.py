@@ -52,14 +52,17 @@ def learners_checks(deployment: DeploymentResource):
         "newest_checkpoint_is_intact",
         MODEL,
         not faults,
-        "; ".join(faults) or f"{len(goals)} checkpoints of {hour_key(hour_us)}",
+        "; ".join(faults)
+        or f"the checkpoints of {', '.join(goals)} after {hour_key(hour_us)} are intact",
     )
     yield found(
         "every_impression_is_scored_once",
         SCORED,
         wrong == 0,
-        f"{wrong:,} impressions and goals are not",
-        wrong=wrong,
+        f"{wrong:,} impressions lack a score of a goal, or have several"
+        if wrong
+        else "every impression has one score for each goal",
+        faults=wrong,
     )
 
 
@@ -91,7 +94,9 @@ def ensemble_checks(deployment: DeploymentResource):
         "ranges_do_not_overlap",
         ENSEMBLE,
         not overlapping,
-        f"they overlap for {', '.join(overlapping)}" if overlapping else "disjoint for every goal",
+        f"they overlap for {', '.join(overlapping)}"
+        if overlapping
+        else "fit, calibration and test are apart for every goal",
     )
 
 

@@ -5,6 +5,7 @@ import dagster as dg
 from ad_pipeline.checkpoints import resolve
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.defs.shown import short
 from ad_pipeline.serving.candidate import CANDIDATE
 
 REPLAYED = ["monitoring", "candidate_replay"]
@@ -51,9 +52,14 @@ def candidate_replay_checks(deployment: DeploymentResource):
             check,
             REPLAYED,
             bool(chosen) and all(row[2] == "passed" for row in chosen),
-            f"{compared:,} compared, {sum(row[3] - row[4] for row in differing):,} differ{first}"
+            f"{compared:,} {comparison} compared, "
+            + (
+                f"{sum(row[3] - row[4] for row in differing):,} differ{first}"
+                if differing
+                else "all equal"
+            )
             if chosen
-            else f"bundle {bundle[:12]} was not replayed",
+            else f"bundle {short(bundle)} was not replayed",
             compared=compared,
         )
 
@@ -94,7 +100,7 @@ def production_parity_checks(deployment: DeploymentResource):
             bool(chosen) and not failed,
             "no decisions yet"
             if not chosen
-            else f"{sum(row[2] for row in chosen):,} compared, "
+            else f"{sum(row[2] for row in chosen):,} {comparison} compared, "
             + (
                 "all equal"
                 if worst is None
@@ -122,7 +128,9 @@ def inputs_have_not_drifted(deployment: DeploymentResource) -> dg.AssetCheckResu
         "inputs_have_not_drifted",
         DRIFTED,
         not rows,
-        ", ".join(f"{name} (PSI {psi:.2f})" for name, psi in rows) or "none has",
+        "drifted: " + ", ".join(f"{name} (index {psi:.2f})" for name, psi in rows)
+        if rows
+        else "no watched column has drifted",
         warns=True,
-        drifted_columns=len(rows),
+        **{"columns drifted": len(rows)},
     )

@@ -5,6 +5,7 @@ import dagster as dg
 from ad_pipeline.checkpoints import MissingCheckpoint, resolve
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
+from ad_pipeline.defs.shown import short
 from ad_pipeline.serving.bundle import CorruptBundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
@@ -29,7 +30,9 @@ def bundle_checks(deployment: DeploymentResource):
     """Open the candidate as a scorer would."""
     paths = deployment.paths
     fault = _fault(paths.bundles, resolve(paths.bundles, CANDIDATE))
-    yield found("candidate_is_intact", BUNDLE, not fault, fault or "opened and verified")
+    yield found(
+        "candidate_is_intact", BUNDLE, not fault, fault or "every file is as it was written"
+    )
 
 
 @dg.multi_asset_check(
@@ -59,7 +62,13 @@ def serving_checks(deployment: DeploymentResource):
         "what_serves_was_promoted",
         SERVED,
         digest is not None and digest == promoted and not fault,
-        fault or f"serving/current names {digest}, the history {promoted}",
+        fault
+        or f"serving/current names {short(digest)}, "
+        + (
+            "as the history of promotions does"
+            if digest == promoted
+            else f"the history of promotions {short(promoted)}"
+        ),
         promotions=len(moves),
     )
     candidate = resolve(paths.bundles, CANDIDATE)

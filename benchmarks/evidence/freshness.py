@@ -1,0 +1,328 @@
+"""What is a fresh model worth: online and batch, by the age of the state that scores.
+
+Impressions of a small market's last two days are scored by the same online learner as it stood up to
+10 minutes ago (the serving predictions), 1, 3, 6 and 24 hours ago, and on some hours of the last day
+by batch models 1, 6 and 24 hours old. All are compared by log loss of the same matured rows. An
+older state has also learnt less; so every age is repeated with a learner that was given the same
+number of hours of examples whatever its age. The control is a market without new ads and without
+drift, where freshness at equal amounts of learning must be worth about nothing.
+
+    python -m benchmarks.evidence.freshness [--seeds N] [--fresh] [--budget]
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ad_pipeline.clocks import DAY_US, HOUR_US
+from ad_pipeline.evaluation import metrics
+from ad_pipeline.evaluation.intervals import paired_difference
+from benchmarks import small_markets
+from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
+from benchmarks.seed_intervals import Estimate, mean_over_seeds
+from benchmarks.small_markets import AGES, BATCH_AGES, DRIFTING, SEEDS, STATIONARY, MarketRows
+from benchmarks.studies import Result, Study, Values, command_line, values_of
+
+GOALS = ("click", "purchase")
+DAYS = ("ordinary", "drift")
+"""The last day but one, and the last, at whose start the drift of the drifting market begins."""
+
+REPLICATES = 400
+NOTHING = 0.002
+"""Relative log loss that counts as about nothing in the stationary market."""
+
+FRESHEST = "online_logit"
+
+
+def run(arm: str, seed: int) -> Values:
+    """Compare the ages on one market.
+
+    Parameters
+    ----------
+    arm : {'drifting', 'stationary'}
+    seed : int
+
+    Returns
+    -------
+    dict of str to float
+        By goal, day and state: normalized entropy "ne", and log loss relative to the freshest with
+        the bounds of the paired bootstrap over hours of serving.
+    """
+    values: Values = {}
+    for goal, market in small_markets.market_rows(arm, seed).items():
+        for day, start_us in zip(
+            DAYS, (market.last_day_us - DAY_US, market.last_day_us), strict=True
+        ):
+            serving_us = market.column("serving_us")
+            of_day = (serving_us >= start_us) & (serving_us < start_us + DAY_US)
+            values |= _compared(f"{goal}/{day}", market, of_day)
+        trained = np.isfinite(market.column(f"batch_{BATCH_AGES[0]}h"))
+        values |= _batch(f"{goal}/batch", market, trained)
+    return values
+
+
+def _compared(prefix: str, market: MarketRows, rows: np.ndarray) -> Values:
+    rows = rows & np.isfinite(market.column(f"online_{AGES[0]}h"))
+    values = _entropy(f"{prefix}/online_0h", market, rows, FRESHEST)
+    for age in AGES:
+        name = f"online_{age}h"
+        values |= _entropy(f"{prefix}/{name}", market, rows, name)
+        values |= _relative(f"{prefix}/{name}", market, rows, name, FRESHEST)
+        name = f"equal_{age}h"
+        values |= _relative(f"{prefix}/{name}", market, rows, name, f"equal_{AGES[0]}h")
+    return values
+
+
+def _batch(prefix: str, market: MarketRows, rows: np.ndarray) -> Values:
+    values = _entropy(f"{prefix}/online_0h", market, rows, FRESHEST)
+    for age in BATCH_AGES:
+        name = f"batch_{age}h"
+        values |= _entropy(f"{prefix}/{name}", market, rows, name)
+        values |= _relative(f"{prefix}/{name}", market, rows, name, f"batch_{BATCH_AGES[0]}h")
+        values |= _relative(f"{prefix}/{name}/v_online", market, rows, name, FRESHEST)
+    values |= _relative(f"{prefix}/online_24h/v_online", market, rows, "online_24h", FRESHEST)
+    return values
+
+
+def _entropy(key: str, market: MarketRows, rows: np.ndarray, name: str) -> Values:
+    said = metrics.probabilities_of(market.column(name)[rows])
+    return {f"{key}/ne": metrics.normalized_entropy(market.column("label")[rows], said)}
+
+
+def _relative(key: str, market: MarketRows, rows: np.ndarray, left: str, right: str) -> Values:
+    serving_us = market.column("serving_us")[rows]
+    found = paired_difference(
+        market.column("label")[rows],
+        metrics.probabilities_of(market.column(left)[rows]),
+        metrics.probabilities_of(market.column(right)[rows]),
+        serving_us - serving_us % HOUR_US,
+        seed=1,
+        replicates=REPLICATES,
+    )
+    return {key: found.relative, f"{key}/low": found.low, f"{key}/high": found.high}
+
+
+STUDY = Study(
+    name="freshness",
+    settings={"markets": small_markets.settings(), "replicates": REPLICATES},
+    seeds=dict.fromkeys((DRIFTING, STATIONARY), SEEDS),
+    run=run,
+    seconds=2.0,
+    shared=small_markets.shared,
+)
+
+
+def claims(results: Sequence[Result]) -> list[Claim]:
+    """Return what freshness is worth, per goal."""
+    made: list[Claim] = []
+    for goal in GOALS:
+        control, control_met = _control(results, f"{goal}/drift/equal_24h")
+        for day in DAYS:
+            when = "On the day of the drift" if day == "drift" else "On a day with new ads only"
+            stale = _mean(results, DRIFTING, f"{goal}/{day}/online_24h")
+            made.append(
+                _claim(
+                    f"freshness.{goal}.{day}.24h",
+                    f"{when}, {goal}s scored by the online state of up to 24 h ago have a higher "
+                    "log loss than at serving.",
+                    stale,
+                    met=stale.low > 0,
+                    control=control,
+                    control_met=control_met,
+                )
+            )
+        equal = _mean(results, DRIFTING, f"{goal}/drift/equal_24h")
+        made.append(
+            _claim(
+                f"freshness.{goal}.drift.24h_equal",
+                f"That also holds at equal amounts of learning: 24 h against 1 h, {goal}s, day of "
+                "the drift.",
+                equal,
+                met=equal.low > 0,
+                control=control,
+                control_met=control_met,
+            )
+        )
+        entropy = [_mean(results, DRIFTING, f"{goal}/drift/online_{a}h/ne") for a in (0, *AGES)]
+        rises = all(old.value > new.value for new, old in zip(entropy, entropy[1:], strict=False))
+        made.append(
+            Claim(
+                key=f"freshness.{goal}.drift.monotone",
+                says=(
+                    f"On the day of the drift, normalized entropy of {goal}s rises with every step "
+                    "of age: 10 min, 1 h, 3 h, 6 h, 24 h."
+                ),
+                figure=", ".join(f"{each.value:.4f}" for each in entropy),
+                interval="order of the means",
+                seeds=seed_text(SEEDS),
+                met=rises,
+                control=control,
+                control_met=control_met,
+            )
+        )
+        minutes = _mean(results, DRIFTING, f"{goal}/drift/online_1h")
+        stationary_minutes, met = _control(results, f"{goal}/drift/online_1h")
+        made.append(
+            _claim(
+                f"freshness.{goal}.drift.micro_batches",
+                f"Micro-batches of 10 min are better than hourly states: {goal}s, day of the "
+                "drift.",
+                minutes,
+                met=minutes.low > 0,
+                control=stationary_minutes,
+                control_met=met,
+            )
+        )
+        batch = _mean(results, DRIFTING, f"{goal}/batch/batch_24h")
+        batch_control, met = _control(results, f"{goal}/batch/batch_24h")
+        made.append(
+            _claim(
+                f"freshness.{goal}.batch_24h",
+                f"A batch model of up to 24 h ago has a higher log loss than one of up to 1 h ago: "
+                f"{goal}s, hours of the day of the drift.",
+                batch,
+                met=batch.low > 0,
+                control=batch_control,
+                control_met=met,
+            )
+        )
+        against = _mean(results, DRIFTING, f"{goal}/batch/batch_24h/v_online")
+        made.append(
+            _claim(
+                f"freshness.{goal}.batch_v_online",
+                f"A batch model of up to 24 h ago, which reads the online logit, has a higher log "
+                f"loss than the online expert at serving: {goal}s, the same hours.",
+                against,
+                met=against.low > 0,
+                control=control,
+                control_met=control_met,
+            )
+        )
+    return made
+
+
+def _control(results: Sequence[Result], name: str) -> tuple[str, bool]:
+    """Return what the stationary market says about a difference, and whether that is nothing."""
+    found = _mean(results, STATIONARY, name)
+    learning = "at equal learning " if "equal" in name else ""
+    text = (
+        f"stationary market, the same {learning}difference: {percent(found.value)} "
+        f"({percent_range(found)})"
+    )
+    return text, not found.excludes_zero or abs(found.value) <= NOTHING
+
+
+def _claim(
+    key: str, says: str, found: Estimate, *, met: bool, control: str, control_met: bool
+) -> Claim:
+    return Claim(
+        key=key,
+        says=says,
+        figure=percent(found.value),
+        interval=percent_range(found),
+        seeds=seed_text(SEEDS),
+        met=met,
+        control=control,
+        control_met=control_met,
+    )
+
+
+def _mean(results: Sequence[Result], arm: str, name: str) -> Estimate:
+    return mean_over_seeds(values_of(results, arm, name))
+
+
+def details(results: Sequence[Result]) -> list[str]:
+    """Return the whole sweep."""
+    lines = [
+        "Log loss relative to the freshest state (10 min at serving; 1 h for equal learning and for "
+        "batch): mean over the seeds with its interval; + is worse.",
+        "",
+    ]
+    rows = []
+    for goal in GOALS:
+        for world, day in ((DRIFTING, "drift"), (DRIFTING, "ordinary"), (STATIONARY, "drift")):
+            named = {"drift": "day of the drift", "ordinary": "ordinary day"}[day]
+            for kind, title in (("online", "as it stood"), ("equal", "equal learning")):
+                cells = [
+                    "0" if kind == "equal" and age == AGES[0]
+                    else _cell(results, world, f"{goal}/{day}/{kind}_{age}h")
+                    for age in AGES
+                ]  # fmt: skip
+                where = "stationary" if world == STATIONARY else named
+                rows.append([goal, where, f"online, {title}", *cells])
+        for world in (DRIFTING, STATIONARY):
+            cells = [
+                "" if age not in BATCH_AGES
+                else "0" if age == BATCH_AGES[0]
+                else _cell(results, world, f"{goal}/batch/batch_{age}h")
+                for age in AGES
+            ]  # fmt: skip
+            where = "stationary" if world == STATIONARY else "day of the drift"
+            rows.append([goal, where, "batch", *cells])
+    header = ["goal", "market", "state", *(f"up to {age} h" for age in AGES)]
+    return [*lines, *table_lines(header, rows)]
+
+
+def _cell(results: Sequence[Result], world: str, name: str) -> str:
+    found = _mean(results, world, name)
+    return f"{percent(found.value)} ({percent_range(found)})"
+
+
+def picture(results: Sequence[Result]) -> bytes:
+    """Draw the cost of age for clicks and purchases, in both markets."""
+    from benchmarks.pictures import new_figure, png
+
+    figure, axes = new_figure(columns=2)
+    for panel, goal in zip(axes, GOALS, strict=True):
+        for world, day, kind, label, colour, style in (
+            (DRIFTING, "drift", "online", "day of the drift", "tab:red", "-"),
+            (DRIFTING, "ordinary", "online", "ordinary day", "tab:orange", "-"),
+            (STATIONARY, "drift", "online", "stationary", "tab:gray", "-"),
+            (STATIONARY, "drift", "equal", "stationary, equal learning", "tab:gray", ":"),
+        ):
+            ages = AGES if kind == "online" else AGES[1:]
+            found = [_mean(results, world, f"{goal}/{day}/{kind}_{age}h") for age in ages]
+            value = np.array([100 * each.value for each in found])
+            bounds = [[100 * each.low for each in found], [100 * each.high for each in found]]
+            panel.errorbar(
+                ages,
+                value,
+                yerr=np.abs(np.array(bounds) - value),
+                color=colour,
+                linestyle=style,
+                marker="o",
+                markersize=3,
+                capsize=2,
+                linewidth=1.2,
+                label=label,
+            )
+        panel.axhline(0, color="black", linewidth=0.6)
+        panel.set_xscale("log")
+        panel.set_xticks(AGES, [f"{age} h" for age in AGES])
+        panel.minorticks_off()
+        panel.set_xlabel("age of the online state, at most")
+        panel.set_title(f"{goal}s")
+    axes[0].set_ylabel("log loss above the freshest, %")
+    axes[0].legend(frameon=False, fontsize=8)
+    return png(figure)
+
+
+SECTION = Section(
+    study=STUDY,
+    title="Freshness, online and batch",
+    method=(
+        "Every age scores the same matured rows of six drifting and six stationary markets; "
+        "figures are log losses relative to the freshest state, means over the seeds with "
+        "Student's t interval. An older state has also learnt less, so each age is repeated with a "
+        f"learner trained on the last {small_markets.EQUAL_HOURS} hours before it, whatever its "
+        "age ('equal learning'). Batch models are trained for "
+        f"{len(small_markets.BATCH_HOURS_OF_DAY)} hours of the last day only; they read the online "
+        "logit given at serving, which is fresh at any age of theirs."
+    ),
+    claims=claims,
+    details=details,
+    pictures={"freshness": picture},
+)
+
+if __name__ == "__main__":
+    command_line([STUDY], __doc__)
