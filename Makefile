@@ -79,11 +79,11 @@ define run_each
 	done
 endef
 
-bench: $(DEV) ## Measure speed: every module of benchmarks/speed
-	$(call run_each,benchmarks/speed)
+bench: $(DEV) ## Measure speed: every module of benchmarks/speed, into docs/performance.md
+	@$(BIN)/python -m benchmarks.performance_page
 
-evidence: $(DEV) ## Redo the studies that the documents cite: every module of benchmarks/evidence
-	$(call run_each,benchmarks/evidence)
+evidence: $(DEV) ## Run the studies that have no result yet, draw docs/evidence.md (ONLY=, SEEDS=, FRESH=1)
+	@$(BIN)/python -m benchmarks.evidence $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FRESH),--fresh)
 
 lint: $(DEV) ## Check style, types and that the locks are current
 	@$(BIN)/ruff check .

@@ -92,7 +92,7 @@ def write_checkpoint(
     ValueError
         If an array holds Python objects.
     OSError
-        If the disk is full or not writable; the scratch folder is removed.
+        If the disk is full or not writable, naming the file; the scratch folder is removed.
     """
     contents = {f"{name}.npy": _npy_bytes(name, array) for name, array in arrays.items()}
     contents |= dict(files or {})
@@ -247,10 +247,17 @@ def _npy_bytes(name: str, array: np.ndarray) -> bytes:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # A failed write does not say to which file.
+        problem = f"{error.strerror}: {len(data):,} bytes could not be written; make room, then run"
+        raise OSError(
+            error.errno, f"{problem} it again, nothing was replaced", str(path)
+        ) from error
 
 
 def _flush_folder(path: Path) -> None:

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ad_pipeline.datasets import (
     DatasetError,
     Deployment,
     HomeTaken,
+    dataset_file,
     deployment_from_env,
     load_dataset,
 )
@@ -54,9 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class ChecksFailed(Exception):
+    """A look at a log found errors; they were printed one by one."""
+
+
 _EXPLAINED = (
     ChangedLogFile,
+    ChecksFailed,
     DatasetError,
+    FileExistsError,
     FileNotFoundError,
     HomeTaken,
     LookupError,
@@ -88,6 +96,18 @@ def _parser() -> argparse.ArgumentParser:
     _describe_dataset(run)
     run.add_argument("--again", action="store_true", help="all hours, also those run before")
     run.set_defaults(run=_run)
+
+    check = commands.add_parser(
+        "check", help="read a sample of a log and say what is wrong before anything runs"
+    )
+    _describe_dataset(check)
+    check.set_defaults(run=_check)
+
+    init = commands.add_parser("init", help="draft a dataset file by looking at log files")
+    init.add_argument("files", nargs="+", type=Path, help="log files: CSV, JSONL or Parquet")
+    init.add_argument("--name", help="of the dataset (else after its folder or file)")
+    init.add_argument("--output", type=Path, help="file to write (else data/<name>/dataset.yaml)")
+    init.set_defaults(run=_init)
 
     simulate = commands.add_parser("simulate", help="write days of the simulated exchange's logs")
     simulate.add_argument("--first", type=int, default=0, help="first day, from 0")
@@ -162,6 +182,42 @@ def _run(chosen: argparse.Namespace) -> None:
     _print_finished(finished)
     _say(f"\nIt took {time.monotonic() - started:.0f} s. Look around with")
     _say(f"`make dev AD_PIPELINE_DATASET={deployment.dataset.path}`, then http://localhost:3000")
+
+
+def _check(chosen: argparse.Namespace) -> None:
+    _print_findings(dataset_file(chosen.dataset))
+
+
+def _init(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.events.draft import draft_dataset, draft_name
+
+    missing = [str(path) for path in chosen.files if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"there is no file {', '.join(missing)}; name the log's files")
+    name = chosen.name or draft_name(chosen.files)
+    path = chosen.output or DATA_FOLDER / name / "dataset.yaml"
+    if path.exists():
+        raise FileExistsError(f"{path} exists and stays as it is; write --output or --name")
+    text = draft_dataset(chosen.files, name, path.resolve().parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    todo = sum("TODO" in line for line in text.splitlines()) - 1
+    _say(f"{path} is drafted, with {todo} lines marked TODO: read it before you trust it")
+    _print_findings(path)
+    _say(f"then: ad_pipeline run {path}")
+
+
+def _print_findings(path: Path) -> None:
+    from ad_pipeline.events.sample_check import check_dataset
+
+    home = Path(os.environ.get("AD_PIPELINE_HOME", ".ad_pipeline"))
+    findings = check_dataset(path, home)
+    for finding in findings:
+        _say(str(finding))
+    counts = Counter(finding.level for finding in findings)
+    if counts["error"]:
+        raise ChecksFailed(f"{counts['error']} errors and {counts['warning']} warnings in {path}")
+    _say(f"no error and {counts['warning']} warnings in {path}")
 
 
 def _demo(chosen: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ list of functions and never run as text. Reading the files themselves belongs to
 import difflib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -636,8 +637,27 @@ def deployment_from_env() -> Deployment:
     HomeTaken
         If its folder belongs to another dataset.
     """
-    named = os.environ.get("AD_PIPELINE_DATASET", "open_bandit")
     home = Path(os.environ.get("AD_PIPELINE_HOME", ".ad_pipeline"))
+    dataset = load_dataset(dataset_file())
+    deployment = Deployment(dataset, (home / dataset.name).resolve())
+    check_home(deployment)
+    return deployment
+
+
+def dataset_file(named: str | None = None) -> Path:
+    """Return the dataset file of a name under ``data/`` or of a path.
+
+    Parameters
+    ----------
+    named : str, optional
+        What ``AD_PIPELINE_DATASET`` says if left out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    named = os.environ.get("AD_PIPELINE_DATASET", "open_bandit") if named is None else named
     path = (
         Path(named) if named.endswith((".yaml", ".yml")) else DATA_FOLDER / named / "dataset.yaml"
     )
@@ -647,10 +667,7 @@ def deployment_from_env() -> Deployment:
             f"AD_PIPELINE_DATASET={named}: there is no {path}; write one of {known} or the path of "
             "a dataset file that ends in .yaml"
         )
-    dataset = load_dataset(path)
-    deployment = Deployment(dataset, (home / dataset.name).resolve())
-    check_home(deployment)
-    return deployment
+    return path
 
 
 def check_home(deployment: Deployment) -> None:
@@ -691,12 +708,12 @@ def claim_home(deployment: Deployment) -> None:
     HomeTaken
         If the folder is another's.
     """
-    check_home(deployment)
     if deployment.owner.is_file():
+        check_home(deployment)
         return
     deployment.home.mkdir(parents=True, exist_ok=True)
     dataset = deployment.dataset
-    scratch = deployment.owner.with_name(f".{deployment.owner.name}.{os.getpid()}.writing")
+    scratch = deployment.owner.with_name(f".{deployment.owner.name}.{uuid.uuid4().hex}.writing")
     scratch.write_text(json.dumps({"name": dataset.name, "file": str(dataset.path)}))
     try:
         # A link is refused if another process was first, where a rename would replace its file.

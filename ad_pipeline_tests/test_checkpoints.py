@@ -1,5 +1,7 @@
 """A checkpoint is whole or absent, has the bytes it says, and depends on its content only."""
 
+import errno
+import json
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ad_pipeline import checkpoints
+from ad_pipeline_tests.full_disk import can_mount, files_of_at_most, run_on_small_disk
 
 ARRAYS = {
     "z": np.arange(12, dtype=np.float64).reshape(6, 2),
@@ -137,3 +140,81 @@ def test_a_kill_at_any_durable_call_leaves_a_whole_checkpoint_or_none(
     checkpoints.point(tmp_path, "p", written.digest)
     assert checkpoints.resolve(tmp_path, "p") == written.digest
     checkpoints.read_checkpoint(tmp_path, written.digest)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "manifest", "limit", "torn"),
+    [
+        ({"x": np.arange(5.0)}, {}, 0, "x.npy"),
+        ({"x": np.arange(50_000.0)}, {}, 100_000, "x.npy"),
+        ({"x": np.arange(5.0)}, {"facts": "f" * 50_000}, 10_000, "manifest.json"),
+    ],
+    ids=["no byte", "half an array", "half a manifest"],
+)
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_of_the_new_one(
+    tmp_path: Path, arrays: dict, manifest: dict, limit: int, torn: str
+):
+    old = write(tmp_path)
+    checkpoints.point(tmp_path, "newest", old.digest)
+    with files_of_at_most(limit), pytest.raises(OSError, match="make room") as caught:
+        checkpoints.write_checkpoint(tmp_path, "test", arrays, manifest)
+    assert caught.value.errno == errno.EFBIG
+    assert Path(caught.value.filename).name == torn
+    assert [path.name for path in (tmp_path / "objects").iterdir()] == [old.digest]
+    assert checkpoints.resolve(tmp_path, "newest") == old.digest
+    checkpoints.read_checkpoint(tmp_path, old.digest)
+    new = checkpoints.write_checkpoint(tmp_path, "test", arrays, manifest)
+    checkpoints.point(tmp_path, "newest", new.digest)
+    assert checkpoints.resolve(tmp_path, "newest") == new.digest
+
+
+def test_a_full_disk_leaves_the_pointer_where_it_was(tmp_path: Path):
+    old, new = write(tmp_path), write(tmp_path, stream_position=8)
+    checkpoints.point(tmp_path, "newest", old.digest)
+    with files_of_at_most(10), pytest.raises(OSError, match=r"make room.*newest"):
+        checkpoints.point(tmp_path, "newest", new.digest)
+    assert checkpoints.resolve(tmp_path, "newest") == old.digest
+    assert [path.name for path in (tmp_path / "pointers").iterdir()] == ["newest.json"]
+    checkpoints.point(tmp_path, "newest", new.digest)
+    assert checkpoints.resolve(tmp_path, "newest") == new.digest
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+def test_a_disk_that_is_full_at_any_moment_leaves_the_old_checkpoint_and_takes_the_new_one_later(
+    tmp_path: Path,
+):
+    """Really full: a page more room at each try, until the whole checkpoint and pointer fit."""
+    script = textwrap.dedent("""
+        import json, os, sys
+        from pathlib import Path
+        import numpy as np
+        from ad_pipeline import checkpoints
+        root = Path(sys.argv[1])
+        def write(position):
+            arrays = {"x": np.arange(5_000.0) + position, "y": np.arange(9.0)}
+            written = checkpoints.write_checkpoint(root, "test", arrays, {"position": position})
+            checkpoints.point(root, "newest", written.digest)
+            return written.digest
+        old = write(0)
+        for pages in range(40):
+            with (root / "filler").open("wb") as filler:
+                room = os.statvfs(root)
+                filler.write(bytes((room.f_bavail - pages) * room.f_frsize))
+            try:
+                write(1)
+                problem = None
+            except OSError as error:
+                problem = error.errno
+            newest = checkpoints.resolve(root, "newest")
+            left = [p.name for p in (root / "objects").iterdir()]
+            whole = all(checkpoints.open_folder(root / "objects" / name) for name in left)
+            print(json.dumps([problem, newest == old, whole]))
+            (root / "filler").unlink()
+            if problem is None:
+                break
+    """)
+    said = run_on_small_disk(tmp_path, "1m", script)
+    *tries, (problem, still_old, whole) = [json.loads(line) for line in said.splitlines()]
+    assert len(tries) > 10
+    assert all(attempt == [errno.ENOSPC, True, True] for attempt in tries)
+    assert (problem, still_old, whole) == (None, False, True)

@@ -1,5 +1,7 @@
 """A dataset file is either right, or its mistake is named with line, key and what to write."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from ad_pipeline.datasets import (
     Dataset,
     DatasetError,
     Deployment,
+    HomeTaken,
+    check_home,
+    claim_home,
     deployment_from_env,
     load_dataset,
     parse_expression,
@@ -129,6 +134,11 @@ MISTAKES = [
     ("[country, hour]\n  n", "[country, hour, price]\n  n", "features.numeric[0]", "categorical"),
     ("[country, hour]\n  n", "[country, read_us]\n  n", "features.categorical[1]", "cannot name"),
     ("[price]", "[price, user_id]", "features.numeric[1]", "list it as categorical"),
+    ("upper(country)", "DROP TABLE impressions", "sources.impressions.columns.country", "write "),
+    ("upper(country)", "country; DELETE FROM x", "sources.impressions.columns.country",
+     "without ';'"),
+    ("amount > 0", "amount > 0; DROP TABLE x", "sources.engagements[1].where", "without ';'"),
+    ("amount > 0", "SELECT 1", "sources.engagements[1].where", "write one"),
     ("[[country, hour]]", "[[country, huor]]", "features.crosses[0][1]", "write 'hour'"),
     ("[[country, hour]]", "[[country]]", "features.crosses[0]", "a cross of 1 columns"),
     ("entities: [campaign_id]", "entities: [price]", "entities[0]", "an entity is text"),
@@ -307,3 +317,103 @@ def test_the_environment_names_the_deployment(
 )
 def test_every_shipped_dataset_loads(path: Path) -> None:
     assert load_dataset(path).name == path.parent.name
+
+
+CYCLE = """\
+  click: {anchor: purchase, window: 1h}
+  install: {anchor: click, window: 1h}
+  purchase: {anchor: install, window: 1h}
+"""
+
+
+def test_a_long_cycle_of_goals_is_spelt_out(tmp_path: Path) -> None:
+    before, _, after = GOOD.partition("  click:")
+    text = before + CYCLE + "sources:" + after.partition("sources:")[2]
+    with pytest.raises(DatasetError, match="click -> purchase -> install -> click") as caught:
+        load(text, tmp_path)
+    assert caught.value.key == "goals.click.anchor"
+    assert "anchor one of them on 'impression'" in caught.value.remedy
+
+
+def homes(tmp_path: Path, *texts: str) -> list[Deployment]:
+    """Return deployments of different dataset files in one folder."""
+    found = []
+    for number, text in enumerate(texts):
+        folder = tmp_path / f"file{number}"
+        folder.mkdir()
+        found.append(Deployment(load(text, folder), tmp_path / "home"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "other",
+    [GOOD.replace("name: shop", "name: store"), GOOD.replace("window: 24h", "window: 48h")],
+    ids=["another name", "the same name, another file"],
+)
+def test_a_home_that_another_dataset_has_claimed_is_refused(other: str, tmp_path: Path) -> None:
+    first, second = homes(tmp_path, GOOD, other)
+    claim_home(first)
+    for ask in (check_home, claim_home):
+        with pytest.raises(HomeTaken, match="point AD_PIPELINE_HOME at another folder") as caught:
+            ask(second)
+        for said in (first.home, first.dataset.path, second.dataset.path, first.owner):
+            assert str(said) in str(caught.value)
+        for dataset in (first.dataset, second.dataset):
+            assert repr(dataset.name) in str(caught.value)
+    claim_home(first)
+    first.owner.unlink()  # as the message says, if the second took the first one's place
+    claim_home(second)
+    with pytest.raises(HomeTaken):
+        check_home(first)
+
+
+def test_a_moved_a_copied_and_an_edited_dataset_file_keep_their_home(tmp_path: Path) -> None:
+    first, copied = homes(tmp_path, GOOD, GOOD)
+    claim_home(first)
+    claim_home(copied)
+    first.dataset.path.write_text(GOOD.replace("window: 24h", "window: 48h"))
+    claim_home(Deployment(load_dataset(first.dataset.path), first.home))
+    moved = tmp_path / "moved.yaml"
+    first.dataset.path.rename(moved)
+    claim_home(Deployment(load_dataset(moved), first.home))
+
+
+def test_a_home_that_nobody_has_claimed_is_everybodys_and_is_not_made_by_asking(
+    tmp_path: Path,
+) -> None:
+    first, second = homes(tmp_path, GOOD, GOOD.replace("name: shop", "name: store"))
+    check_home(first)
+    check_home(second)
+    assert not first.home.exists()
+
+
+def test_only_one_of_many_gets_a_home_they_all_claim_at_once(tmp_path: Path) -> None:
+    texts = [GOOD.replace("name: shop", f"name: shop{number}") for number in range(16)]
+    deployments = homes(tmp_path, *texts)
+    ready = threading.Barrier(len(deployments))
+
+    def claim(deployment: Deployment) -> bool:
+        ready.wait()
+        try:
+            claim_home(deployment)
+        except HomeTaken:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(deployments)) as pool:
+        won = list(pool.map(claim, deployments))
+    assert sum(won) == 1
+    check_home(deployments[won.index(True)])
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["dataset.json"]
+
+
+def test_the_environment_cannot_name_a_home_of_another_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = homes(tmp_path, GOOD, GOOD.replace("window: 24h", "window: 48h"))
+    monkeypatch.setenv("AD_PIPELINE_HOME", str(tmp_path))
+    monkeypatch.setenv("AD_PIPELINE_DATASET", str(first.dataset.path))
+    claim_home(deployment_from_env())
+    monkeypatch.setenv("AD_PIPELINE_DATASET", str(second.dataset.path))
+    with pytest.raises(HomeTaken):
+        deployment_from_env()

@@ -40,6 +40,12 @@ OF_A_GOAL = re.compile(r"\bgoals\.<goal>\.(?P<key>\w+)")
 ASSET = re.compile(r"^  (?P<room>\w+)/(?P<name>\w+) \(", re.MULTILINE)
 
 
+FIGURE = re.compile(
+    r"\b(?:\d[\d.,]*\s?|(?:one|two|three|four|five|six|seven|eight|nine|ten) )"
+    r"(?:%|×|(?:x|ms|s|GB|MB|rows/s|rows a second|seconds?|minutes?)\b)"
+)
+
+
 def broken_links(page: Path, text: str) -> Iterator[str]:
     """Yield each relative link that leads nowhere, to a file or to a heading of one."""
     for found in LINK.finditer(re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
@@ -99,7 +105,13 @@ def _headings(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
 
 
-RULES = (broken_links, unknown_settings, unknown_messages)
+def figures(_: Path, text: str) -> Iterator[str]:
+    """Yield each measured-looking figure: such belong to evidence and performance alone."""
+    for found in FIGURE.finditer(text):
+        yield found[0]
+
+
+RULES = (broken_links, unknown_settings, unknown_messages, figures)
 
 PLANTED = [
     (broken_links, "see [this](no_such_page.md)"),
@@ -108,6 +120,10 @@ PLANTED = [
     (unknown_settings, "`settings.online.alpa` is the rate"),
     (unknown_settings, "`settings.onlin.alpha` is the rate"),
     (unknown_settings, "`goals.<goal>.windov`"),
+    (figures, "it is 3.5 × as fast"),
+    (figures, "it takes about six minutes"),
+    (figures, "1.7 % less log loss"),
+    (figures, "200,000 rows/s"),
     (unknown_messages, "> … was in use for … s by …; never mind"),
 ]
 
@@ -116,6 +132,12 @@ PLANTED = [
 @pytest.mark.parametrize("rule", [broken_links, unknown_settings], ids=lambda rule: rule.__name__)
 def test_what_a_page_points_at_exists(page: Path, rule) -> None:
     assert list(rule(page, page.read_text())) == []
+
+
+def test_the_readme_claims_no_figure() -> None:
+    """What was measured stands in evidence.md and performance.md, with its command."""
+    page = REPOSITORY / "README.md"
+    assert list(figures(page, page.read_text())) == []
 
 
 def test_every_quoted_message_is_one_that_the_code_writes() -> None:

@@ -1,10 +1,13 @@
 """Readers share, a writer excludes, a kill undoes half a transaction, errors name the holder."""
 
+import random
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -13,6 +16,7 @@ import pytest
 from ad_pipeline.warehouse import (
     Column,
     Table,
+    UnreadableWarehouse,
     Warehouse,
     WarehouseBusy,
     WarehouseMismatch,
@@ -106,7 +110,10 @@ def test_a_writer_waits_and_then_says_which_process_holds_the_warehouse(path: Pa
     other = held(path, how)
     try:
         with (
-            pytest.raises(WarehouseBusy, match=f"process {other.pid}"),
+            pytest.raises(
+                WarehouseBusy,
+                match=rf"process {other.pid} \(-c {path} {how}\); wait for it or stop",
+            ),
             Warehouse(path, wait_seconds=0.3).writer(),
         ):
             pass
@@ -195,7 +202,10 @@ def test_another_program_with_the_file_open_is_named(path: Path):
     try:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(WarehouseBusy, match=str(other.pid)), Warehouse(path).reader():
+        with (
+            pytest.raises(WarehouseBusy, match=rf"close it there: .*python.*{other.pid}"),
+            Warehouse(path).reader(),
+        ):
             pass
     finally:
         other.kill()
@@ -229,3 +239,87 @@ def test_only_named_parameters_are_bound():
     query = "SELECT $a + $b_us"
     assert bound(query, {"a": 1, "b_us": 2, "b": 3}) == {"a": 1, "b_us": 2}
     assert duckdb.execute(query, bound(query, {"a": 1, "b_us": 2, "b": 3})).fetchone() == (3,)
+
+
+def look(path: Path, how: str) -> None:
+    with getattr(Warehouse(path, wait_seconds=1), how)() as connection:
+        connection.execute("SELECT count(*), max(id) FROM events.things").fetchall()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "no byte left": lambda _: b"",
+    "half of it left": lambda content: content[: len(content) // 2],
+    "another file's bytes": lambda content: b"PAR1 no warehouse" * (len(content) // 17),
+    "a header of zeros": lambda content: bytes(4096) + content[4096:],
+}
+
+
+@pytest.mark.parametrize("how", ["reader", "writer"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_warehouse_is_named_and_a_copy_put_back_is_read(
+    path: Path, damage: str, how: str
+):
+    sound = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](sound))
+    with pytest.raises(UnreadableWarehouse, match="put a copy of it back") as caught:
+        look(path, how)
+    assert str(caught.value).startswith(f"{path} cannot be read as a warehouse (")
+    path.write_bytes(sound)
+    look(path, how)
+
+
+def test_a_flipped_bit_anywhere_in_a_warehouse_is_found_when_it_is_read(path: Path):
+    """Blocks are read when a query needs them, so the error comes from inside the reader."""
+    with Warehouse(path).writer() as connection:
+        connection.execute("INSERT INTO events.things SELECT 'x' || i, i, i FROM range(30000) r(i)")
+    sound = path.read_bytes()
+    draw = random.Random(1)  # noqa: S311 - a test, not a secret
+    for _ in range(20):
+        damaged = bytearray(sound)
+        damaged[draw.randrange(len(sound))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(UnreadableWarehouse, match=r"does not match|checksum|cannot be read"):
+            look_at_everything(path)
+    path.write_bytes(sound)
+    look_at_everything(path)
+
+
+def look_at_everything(path: Path) -> None:
+    with Warehouse(path).reader() as connection:
+        connection.execute("SELECT max(hash(COLUMNS(*))) FROM events.things").fetchall()
+
+
+def test_a_warehouse_that_may_not_be_read_is_named():
+    """Root may read anything, so the look is taken as nobody if it has to."""
+    script = textwrap.dedent("""
+        import os, sys
+        from pathlib import Path
+        from ad_pipeline.warehouse import UnreadableWarehouse, Warehouse
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            with Warehouse(Path(sys.argv[1]), wait_seconds=1).reader():
+                pass
+        except UnreadableWarehouse as error:
+            print(error)
+    """)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "warehouse.duckdb"
+        Warehouse(path).create([TABLE])
+        for open_to_all in (Path(folder), *Path(folder).iterdir()):
+            open_to_all.chmod(0o777)
+        path.chmod(0)
+        ran = subprocess.run(
+            [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.startswith(f"{path} cannot be read as a warehouse (")
+        assert "Permission denied" in ran.stdout
+        assert "see to its permissions" in ran.stdout
+        path.chmod(0o600)
+        assert rows(path) == []
+
+
+def test_an_error_of_a_query_is_not_taken_for_a_damaged_warehouse(path: Path):
+    with pytest.raises(duckdb.CatalogException), Warehouse(path).reader() as connection:
+        connection.execute("SELECT * FROM events.nothing")

@@ -45,6 +45,11 @@ class Figure:
         return self.value >= self.reach if self.better == "higher" else self.value <= self.reach
 
 
+def shown(value: float) -> str:
+    """Return a figure for people: three digits, and never fewer than its whole part."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def print_figures(figures: Sequence[Figure], *, as_json: bool) -> None:
     """Print the table, unless only the JSON is wanted, then the JSON object of all figures.
 
@@ -58,10 +63,11 @@ def print_figures(figures: Sequence[Figure], *, as_json: bool) -> None:
     if not as_json:
         for figure in figures:
             sign = {"higher": "≥", "lower": "≤"}[figure.better]
-            wanted = "" if figure.reach is None else f"{sign} {figure.reach:,g}"
+            wanted = "" if figure.reach is None else f"{sign} {shown(figure.reach)}"
             verdict = {None: "", True: "met", False: "NOT MET"}[figure.reached]
             sys.stdout.write(
-                f"{figure.key:<26}{figure.value:>16,.4g}  {wanted:<12}{verdict:<9}{figure.says}\n"
+                f"{figure.key:<26}{shown(figure.value):>16}  {wanted:<12}{verdict:<9}"
+                f"{figure.says}\n"
             )
             if figure.limit:
                 sys.stdout.write(f"{'':<26}{'':>16}  limit: {figure.limit}\n")

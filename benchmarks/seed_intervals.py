@@ -1,8 +1,8 @@
 """Intervals over seeds: each seed is a world of its own, so seeds are the independent draws.
 
-Inside one log, hours are resampled (:mod:`ad_pipeline.evaluation.intervals`); that says how sure one
-world's figure is. Whether it holds in the next world is what the spread between seeds says, and only
-that is computed here.
+Inside one log, hours are resampled (:mod:`ad_pipeline.evaluation.intervals`); that says how sure
+one world's figure is. Whether it holds in the next world is what the spread between seeds says, and
+only that is computed here.
 """
 
 import math

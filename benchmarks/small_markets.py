@@ -1,7 +1,8 @@
 """Small simulated markets that went through the whole path, as tables of scored and matured rows.
 
-Several studies ask different questions of the same runs; the path is run once per world and seed and
-what it said about every matured row is kept under ``.ad_pipeline/evidence``, out of git. The columns:
+Several studies ask different questions of the same runs; the path is run once per world and seed
+and what it said about every matured row is kept under ``.ad_pipeline/evidence``, out of git. The
+columns:
 
 - what the pipeline says: label, both experts' logits at serving time, and, on the test range that
   the ensemble has not seen, the ensemble's probability;

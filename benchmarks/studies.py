@@ -1,10 +1,11 @@
 """Studies: arms x seeds, each pair a pure function from settings to numbers, kept as they come.
 
-What makes a figure of ``docs/evidence.md`` repeatable stands here once: which runs a study has, what
-they will cost (said before anything runs), where their results are kept, and how a study that was
-killed goes on. A result is one JSON line per (arm, seed), under a digest of the study's settings; a
-changed setting makes the old lines stale, and stale lines count for nothing. What a study measures
-stands in ``benchmarks/evidence/<name>.py``, how it becomes a page in :mod:`benchmarks.evidence_page`.
+What makes a figure of ``docs/evidence.md`` repeatable stands here once: which runs a study has,
+what they will cost (said before anything runs), where their results are kept, and how a study that
+was killed goes on. A result is one JSON line per (arm, seed), under a digest of the study's
+settings; a changed setting makes the old lines stale, and stale lines count for nothing. What a
+study measures stands in ``benchmarks/evidence/<name>.py``, how it becomes a page in
+:mod:`benchmarks.evidence_page`.
 """
 
 import argparse

@@ -13,6 +13,11 @@ DIGEST_LETTERS = 12
 """Of a SHA-256: enough to tell checkpoints apart; a whole one would cut the table off."""
 
 
+SHOWN_IN_PLACE = 1_000
+"""Dagster shows shorter Markdown in place, where a wide table would squeeze the labels and be cut
+off itself: a table is filled up with blanks, and waits behind a click."""
+
+
 def label(name: str, *of: str) -> str:
     """Return the label of a figure: what it is of, then its name in words.
 
@@ -37,9 +42,11 @@ def short(digest: str | None) -> str:
     return digest[:DIGEST_LETTERS] if digest else "none yet"
 
 
-def whole(digests: Mapping[str, str | None]) -> dg.JsonMetadataValue:
-    """Return whole digests by what they are of: one click away, and nothing is cut off."""
-    return dg.MetadataValue.json({name: digest for name, digest in digests.items() if digest})
+def whole(digests: Mapping[str, str | None]) -> dg.MarkdownMetadataValue:
+    """Return whole digests, or paths, by what they are of: one click away, and not cut off."""
+    return table(
+        ("of", "whole"), [(name, f"`{digest or 'none yet'}`") for name, digest in digests.items()]
+    )
 
 
 def picture(png: bytes) -> dg.MarkdownMetadataValue:
@@ -48,9 +55,10 @@ def picture(png: bytes) -> dg.MarkdownMetadataValue:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:
-    """Return rows as a Markdown table; a bar or a line break in a cell does not break it."""
+    """Return rows as a Markdown table in a dialog; no cell can break it."""
     lines = [headings, ["---"] * len(headings), *rows]
-    return dg.MetadataValue.md("\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines))
+    text = "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
+    return dg.MetadataValue.md(text.ljust(SHOWN_IN_PLACE))
 
 
 def rounded(value: float) -> float:

@@ -20,6 +20,10 @@ GREY = "#595959"
 PALE = "#BFBFBF"
 
 
+WIDTH = 8.8
+"""Of a figure, inches: as PNG it fits the UI's dialog on a laptop's screen."""
+
+
 def blank_figure(width: float, height: float) -> "Figure":
     """Return an empty figure on the Agg canvas, sizes in inches.
 

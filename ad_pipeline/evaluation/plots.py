@@ -21,10 +21,12 @@ from ad_pipeline.evaluation.drawing import (
     GREY,
     LINES,
     MARKERS,
+    WIDTH,
     blank_figure,
     png_of,
     saying,
 )
+from ad_pipeline.evaluation.intervals import reach_of_sum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +36,6 @@ COMPARED_HOURS = 24
 
 WINDOWS_HOURS = (6, 12, 24, 48)
 """Hours that a line pools: the fewest that hold enough positives most of the time."""
-
-LEVEL = 0.95
-"""Of every interval that is drawn."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def metrics_over_time(
     from matplotlib.ticker import MaxNLocator
 
     goals = sorted(set(progressive.column("goal").to_pylist()))
-    figure = blank_figure(10.5, 1.4 + 3.2 * max(len(goals), 1))
+    figure = blank_figure(WIDTH, 1.4 + 3.0 * max(len(goals), 1))
     if not goals:
         return png_of(saying(figure, "No hour has matured yet"))
     rows = np.atleast_1d(np.asarray(figure.subfigures(len(goals), 1)))
@@ -146,7 +145,11 @@ def metrics_over_time(
             label="base rate",
         )
         row.suptitle(
-            f"{goal}: {compared_in_words(by_expert)}", x=0.01, ha="left", fontweight="bold"
+            f"{goal}: {compared_in_words(by_expert)}",
+            x=0.01,
+            ha="left",
+            fontweight="bold",
+            fontsize=11,
         )
         left.set_ylabel("normalized entropy\n(1 = base rate, lower is better)")
         right.set_ylabel("log loss, nats a row\n(lower is better)")
@@ -157,15 +160,15 @@ def metrics_over_time(
             axes.set_xlim(first, last)
             axes.yaxis.set_major_locator(MaxNLocator(6))
             axes.set_xlabel(
-                f"hour in which the label matured, {first:%Y-%m-%d} to {last:%Y-%m-%d} UTC"
+                f"hour in which the label matured\n{first:%Y-%m-%d} to {last:%Y-%m-%d}, UTC"
             )
-    handles, labels = left.get_legend_handles_labels()
+    handles, labels = rows[0].axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     named = f"{title}: how good" if title else "How good"
     figure.suptitle(
         f"{named} each expert's scores at serving time were. Points: one hour; "
-        f"lines: the last {window_hours} hours; bands: {LEVEL:.0%} intervals.",
-        fontsize=10,
+        f"lines: the last {window_hours} hours; bands: 95 % intervals.",
+        fontsize=9,
     )
     return png_of(figure)
 
@@ -210,7 +213,7 @@ def compared_in_words(
         best, other = other, best
     difference = losses[other] - losses[best]
     relative = difference.sum() / losses[best].sum()
-    reach = _reach(difference - relative * losses[best]) / losses[best].sum()
+    reach = reach_of_sum(difference - relative * losses[best]) / losses[best].sum()
     newest = f"in the last {len(common)} matured hours"
     if relative - reach <= 0:
         return f"{best} and {other} are level {newest} ({relative:.1%} ± {reach:.1%} apart)"
@@ -243,6 +246,8 @@ def calibration_plot(
     bytes
         PNG. With no rows, a figure that says so.
     """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     y = np.asarray(labels, dtype=np.float64)
     figure = blank_figure(6.4, 5.8)
     if not len(y):
@@ -282,6 +287,10 @@ def calibration_plot(
     ends = [min(seen) / 1.3, max(seen) * 1.3]
     axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=":", label="perfect")
     axes.set(xscale="log", yscale="log", xlim=ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"mean probability of the bin ({bins} bins of equal mass)")
     axes.set_ylabel("share of positives in the bin, with its 95 % interval")
     axes.grid(alpha=0.25)
@@ -370,20 +379,10 @@ def _pooled(
         normalized_entropy=loss / rate_entropy,
         log_loss=loss,
         rate_entropy=rate_entropy,
-        entropy_reach=_reach((moved_loss - loss / rate_entropy * moved_rate) / rate_entropy) / n,
-        loss_reach=_reach(moved_loss) / n,
+        entropy_reach=reach_of_sum((moved_loss - loss / rate_entropy * moved_rate) / rate_entropy)
+        / n,
+        loss_reach=reach_of_sum(moved_loss) / n,
     )
-
-
-def _reach(moved: np.ndarray) -> float:
-    """Return half the width of the interval of a sum over hours, from each hour's part in it."""
-    from scipy.special import stdtrit
-
-    hours = len(moved)
-    if hours < 3:
-        return float("nan")
-    quantile = stdtrit(hours - 1, (1 + LEVEL) / 2)
-    return float(quantile * np.sqrt(hours / (hours - 1) * (moved**2).sum()))
 
 
 def _wilson(rate: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,11 @@ def report_markdown(rows: Sequence[Row], range_name: str = "test") -> str:
     for goal in _goals(rows, range_name):
         headings = ["expert", *(heading for _, heading, _ in SHOWN)]
         lines = [headings, ["---"] * len(headings)]
-        lines += [[name, *cells] for name, cells in goal.cells.items()]
+        # An interval stays on one line of its cell.
+        lines += [
+            [name, *(cell.replace(", ", ",\u00a0") for cell in cells)]
+            for name, cells in goal.cells.items()
+        ]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         parts += [f"**{goal.heading}**", table, *goal.notes]
     return "\n\n".join(parts)

@@ -430,7 +430,7 @@ def _lines_of(paths: Iterable[Path]) -> str:
     )
 
 
-def _relation(
+def relation_of(
     source: Source, layout: Layout, paths: Sequence[Path], *, numbered: bool = False
 ) -> str:
     """Return the SQL that reads files; numbered ones have each row's place in its file as well."""
@@ -445,7 +445,7 @@ def _relation(
             "("
             + " UNION ALL ".join(
                 f"SELECT *, row_number() OVER () AS {SOURCE_ROW} "
-                f"FROM {_relation(source, layout, [path])}"
+                f"FROM {relation_of(source, layout, [path])}"
                 for path in paths
             )
             + ")"
@@ -518,7 +518,7 @@ def mapped_rows(
     names = _Names(dataset, source, layout, group[0].disk_path)
     raws = {name: names.bound(text, ("columns", name)) for name, text in source.columns.items()}
     conditions = {} if source.where is None else {"": names.bound(source.where, ("where",))}
-    relation = _relation(
+    relation = relation_of(
         source, layout, [file.disk_path for file in group], numbered=names.numbers_rows
     )
     inner = (
@@ -561,7 +561,7 @@ def mapped_rows(
                 f"the expression gives {types[name]} of {group[0].disk_path} where {type_} is "
                 "wanted",
                 "write epoch_us(CAST(... AS TIMESTAMPTZ)) for a timestamp"
-                if type_ == "BIGINT"
+                if name in CLOCKS
                 else f"write an expression of type {type_}",
             )
         values.append(f'{value} AS "{name}"')
@@ -759,7 +759,7 @@ def _is_given_a_zone(column: exp.Column) -> bool:
             isinstance(node, exp.Anonymous) and node.name.lower() == "timezone"
         ):
             return True
-        if isinstance(node, exp.Cast) and node.to.this == exp.DataType.Type.VARCHAR:
+        if isinstance(node, exp.Cast) and node.to.this in exp.DataType.TEXT_TYPES:
             return True
         node = node.parent
     return False

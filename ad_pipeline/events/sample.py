@@ -99,6 +99,19 @@ class Sampler:
         return self._taken[path, format_]
 
 
+def first_lines(path: Path, most: int) -> list[str]:
+    """Return the first lines of a text file, without their ends, an unfinished one left out.
+
+    Raises
+    ------
+    UnreadableLog
+        If the file is compressed and damaged.
+    """
+    content = _opening(path, 1 << 20)
+    whole = _whole_lines(content).decode("utf-8", errors="replace").lstrip("\ufeff")
+    return [line for line in whole.splitlines()[:most] if line]
+
+
 def _spread(paths: Sequence[Path], most: int) -> list[Path]:
     """Return at most so many of some files, the first and the last among them."""
     if len(paths) <= most:
@@ -140,8 +153,7 @@ def _take_parquet(path: Path, target: Path, files: int) -> int:
 def _take_text(path: Path, target: Path, files: int) -> int:
     """Copy lines from a text file; return the bytes of the file that were read for them."""
     wanted = max(MAXIMUM_BYTES // files, 1 << 16)
-    ending = path.name.lower().rpartition(".")[2]
-    codec = {"gz": "gzip", "zst": "zstd"}.get(ending)
+    codec = _codec(path)
     size = path.stat().st_size
     if codec is None and size <= wanted:
         target.symlink_to(path)
@@ -158,19 +170,30 @@ def _take_text(path: Path, target: Path, files: int) -> int:
                 pieces.append(_whole_lines(block) if offset + share < size else block)
         target.write_bytes(b"".join(pieces))
         return sum(len(piece) for piece in pieces)
+    content = _opening(path, wanted + 1)
+    ended = len(content) <= wanted
+    with pa.OSFile(str(target), "wb") as file, pa.CompressedOutputStream(file, codec) as stream:
+        stream.write(content if ended else _whole_lines(content))
+    return size if ended else min(target.stat().st_size, size - 1)
+
+
+def _codec(path: Path) -> str | None:
+    return {"gz": "gzip", "zst": "zstd"}.get(path.name.lower().rpartition(".")[2])
+
+
+def _opening(path: Path, count: int) -> bytes:
+    """Return the first bytes of a text file, as they were before compression."""
+    codec = _codec(path)
+    if codec is None:
+        return _read(path, 0, count)
     try:
         with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, codec) as stream:
-            content = stream.read(wanted)
-            ended = len(stream.read(1)) == 0
-            read_bytes = size if ended else min(file.tell(), size - 1)
+            return stream.read(count)
     except OSError as error:
         raise UnreadableLog(
             f"{path} is no readable {codec} file ({error}); fetch it again, or take it out of the "
             "globs in the dataset file"
         ) from error
-    with pa.CompressedOutputStream(pa.OSFile(str(target), "wb"), codec) as stream:
-        stream.write(content if ended else _whole_lines(content))
-    return read_bytes
 
 
 def _read(path: Path, offset: int, count: int) -> bytes:

@@ -63,11 +63,14 @@ _ENOUGH_ROWS = 500
 _ASSETS = 14
 
 _UNZONED = "text without a zone, taken as UTC"
-_ENDS_IN_ZONE = re.compile(r"(Z|[+-]\d\d(:?\d\d)?)$")
 
 _REMEDIES: Mapping[str, str] = {
     "unreadable line": "they have another number of fields than the first line: look at one, and "
     "write 'delimiter:', 'quote: none' or 'header: false' if the file is written that way",
+    "line too long": "a line this long is no row: is a line's end missing, or a quotation mark?",
+    "text too long": "take the column out, or cut it: left(x, 200)",
+    "no time zone": "say whose time it is: epoch_us(timezone('Europe/Berlin', CAST(x AS TIMESTAMP)))"
+    ", with 'UTC' if it is that",
     "wrong type": "mend the expression, or list the text under 'nulls:' if it means null",
     "missing": "map the column to what every row has; source_file || ':' || source_row is an id "
     "for rows that have none",
@@ -307,7 +310,7 @@ def _refused(
 
 def _column_of(table: str, reason: str) -> str:
     """Return the column that a reason is about, as a place of the dataset file."""
-    for start in ("wrong type: ", "missing ", "not finite: "):
+    for start in ("wrong type: ", "no time zone: ", "text too long: ", "missing ", "not finite: "):
         if reason.startswith(start):
             return f"{table}.{reason.removeprefix(start)}"
     if reason == "clock out of range":
@@ -334,6 +337,9 @@ def _clock_findings(
             return
     if received_us is None:
         return
+    main = table == "impressions"
+    # Engagements of the last impressions come after the end; those hours are run too.
+    end_us = dataset.end_us if main else dataset.last_hour_end_us
     first_us, last_us, before, after, hour_only = one_row(
         connection,
         f"""
@@ -346,18 +352,17 @@ def _clock_findings(
     )
     span = f"{_as_moment(first_us)} to {_as_moment(last_us)}"
     yield Finding("ok", f"{table}.received_us", f"{span}{'' if whole else ' in the sample'}")
-    main = table == "impressions"
-    for count, when, what in (
-        (before, "before the start", "left out: write an earlier 'start:'"),
-        (after, "after the end", "in hours that are never run: write a later 'end:'"),
+    for count, when, remedy in (
+        (before, "before the start and left out", "write an earlier 'start:' if they belong to it"),
+        (after, "after the end", "write a later 'end:' if they belong to the log"),
     ):
         if count:
             serious = main and count / rows >= OUTSIDE_IS_AN_ERROR
             yield Finding(
                 "error" if serious else "warning",
                 f"{table}.received_us",
-                f"{_share(count, rows)} {when}",
-                f"those are {what}, if you want them",
+                f"{_share(count, rows)} received {when}",
+                remedy,
             )
     if main and whole and dataset.end_us is not None and last_us < dataset.end_us - HOUR_US:
         ends_us = last_us - last_us % HOUR_US + HOUR_US
@@ -418,8 +423,7 @@ def _zone_findings(
             cast.this.find(exp.Column) and cast.to.sql().upper().startswith("TIMESTAMP")
             for cast in tree.find_all(exp.Cast)
         ):
-            zoned = any(_ENDS_IN_ZONE.search(str(value).strip()) for value in raw.values())
-            how = "text with a zone" if zoned else _UNZONED
+            how = "text with a zone"
         else:
             how = "numbers, counted in UTC"
         shown = ", ".join(f"{name} = {value}" for name, value in raw.items())
@@ -503,7 +507,7 @@ def _feature_findings(connection: duckdb.DuckDBPyConnection, dataset: Dataset) -
         found = list(_one_feature(dataset, name, rows, nulls, different, whole_numbers))
         sound += not found
         for finding in found:
-            yield finding if not nulls else _with_null_row(connection, finding, name)
+            yield finding if not nulls else _with_null_row(connection, dataset, finding, name)
     yield Finding("ok", "features", f"{sound} of {len(columns)} features and entities look sound")
 
 
@@ -549,15 +553,23 @@ def _one_feature(
         )
 
 
-def _with_null_row(connection: duckdb.DuckDBPyConnection, finding: Finding, name: str) -> Finding:
+def _with_null_row(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, finding: Finding, name: str
+) -> Finding:
     """Return the finding with a row in which the column is null, as the file has it."""
+    tree = parse_expression(dataset.sources_of("impressions")[0].columns[name])
+    used = sorted({node.name for node in tree.find_all(exp.Column)})
+    fields = ", ".join(
+        f"json_extract_string(to_json(landed_source), {_json_path(column)})" for column in used
+    )
     found = connection.execute(
-        f"SELECT CAST(to_json(landed_source) AS VARCHAR), landed_file FROM sampled_impressions_0 "
+        f"SELECT landed_file{', ' + fields if fields else ''} FROM sampled_impressions_0 "
         f'WHERE "{name}" IS NULL AND landed_wrong IS NULL LIMIT 1'
     ).fetchone()
     if found is None:
         return finding
-    example = f"{finding.text}, first in {found[1]}: {_shortened(found[0])}"
+    shown = ", ".join(f"{column} = {value}" for column, value in zip(used, found[1:], strict=True))
+    example = f"{finding.text}, first in {found[0]}: {_shortened(shown)}"
     return Finding(finding.level, finding.subject, example, finding.remedy)
 
 
@@ -623,7 +635,7 @@ def _label_findings(
             yield Finding(
                 "error" if serious else "warning",
                 subject,
-                f"{_share(orphans, events)} of its engagements name an impression that is not in the "
+                f"{_share(orphans, events, 'engagements')} name an impression that is not in the "
                 f"log, such as {example}",
                 "map impression_id of both tables to the same id"
                 if serious
@@ -636,7 +648,7 @@ def _label_findings(
             yield Finding(
                 "error" if serious else "warning",
                 subject,
-                f"{_share(early, known)} of its engagements come before their impression",
+                f"{_share(early, known, 'engagements')} come before their impression",
                 "the two clocks are of different zones or units: compare occurred_us of "
                 "both tables",
             )
@@ -645,7 +657,7 @@ def _label_findings(
             yield Finding(
                 "error" if serious else "warning",
                 subject,
-                f"{_share(outside, known)} of its engagements come after the window of "
+                f"{_share(outside, known, 'engagements')} come after the window of "
                 f"{duration(window_us)} and make no label",
                 "right if they shall not count; else write a longer 'window:'",
             )
@@ -717,8 +729,8 @@ def _about(us: float) -> str:
     return f"{us / 1e6:.3g} seconds"
 
 
-def _share(count: int, rows: int) -> str:
-    return f"{count:,} of {rows:,} rows ({100 * count / rows:.3g} %)"
+def _share(count: int, rows: int, what: str = "rows") -> str:
+    return f"{count:,} of {rows:,} {what} ({100 * count / rows:.3g} %)"
 
 
 def _shortened(text: object, most: int = 220) -> str:

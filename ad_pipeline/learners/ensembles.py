@@ -75,7 +75,7 @@ class FittedEnsemble:
             "calibration": ensemble.calibration.kind,
             "base rate": self.base_rate,
             **{
-                f"labels of {name} matured from": f"{timestamp(start_us)} to {timestamp(end_us)}"
+                f"{name} hours": f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
                 for name, (start_us, end_us) in ensemble.ranges.items()
             },
             **self._provisional_figures,
@@ -87,8 +87,8 @@ class FittedEnsemble:
         if facts is None:
             return {}
         if facts["not_compared"]:
-            outcome = f"not compared: {facts['not_compared']}"
-        elif facts["changed"]:
+            return {"on provisional labels": f"not compared: {facts['not_compared']}"}
+        if facts["changed"]:
             outcome = f"{facts['chosen']} replaces {facts['chosen_before']}"
         else:
             outcome = f"{facts['chosen']} stays"

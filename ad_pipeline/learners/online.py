@@ -7,13 +7,15 @@ checkpoint's parent and stream position are is the caller's to say.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.learners import ftrl_kernel
-from ad_pipeline.settings import OnlineSettings
+
+if TYPE_CHECKING:
+    from ad_pipeline.settings import OnlineSettings
 
 Arrays = dict[str, np.ndarray]
 Manifest = dict[str, Any]
@@ -62,7 +64,7 @@ class OnlineExpert(Protocol):
         ...
 
 
-def new_expert(settings: OnlineSettings) -> OnlineExpert:
+def new_expert(settings: "OnlineSettings") -> OnlineExpert:
     """Return an untrained expert.
 
     Parameters

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ad_pipeline.evaluation.drawing import COLOURS, GREY, PALE, blank_figure, png_of
+from ad_pipeline.evaluation.drawing import COLOURS, GREY, PALE, WIDTH, blank_figure, png_of
 from ad_pipeline.monitoring.drift import (
     NULL,
     OTHER,
@@ -76,15 +76,15 @@ def drift_picture(verdict: DriftVerdict, folded: Folded, *, title: str = "") -> 
     """
     shown = verdict.columns
     detailed = shown[:DETAILED]
-    figure = blank_figure(11.5, max(5.2, 1.6 + 0.3 * len(shown)))
-    grid = figure.add_gridspec(len(detailed), 2, width_ratios=(1.0, 1.15))
+    figure = blank_figure(WIDTH, max(5.6, 1.8 + 0.3 * len(shown)))
+    grid = figure.add_gridspec(len(detailed), 2, width_ratios=(1.0, 1.0))
     _indices(figure.add_subplot(grid[:, 0]), shown)
     for row, column in enumerate(detailed):
         axes = figure.add_subplot(grid[row, 1])
         _distributions(axes, column, _condensed(cells(folded, column.column), column))
         if row == 0:
-            axes.legend(frameon=False, loc="best")
-    figure.suptitle("\n".join(filter(None, (finding(verdict), title))), fontsize=11)
+            axes.legend(frameon=False, loc="best", fontsize=8)
+    figure.suptitle("\n".join(filter(None, (finding(verdict), title))), fontsize=10)
     return png_of(figure)
 
 
@@ -126,8 +126,8 @@ def _indices(axes: "Axes", columns: tuple[ColumnDrift, ...]) -> None:
     axes.set_yticks(places, [column.column for column in columns])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * reach)
-    axes.set_xlabel("population stability index (0: the same distribution)")
-    axes.set_title("How far each column moved", loc="left")
+    axes.set_xlabel("population stability index (0: unchanged)")
+    axes.set_title("How far each column moved", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(edgecolor="none", framealpha=1.0, loc="lower right", fontsize=8)
 
@@ -165,7 +165,7 @@ def _distributions(axes: "Axes", column: ColumnDrift, counted: Cells) -> None:
     axes.set_yticks(places, [_readable(label) for label in counted.labels], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("share of impressions, %")
-    axes.set_title(f"{column.column}, before and now (index {column.psi:.3f})", loc="left")
+    axes.set_title(f"{column.column}: index {column.psi:.3f}", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
 
 

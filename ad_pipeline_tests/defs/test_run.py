@@ -90,7 +90,7 @@ def test_row_counts_in_the_event_log_are_those_of_the_warehouse(
     }
     stored = rows_by_hour(connection, asset.replace("/", "."), clock)
     assert shown == stored
-    assert len(set(stored.values())) > 5, "hours differ, so a flat line would be wrong"
+    assert len(set(stored.values())) > 1, "hours differ, so a flat line would be wrong"
 
 
 @pytest.mark.parametrize(

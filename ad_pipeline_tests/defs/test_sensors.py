@@ -5,6 +5,7 @@ all by itself is in ``test_daemon.py``.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -143,6 +144,26 @@ def test_a_run_at_its_hours_is_waited_for(
     assert requests == []
     assert run.run_id in why
     instance.report_run_failed(run)
+    assert tick(closed_hours)[0]
+
+
+def test_a_run_whose_last_words_lie_in_the_future_is_waited_for(
+    new_market: Market,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    tick: Tick,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The wall clock was set back during the run; one that fell silent is still given up."""
+    write_days(new_market, range(1))
+    assert run_here(definitions, ["events/files"], instance=instance).success
+    run = going_on(definitions, instance)
+    now = time.time()
+    monkeypatch.setattr(sensors.time, "time", lambda: now - 24 * 3600)
+    requests, _, why = tick(closed_hours)
+    assert requests == []
+    assert run.run_id in why
+    monkeypatch.setattr(sensors.time, "time", lambda: now + 2 * sensors.QUIET_SECONDS)
     assert tick(closed_hours)[0]
 
 

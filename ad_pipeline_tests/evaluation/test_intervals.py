@@ -193,3 +193,17 @@ def test_400_replicates_of_a_million_rows_take_seconds():
     begun = time.perf_counter()
     intervals.interval(labels, predictions, hours, 1, 400)
     assert time.perf_counter() - begun < 30
+
+
+@pytest.mark.parametrize("blocks", [6, 24])
+def test_the_reach_of_a_sum_covers_as_often_as_it_says(blocks: int):
+    generator = np.random.default_rng(blocks)
+    parts = generator.normal(2.0, 1.5, (2_000, blocks))
+    covered = [
+        abs(row.sum() - 2.0 * blocks) <= intervals.reach_of_sum(row - row.mean()) for row in parts
+    ]
+    assert 0.935 < np.mean(covered) < 0.965
+
+
+def test_the_reach_of_two_blocks_is_unknown():
+    assert np.isnan(intervals.reach_of_sum([1.0, -1.0]))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US, hour_of
-from ad_pipeline.evaluation import metrics, plots, progressive, report, tables
+from ad_pipeline.evaluation import metrics, plots, printed, progressive, report, tables
 from ad_pipeline.warehouse import Warehouse, bound, replace_hours, select
 
 START = hour_of(1_772_409_600_000_000)
@@ -281,3 +281,48 @@ def test_pictures_of_nothing_say_so_instead_of_failing():
     nothing = tables.arrow_rows(tables.PROGRESSIVE_METRICS, [])
     assert plots.metrics_over_time(nothing).startswith(b"\x89PNG")
     assert plots.calibration_plot([], {"online": []}).startswith(b"\x89PNG")
+
+
+def hours_of(losses: Sequence[float] | np.ndarray, rows: int = 100) -> list[dict]:
+    return [
+        {"hour_us": START + number * HOUR_US, "rows": rows, "loss_sum": loss}
+        for number, loss in enumerate(losses)
+    ]
+
+
+def test_a_title_names_a_winner_only_if_the_interval_excludes_a_tie():
+    generator = np.random.default_rng(3)
+    hours = generator.normal(30, 5, 24)
+    ahead = hours_of(hours - 1 + generator.normal(0, 0.2, 24))
+    level = hours_of(hours + generator.normal(0, 1, 24))
+    assert plots.compared_in_words({"batch": hours_of(hours), "online": ahead}).startswith(
+        "online has 3."
+    )
+    assert "are level in the last 24" in plots.compared_in_words(
+        {"batch": hours_of(hours), "online": level}
+    )
+
+
+def test_a_title_compares_only_hours_in_which_both_scored_the_same_rows():
+    worse = hours_of([1000.0, *[10.0] * 5])
+    better = [*hours_of([1.0], rows=7), *hours_of([10.0] * 6)[1:]]
+    said = plots.compared_in_words({"batch": worse, "online": better})
+    assert "level in the last 5 matured hours (0.0% ± 0.0%" in said
+    assert plots.compared_in_words({"online": worse, "batch": []}).startswith("only the online")
+    assert plots.compared_in_words({"batch": worse[:2], "online": better}).startswith("too few")
+
+
+def test_the_report_is_aligned_on_a_terminal_and_a_table_on_a_page():
+    rows = scored(rows=2_000)
+    (part, *_) = progressive.by_goal_and_expert(rows)
+    table = report.report_rows(
+        part.goal, part.expert, "test", START, START + 6 * HOUR_US, part.labels,
+        part.probabilities, part.hours, seed=1, replicates=50,
+    ).to_pylist()  # fmt: skip
+    heading, titles, line = printed.report_lines(table)
+    assert heading.startswith(f"{part.goal}: ")
+    assert len(titles) == len(line)
+    assert "]  " in line, "cells do not touch"
+    page = printed.report_markdown(table)
+    assert "| expert | log loss | NE |" in page
+    assert f"| {part.expert} | " in page

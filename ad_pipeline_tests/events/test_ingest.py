@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
-from ad_pipeline.datasets import Deployment, load_dataset
+from ad_pipeline.datasets import Deployment, HomeTaken, load_dataset
 from ad_pipeline.events import ingest as ingest_module
 from ad_pipeline.events.accounting import accounting_gaps
 from ad_pipeline.events.contract import event_tables
@@ -489,3 +489,15 @@ def test_a_wall_clock_that_steps_back_between_two_ingests_changes_no_table(
         found.append((contents(warehouse), ask(deployment, "FROM events.files ORDER BY ALL")))
     # Parquet files written twice are the same to the byte, so the ledgers are equal too.
     assert found[0] == found[1]
+
+
+def test_the_log_of_another_dataset_is_not_read_into_a_claimed_home(
+    small: Deployment, tmp_path: Path
+) -> None:
+    ingest_hours(warehouse_of(small), small, START_US, LAST_US)
+    text = DATASET.replace("name: small", "name: other")
+    other = Deployment(deployment_in(tmp_path / "other", text).dataset, small.home)
+    before = contents(warehouse_of(small))
+    with pytest.raises(HomeTaken, match=r"'small' of .*not dataset 'other' of"):
+        ingest_hours(warehouse_of(other), other, START_US, LAST_US)
+    assert contents(warehouse_of(small)) == before

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_of
-from ad_pipeline.monitoring import drift, tables
+from ad_pipeline.monitoring import drift, plots, tables
 from ad_pipeline.settings import DriftSettings
 
 START = hour_of(1_772_409_600_000_000)
@@ -263,3 +263,45 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
         drift.evidently_report(impressions(1), impressions(2), COLUMNS, SETTINGS, path)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["drift.html"]
+
+
+def folded(current: pa.Table) -> drift.Folded:
+    return drift.fold(impressions(1), current, COLUMNS, SETTINGS)
+
+
+def test_the_cells_of_a_column_are_what_its_index_compares():
+    current = impressions(2, publishers=40)
+    verdict = drift.drift_report(impressions(1), current, COLUMNS, SETTINGS)
+    for column in verdict.columns:
+        counted = drift.cells(folded(current), column.column)
+        assert counted.contributions.sum() == pytest.approx(column.psi)
+        assert counted.reference.sum() == counted.current.sum() == 6_000
+        assert len(set(counted.labels)) == len(counted.labels) == len(counted.reference)
+
+
+def test_bins_of_numbers_are_labelled_in_the_units_of_the_log():
+    """The heavy-tailed price is compared as log1p; people read prices."""
+    prices = impressions(1).column("paid_price").to_numpy()
+    counted = drift.cells(folded(impressions(2)), "paid_price")
+    first, second = counted.labels[0], counted.labels[1]
+    edge = float(first.removeprefix("< "))
+    assert second.startswith(f"{edge:.4g} to < ")
+    assert (prices < edge).sum() == pytest.approx(counted.reference[0], abs=5)
+    assert counted.labels[-1].startswith(">= ")
+
+
+def test_a_label_for_nulls_stands_last():
+    assert drift.cells(folded(impressions(2)), "floor").labels[-1] == drift.NULL
+
+
+def test_the_picture_of_a_verdict_is_drawn_the_same_twice_and_says_what_was_found():
+    for current, says in (
+        (impressions(2, publishers=40), "columns drifted: publisher"),
+        (impressions(2), "No column drifted"),
+    ):
+        verdict = drift.drift_report(impressions(1), current, COLUMNS, SETTINGS)
+        assert says in plots.finding(verdict)
+        picture = plots.drift_picture(verdict, folded(current), title="now against before")
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 20_000
+        assert picture == plots.drift_picture(verdict, folded(current), title="now against before")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ad_pipeline.checkpoints import MissingCheckpoint, write_checkpoint
+from ad_pipeline.checkpoints import MissingCheckpoint, point, resolve, write_checkpoint
 from ad_pipeline.serving.bundle import (
     KIND,
     CorruptBundle,
@@ -15,6 +15,7 @@ from ad_pipeline.serving.bundle import (
     open_bundle,
     open_bundle_folder,
 )
+from ad_pipeline_tests.full_disk import files_of_at_most
 from ad_pipeline_tests.serving import worlds
 
 FILES = (
@@ -149,3 +150,29 @@ def test_a_bundle_without_goals_or_canaries_or_with_other_slots_is_refused(
             label_watermark_us=0,
             canaries=world.requests[:1],
         )
+
+
+@pytest.mark.parametrize(
+    ("limit", "torn"),
+    [(0, "click.weights.npy"), (9_000, "click.model.txt"), (30_000, "purchase.model.txt")],
+)
+def test_a_full_disk_leaves_the_old_bundle_and_no_half_of_the_new_one(
+    world: worlds.World, own_bundles: Path, limit: int, torn: str
+) -> None:
+    point(own_bundles, "candidate", world.bundle.digest)
+    before = sorted(path.name for path in (own_bundles / "objects").iterdir())
+    later_us = worlds.SERVED_US + 1
+
+    def write() -> str:
+        counts = world.due.counts
+        return worlds.write(own_bundles, world.models, world.requests, counts, later_us).digest
+
+    with files_of_at_most(limit), pytest.raises(OSError, match="make room") as caught:
+        write()
+    assert Path(caught.value.filename).name == torn
+    assert sorted(path.name for path in (own_bundles / "objects").iterdir()) == before
+    assert resolve(own_bundles, "candidate") == world.bundle.digest
+    assert open_bundle(own_bundles, world.bundle.digest).digest == world.bundle.digest
+    point(own_bundles, "candidate", write())
+    opened = open_bundle(own_bundles, resolve(own_bundles, "candidate"))
+    assert opened.label_watermark_us == later_us

@@ -196,7 +196,7 @@ def write_ipinyou(path: Path, *, rows: int, start_us: int, hours: int, seed: int
     tags = np.array(["10006", "10024", "10031", "10063", "10111", "13042", "13866", "16706"])
     has_tag = draw.random((rows, len(tags))) < 0.2
     # Chosen for a rate of a few percent: real ones are below a thousandth, too few for a small log.
-    logit = -2.4 + _effects(draw, np.stack([domain, creative, city]), 0.8) + 1.5 * has_tag[:, 3]
+    logit = -3.6 + _effects(draw, np.stack([domain, creative, city]), 0.8) + 1.5 * has_tag[:, 3]
     clicks = draw.random(rows) < _probability(logit)
     floor = draw.choice([0, 5, 20, 50], rows)
     bid = draw.choice([227, 238, 277, 294, 300], rows)

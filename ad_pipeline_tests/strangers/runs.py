@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import HOUR_US, microseconds, timestamp
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
 from ad_pipeline_tests.strangers.logs import Planted, write_avazu, write_criteo, write_ipinyou
 
@@ -128,8 +129,6 @@ def command(
 
 
 def _moment(day: str, hours: int) -> str:
-    from ad_pipeline.clocks import microseconds, timestamp
-    from datetime import datetime
-
+    """Return the moment some hours after a day began, as a dataset file writes it."""
     start_us = microseconds(datetime.fromisoformat(f"{day}T00:00+00:00"))
     return timestamp(start_us + hours * HOUR_US)

@@ -1,10 +1,10 @@
-"""Is the ensemble better than the best expert, chosen in hindsight, and only where there is cause?
+"""Whether the ensemble beats the best expert of hindsight, and only where there is cause.
 
 The ensembles are the product's: fitted by ``learners.ensembles`` on matured rows, measured on the
 test range that no fit has seen, against both experts' scores at serving time. The best expert of
-hindsight is chosen on that very test range, which favours it. Two controls replace the batch expert:
-by noise (the ensemble may lose nothing against the online expert alone, calibrated the same way) and
-by a copy of the online expert (no gain may be found).
+hindsight is chosen on that very test range, which favours it. Two controls replace the batch
+expert: by noise (the ensemble may lose nothing against the online expert alone, calibrated the same
+way) and by a copy of the online expert (no gain may be found).
 
     python -m benchmarks.evidence.ensemble [--seeds N] [--fresh] [--budget]
 """

@@ -58,6 +58,9 @@ SPEC = MarketplaceSpec(
 
 SEEDS = (401, 402, 403)
 MARKET = "market"
+VERSION = 2
+"""Raise when the same settings would give other counts."""
+
 CUT_US = 30 * HOUR_US
 """The shorter log ends this long after the start."""
 
@@ -170,13 +173,12 @@ def _repeated(lived: Deployment, first_day: dict[str, str], folder: Path) -> Val
             clicks = changed.logs / "engagements" / "day=0.parquet"
             pq.write_table(pq.read_table(clicks).slice(1), clicks)
             _learn(changed, range(1))
-            changed_pointers = pointers(changed)
     _learn(lived, range(1, SPEC.days))
     return {
         "pointers": float(len(expected)),
         "fresh_home": _unlike(expected, pointers(fresh)),
         "run_again": _unlike(expected, pointers(lived)),
-        "planted/changed_log": _unlike(first_day, changed_pointers),
+        "planted/changed_log": _unlike(first_day, pointers(changed)),
     }
 
 
@@ -292,8 +294,8 @@ def _cut(warehouse: Warehouse, lived: Deployment, home: Path) -> Values:
     compared, differ = _rows_unlike(warehouse, cut, cut_us)
     with warehouse.writer() as connection:
         connection.execute(
-            "UPDATE examples.training_examples SET emit_us = anchor_us WHERE kind = "
-            "'delayed_positive' AND emit_us >= $cut_us AND anchor_us < $cut_us",
+            "UPDATE examples.training_examples SET emit_us = anchor_us "
+            "WHERE emit_us >= $cut_us AND anchor_us < $cut_us",
             {"cut_us": cut_us},
         )
     _, planted = _rows_unlike(warehouse, cut, cut_us)
@@ -332,6 +334,7 @@ STUDY = Study(
         "spec": {name: value for name, value in asdict(SPEC).items() if name != "seed"},
         "settings": _dataset().settings.digest(),
         "cut_us": CUT_US,
+        "version": VERSION,
     },
     seeds={MARKET: SEEDS},
     run=run,
@@ -400,7 +403,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
             "later: a log that ends earlier gives the same rows up to its end.",
             f"{total('cut/differ'):,.0f} of {total('cut/rows'):,.0f} rows differ",
             total("cut/differ"),
-            "positives emitted at their anchor are found: "
+            "examples emitted at their anchor are found: "
             f"{total('planted/leak'):,.0f} rows differ, and the asset check counts "
             f"{total('planted/leak_seen_by_check'):,.0f}",
             found_everywhere("planted/leak", "planted/leak_seen_by_check"),
@@ -414,7 +417,9 @@ SECTION = Section(
     method=(
         "Three tiny markets of two days live their whole life, with a driver that serves the "
         "second day; then each is held against itself. These are counts, not estimates: the "
-        "control of each is a planted fault that the same comparison must find in every market."
+        "control of each is a planted fault that the same comparison must find in every market. "
+        "In a first run the leak planted delayed positives only and one market had none around "
+        "the cut, so nothing was planted there; now every example around the cut is moved."
     ),
     claims=claims,
 )

@@ -3,7 +3,7 @@
 Each run is a fresh Python that imports, simulates, writes six days with their tail and truth, and
 ends: what a user waits for. Memory is shown for two days and for six, since it must not grow.
 
-    python -m benchmarks.speed.simulation [--json] [--runs 5]
+    python -m benchmarks.speed.simulation [--json] [--runs 5] [--days 6]
 """
 
 import argparse
@@ -19,6 +19,9 @@ from pathlib import Path
 from ad_pipeline.simulation.log_files import TABLES
 from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.simulation.spec import MarketplaceSpec
+from benchmarks.figures import Figure, print_figures
+
+REACH = 200_000
 
 
 def write_days(target: Path, days: int) -> dict[str, int]:
@@ -58,38 +61,64 @@ def timed_run(days: int) -> tuple[float, dict[str, int]]:
         return time.perf_counter() - start, json.loads(done.stdout)
 
 
+def measure(days: int, runs: int) -> list[Figure]:
+    """Measure whole processes that simulate some days, and one that simulates a third of them.
+
+    Parameters
+    ----------
+    days : int
+    runs : int
+        Medians are taken.
+    """
+    done = [timed_run(days) for _ in range(runs)]
+    seconds = statistics.median(wall for wall, _ in done)
+    cpu_seconds = statistics.median(counts["cpu_ms"] for _, counts in done) / 1000
+    counts = done[0][1]
+    fewer = max(days // 3, 1)
+    _, short = timed_run(fewer)
+    log_rows = sum(rows for name, rows in counts.items() if name in TABLES)
+    return [
+        Figure(
+            "impressions_per_s",
+            counts["impressions"] / seconds,
+            f"{counts['impressions']:,} impressions, {days} days, whole process ({seconds:.2f} s)",
+            REACH,
+            "higher",
+            f"{counts['impressions'] / cpu_seconds:,.0f} a second of CPU time",
+        ),
+        Figure("log_rows_per_s", log_rows / seconds, "rows of all log tables a second"),
+        Figure(
+            "impressions_per_cpu_s",
+            counts["impressions"] / cpu_seconds,
+            "impressions a second of CPU time",
+        ),
+        Figure(
+            "peak_rss_mb",
+            counts["peak_rss_kb"] / 1024,
+            f"peak memory of {days} days, MB",
+            better="lower",
+        ),
+        Figure(
+            "peak_rss_mb_fewer_days",
+            short["peak_rss_kb"] / 1024,
+            f"peak memory of {fewer} days, MB: it must not grow with the days",
+            better="lower",
+        ),
+    ]
+
+
 def main() -> None:
-    """Print a table, then one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the figures, then one JSON object on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--days", type=int, default=MarketplaceSpec().days, help=argparse.SUPPRESS)
+    parser.add_argument("--days", type=int, default=MarketplaceSpec().days)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write is not None:
         sys.stdout.write(json.dumps(write_days(arguments.write, arguments.days)))
         return
-    runs = [timed_run(arguments.days) for _ in range(arguments.runs)]
-    seconds = statistics.median(wall for wall, _ in runs)
-    cpu_seconds = statistics.median(counts["cpu_ms"] for _, counts in runs) / 1000
-    counts = runs[0][1]
-    _, short = timed_run(2)
-    result = {
-        "impressions_per_s": round(counts["impressions"] / seconds),
-        "log_rows_per_s": round(
-            sum(rows for name, rows in counts.items() if name in TABLES) / seconds
-        ),
-        "impressions_per_cpu_s": round(counts["impressions"] / cpu_seconds),
-        "impressions": counts["impressions"],
-        "seconds": round(seconds, 3),
-        "runs": arguments.runs,
-        "peak_rss_mb": round(counts["peak_rss_kb"] / 1024),
-        "peak_rss_mb_two_days": round(short["peak_rss_kb"] / 1024),
-    }
-    if not arguments.json:
-        for name, value in result.items():
-            sys.stdout.write(f"{name:<22}{value:>14,}\n")
-    sys.stdout.write(json.dumps(result) + "\n")
+    print_figures(measure(arguments.days, arguments.runs), as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def _draw(axes: "Axes", world: Dataset, told: list[Fact]) -> None:
 
 def _annotate(near: "Axes", far: "Axes", world: Dataset, told: list[Fact]) -> None:
     right, above, below = (9, -3), (0, 9), (0, -17)
-    notes = [
+    notes: list[tuple[str, int, float, tuple[int, int]]] = [
         ("impression", IMPRESSION.occurred_us, HAPPENED, above),
         ("click", CLICK.occurred_us, HAPPENED, above),
         ("purchase", PURCHASE.occurred_us, HAPPENED, above),

@@ -76,8 +76,8 @@ def report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     for goal, drawn in written.calibration.items():
         metadata[label("calibration", goal)] = picture(drawn)
     for goal, (start_us, end_us) in written.ranges.items():
-        metadata[label("tested on labels matured from", goal)] = (
-            f"{timestamp(start_us)} to {timestamp(end_us)}"
+        metadata[label("test hours", goal)] = (
+            f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
         )
     for record in records:
         if record["metric"] in PLOTTED and record["value"] is not None:

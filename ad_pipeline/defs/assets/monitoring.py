@@ -112,7 +112,8 @@ def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentR
     start_us, end_us = hours(context)
     decisions = 0
     figures: dict[int, dict[str, float | int | str]] = {
-        hour_us: {"state": "no decisions yet"} for hour_us in hours_between(start_us, end_us)
+        hour_us: {"state": "no decisions yet", "decisions": 0}
+        for hour_us in hours_between(start_us, end_us)
     }
     for hour in record_parity(deployment.warehouse, deployment.paths, start_us, end_us):
         decisions += hour.decisions

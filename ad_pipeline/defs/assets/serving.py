@@ -45,13 +45,12 @@ def bundle(
     return dg.MaterializeResult(
         metadata={
             "bundle": short(built.digest),
-            "whole digest": whole({"bundle": built.digest}),
-            "folder": dg.MetadataValue.path(str(built.path)),
+            "whole digest and folder": whole({"bundle": built.digest, "folder": str(built.path)}),
             "bytes": size,
             "labels known up to": timestamp(built.label_watermark_us),
             **{
-                label(f"labels of {name} matured from", goal): (
-                    f"{timestamp(start_us)} to {timestamp(end_us)}"
+                label(f"{name} hours", goal): (
+                    f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
                 )
                 for goal, ranges in built.fitted_ranges.items()
                 for name, (start_us, end_us) in ranges.items()
@@ -99,9 +98,9 @@ def current(
             "whole digests": whole(
                 {"candidate": judged.digest, "serving": moves[-1].digest if moves else None}
             ),
-            "moves of the pointer so far": len(moves),
+            "moves so far": len(moves),
             **{
-                label("log loss relative to what served", goal): rounded(verdict.difference)
+                label("relative log loss", goal): rounded(verdict.difference)
                 for goal, verdict in judged.verdicts.items()
                 if verdict.difference == verdict.difference
             },

@@ -1,0 +1,77 @@
+"""Each speed benchmark runs on a tiny log and prints its keys. How fast it is, is not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.figures import Figure
+from benchmarks.performance_page import REPOSITORY
+from benchmarks.speed import label_join
+
+
+def figures_of(module: str, *options: str) -> dict[str, Figure]:
+    """Run a module as anyone would, for its JSON only."""
+    command = [sys.executable, "-m", f"benchmarks.speed.{module}", "--json", "--runs", "1"]
+    ran = subprocess.run(
+        [*command, *options], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    )
+    (line,) = ran.stdout.splitlines()
+    found = json.loads(line)
+    figures = {figure["key"]: Figure(**figure) for figure in found.pop("figures")}
+    assert found == {key: figure.value for key, figure in figures.items()}
+    assert all(figure.says for figure in figures.values())
+    return figures
+
+
+def test_simulation_says_how_many_impressions_it_writes_a_second():
+    figures = figures_of("simulation", "--days", "1")
+    assert figures["impressions_per_s"].reach == 200_000
+    assert figures["impressions_per_s"].limit
+    assert figures["peak_rss_mb"].value > 10
+
+
+def test_label_join_says_how_far_it_is_from_bare_copies():
+    figures = figures_of("label_join", "--rows", "20000")
+    assert figures["join_ratio"].reach == 1.5
+    assert figures["join_ratio"].better == "lower"
+    assert figures["join_ratio"].limit
+    assert figures["join_ratio"].value == pytest.approx(
+        figures["join_seconds"].value / figures["join_copy_seconds"].value
+    )
+    assert figures["join_peak_mb_half"].value > 10
+
+
+def test_both_sides_of_the_label_join_write_the_same_rows(tmp_path: Path):
+    label_join.write_log(tmp_path, 20_000, 1)
+    ours, bare = label_join.ours(tmp_path).content, label_join.bare(tmp_path).content
+    assert ours == bare
+    assert ours["events.impressions"].rows == 20_000
+    assert ours["events.engagements"].rows == 20_000 // 33 + 1
+    assert ours["examples.labelled_impressions"].rows == 20_000
+    assert ours["examples.training_examples"].rows > 20_000
+    assert ours["examples.label_states"].rows > 40_000
+
+
+def test_sides_that_wrote_other_rows_are_not_compared(tmp_path: Path):
+    """Planted fault: one side has lost a row."""
+    label_join.write_log(tmp_path, 2_000, 1)
+    side = label_join.bare(tmp_path)
+    changed = dict(side.content)
+    changed["examples.label_states"] = label_join.Content(1, 2)
+    with pytest.raises(ValueError, match=r"examples\.label_states"):
+        label_join.require_same_rows(side, label_join.Side(side.seconds, changed, side.peak_mb))
+
+
+@pytest.mark.slow
+def test_pipeline_says_what_share_of_its_allowance_dagster_takes():
+    figures = figures_of("pipeline", "--rows", "4000", "--hours", "3")
+    share = figures["pipeline_overhead_share"]
+    assert share.reach == 1
+    assert share.better == "lower"
+    assert figures["pipeline_overhead_seconds"].value == pytest.approx(
+        figures["pipeline_dagster_seconds"].value - figures["pipeline_library_seconds"].value
+    )
+    assert figures["pipeline_assets"].value > 20
