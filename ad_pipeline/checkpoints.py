@@ -17,7 +17,7 @@ import io
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +112,14 @@ def write_checkpoint(
         except CorruptCheckpoint:
             # The true bytes are at hand: what a failing disk left behind is replaced by them.
             shutil.rmtree(target)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=objects))
+    # Not mkdtemp: its folders are closed to other users, and the bidder may be one.
+    scratch = objects / f".writing-{uuid.uuid4().hex}"
+    scratch.mkdir()
     try:
         for name, data in {**contents, "manifest.json": manifest_bytes}.items():
             _write_durably(scratch / name, data)
         _flush_folder(scratch)
-        Path(scratch).rename(target)
+        scratch.rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

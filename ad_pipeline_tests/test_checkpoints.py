@@ -58,6 +58,12 @@ def test_a_flipped_byte_in_any_file_is_refused_and_the_file_named(tmp_path: Path
         checkpoints.read_checkpoint(tmp_path, written.digest)
 
 
+def test_a_checkpoint_is_as_open_to_other_users_as_any_new_folder(tmp_path: Path):
+    ordinary = tmp_path / "ordinary"
+    ordinary.mkdir()
+    assert write(tmp_path).path.stat().st_mode == ordinary.stat().st_mode
+
+
 def test_a_missing_and_a_foreign_file_are_refused(tmp_path: Path):
     written = write(tmp_path)
     (written.path / "z.npy").unlink()

@@ -89,6 +89,31 @@ def test_a_good_file_becomes_a_dataset(tmp_path: Path) -> None:
         dataset.goal("install")
 
 
+def test_a_log_of_clicks_anchors_its_goals_on_the_click(tmp_path: Path) -> None:
+    """What a row is has a name of its own; it means the same as ``impression``."""
+    text = GOOD.replace("name: shop", "name: shop\nrow: click").replace(
+        "  click: {window: 1h, lateness: 2h, observation: 10m}\n", ""
+    )
+    dataset = load(text, tmp_path)
+    assert (dataset.row, dataset.goal("purchase").anchor) == ("click", "impression")
+    assert dataset.maturity_us == 26 * HOUR_US
+
+
+def test_the_form_of_csv_files_is_said_in_words(tmp_path: Path) -> None:
+    form = [
+        "delimiter: tab",
+        "header: false",
+        "names: [a, b]",
+        "quote: none",
+        "nulls: ['null', '-']",
+    ]
+    text = GOOD.replace("format: csv", "\n      ".join(form))
+    plain, source = load(text, tmp_path).sources_of("engagements")
+    assert (source.delimiter, source.header, source.names) == ("\t", False, ("a", "b"))
+    assert (source.quote, source.nulls) == ("", ("null", "-"))
+    assert (plain.delimiter, plain.header, plain.quote, plain.nulls) == (None, True, '"', ())
+
+
 def test_goals_come_in_chain_order_however_the_file_lists_them(tmp_path: Path) -> None:
     text = GOOD.replace("  click: {window: 1h, lateness: 2h, observation: 10m}\n", "").replace(
         "    counting: all\n", "    counting: all\n  click: {window: 1h, lateness: 2h}\n"
@@ -146,6 +171,15 @@ MISTAKES = [
     ("bits: 18", "bits: 99", "settings.online.bits", "less than or equal to 28"),
     ("  online: {", "  onlin: {", "settings.onlin", "write 'online'"),
     ("goals:\n", "goals: [\n", "file", "not YAML"),
+    ("format: csv", "delimiter: ab", "sources.engagements[1].delimiter", "one of tab, comma"),
+    ("format: csv", "header: maybe", "sources.engagements[1].header", "write one of true, false"),
+    ("format: csv", "names: [a, A]", "sources.engagements[1].names[0]", "its own name"),
+    ("format: csv", "quote: two", "sources.engagements[1].quote", "one character in quotes"),
+    ("format: csv", "nulls: [null]", "sources.engagements[1].nulls[0]", "a quoted text"),
+    ("format: csv", "format: jsonl\n      header: false", "sources.engagements[1].header",
+     "leave it out, or write 'format: csv'"),
+    ("name: shop", "name: shop\nrow: a click", "row", "a plain word, as in click"),
+    ("name: shop", "name: shop\nrow: click", "goals.click", "cannot name a goal"),
     ("end: 2026", "name: again\nend: 2026", "name", "stands here twice"),
 ]  # fmt: skip
 

@@ -145,7 +145,7 @@ def write_parquet_and_vw_text(chunks: Iterable[pa.Table], parquet: Path, text: P
                 words[words == MISSING_WORD] = -1
                 tokens += [pa.array(words[:, place]).cast(pa.string()) for place in range(13)]
                 lettered = [
-                    pc.binary_join_element_wise(letter, token, "")
+                    _joined(letter, token, separator="")
                     for letter, token in zip(string.ascii_letters, tokens, strict=False)
                 ]
                 _write_lines(lines, chunk.column(LABEL).to_numpy(), lettered)
@@ -189,6 +189,9 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 def _write_lines(lines: BinaryIO, labels: np.ndarray, tokens: list[pa.Array]) -> None:
     heads = pa.array(np.where(labels > 0, "1 |", "-1 |"))
-    joined = pc.binary_join_element_wise(heads, *tokens, " ")
-    ends = pc.binary_join_element_wise(joined, "\n", "")
-    lines.write(ends.buffers()[2])
+    joined = _joined(heads, *tokens, separator=" ")
+    lines.write(_joined(joined, "\n", separator="").buffers()[2])
+
+
+def _joined(*parts: pa.Array | str, separator: str) -> pa.Array:
+    return pc.call_function("binary_join_element_wise", [*parts, separator])

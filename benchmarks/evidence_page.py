@@ -27,14 +27,14 @@ HOLDS, NOT_MEASURED = "holds", "not measured"
 
 INTRODUCTION = (
     "Every statistical claim of this project, with what it rests on. All of it comes from "
-    "simulated markets, where the truth is known; nothing here says what a real log will give. Intervals are "
-    "95 %. A claim *holds* when its figure is as the sentence says **and** its negative control "
-    "came out as it must; the verdict is computed from the results in "
-    "`benchmarks/evidence/results`, never written by hand. Limits were fixed before "
-    "the runs; where a control was changed afterwards, its study says so. Intervals are not corrected for the number of "
-    "claims, so a bound that barely clears its limit is weak evidence. "
-    "`make evidence` runs what is missing and draws this page; `python -m benchmarks.evidence "
-    "--fresh` forgets the results first."
+    "simulated markets, where the truth is known; nothing here says what a real log will "
+    "give. Intervals are 95 %. A claim *holds* when its figure is as the sentence says "
+    "**and** its negative control came out as it must; the verdict is computed from the "
+    "results in `benchmarks/evidence/results`, never written by hand. Limits were fixed "
+    "before the runs; where a control was changed afterwards, its study says so. Intervals "
+    "are not corrected for the number of claims, so a bound that barely clears its limit is "
+    "weak evidence. `make evidence` runs what is missing and draws this page; `python -m "
+    "benchmarks.evidence --fresh` forgets the results first."
 )
 
 

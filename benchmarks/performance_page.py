@@ -4,9 +4,9 @@ The page is a function of the files in ``benchmarks/speed/measured``, one a modu
 the machine, the commit and the command. A figure that somebody typed into the page would not
 survive the test that draws it anew. How something is measured stands in the modules themselves.
 
-    python -m benchmarks.performance_page                      # run all of them, store, draw: `make bench`
-    python -m benchmarks.performance_page label_join --runs 1  # run some of them, store, draw
-    python -m benchmarks.performance_page --render             # draw only
+    python -m benchmarks.performance_page                        # all of them: `make bench`
+    python -m benchmarks.performance_page label_join --runs 1    # some of them
+    python -m benchmarks.performance_page --render               # draw only
 """
 
 import argparse
@@ -66,9 +66,10 @@ INTRODUCTION = """\
 # Performance
 
 Drawn from `benchmarks/speed/measured/` by `make bench`; do not edit. Each figure is the median of
-the runs that its command makes, on the machine that is named below it. Machines differ, and this one
-is shared: ratios were taken in one run and carry over better than seconds. *To reach* is what the project set itself
-before it measured; a figure without it explains another one. A limit is what bounds a figure."""
+the runs that its command makes, on the machine that is named below it. Machines differ, and this
+one is shared: ratios were taken in one run and carry over better than seconds. *To reach* is what
+the project set itself before it measured; a figure without it explains another one. A limit is what
+bounds a figure."""
 
 
 def render(measured: dict[str, dict[str, Any]]) -> str:
@@ -182,7 +183,7 @@ def _figures(found: dict[str, Any]) -> list[Figure]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run modules, store what they say, draw the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     names = [module.name for module in MODULES]
     parser.add_argument("modules", nargs="*", metavar="module", help=f"of {', '.join(names)}")
     parser.add_argument("--render", action="store_true", help="draw what is stored, run nothing")

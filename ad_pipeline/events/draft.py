@@ -4,6 +4,7 @@ A guess is written with its reason beside it, and with TODO where the log alone 
 the draft is right is for :mod:`ad_pipeline.events.sample_check` and then for a person to say.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -191,6 +192,8 @@ def _groups(
     for path in files:
         source, lines = _form(path.resolve())
         form = (source.format, source.delimiter, source.header, source.names, source.quote)
+        if source.format == "jsonl":
+            form += (_json_keys(path),)
         by_form.setdefault(form, []).append(path.resolve())
         nulls = tuple(dict.fromkeys((*source.nulls, *forms.get(form, (source, []))[0].nulls)))
         forms[form] = (source.model_copy(update={"nulls": nulls}), lines)
@@ -214,7 +217,9 @@ def _groups(
             rows = relation_of(source, layout, [file.disk_path for file in files_alike])
             if layout.format == "jsonl":
                 disks = [str(file.disk_path) for file in files_alike]
-                rows = f"read_json_auto({disks!r}, filename = true)"
+                # As text, which is what the reader takes from JSON lines.
+                typed = f"read_json_auto({disks!r}, filename = true)"
+                rows = f"(SELECT CAST(COLUMNS(*) AS VARCHAR) FROM {typed})"
             connection.execute(f"CREATE TEMP TABLE {table} AS SELECT * FROM {rows}")
             same = len(sample.files) == len(files_alike)
             groups.append(
@@ -263,6 +268,11 @@ def _form(path: Path) -> tuple[Source, list[str]]:
         "nulls": nulls,
     }  # fmt: skip
     return bare.model_copy(update=form), said
+
+
+def _json_keys(path: Path) -> frozenset[str]:
+    """Return the keys of the first lines: files of other keys are another log."""
+    return frozenset(key for line in first_lines(path, 400) for key in json.loads(line))
 
 
 def _steadiness(lines: Sequence[str], mark: str) -> tuple[float, int]:
@@ -438,7 +448,9 @@ class _Draft:
             (f"{utc}({name}, '%m/%d/%Y %H:%M:%S')))", "month/day/year; TODO taken as UTC", 3),
             (f"epoch_us(strptime({name}, '%d/%b/%Y:%H:%M:%S %z'))", "its zone is in the text", 2),
         ):
-            if profile.shortest >= 10 and self._plausible(group.table, sql) > 0.98:
+            if sql != parsed and group.source.format == "parquet":
+                continue  # its times have a type
+            if profile.shortest >= 10 and self._plausible(group.table, profile.name, sql) > 0.98:
                 yield Clock(profile.name, sql, f"{profile.example}: {why}", rank)
                 return
 
@@ -453,7 +465,7 @@ class _Draft:
             sql = f"epoch_us(timezone('UTC', strptime(CAST({name} AS VARCHAR), '{form}')))"
             if (
                 profile.shortest == profile.longest == digits
-                and self._plausible(group.table, sql) > 0.98
+                and self._plausible(group.table, profile.name, sql) > 0.98
             ):
                 yield Clock(
                     profile.name, sql,
@@ -483,12 +495,13 @@ class _Draft:
                 "seconds from the start of the log; TODO the day it starts on is made up", 4,
             )  # fmt: skip
 
-    def _plausible(self, table: str, sql: str) -> float:
+    def _plausible(self, table: str, column: str, sql: str) -> float:
         """Return the share of values that an expression turns into a time of 1995 to 2100."""
         (share,) = one_row(
             self.connection,
             "SELECT coalesce(avg(CASE WHEN at_us BETWEEN 789e12 AND 4102e12 THEN 1 ELSE 0 END), 0) "
-            f"FROM (SELECT TRY({sql}) AS at_us FROM {table} LIMIT 20000)",
+            f"FROM (SELECT TRY({sql}) AS at_us FROM {table} "
+            f"WHERE {_quoted(column)} IS NOT NULL LIMIT 20000)",
         )
         return float(share)
 

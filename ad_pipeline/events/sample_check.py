@@ -69,8 +69,8 @@ _REMEDIES: Mapping[str, str] = {
     "write 'delimiter:', 'quote: none' or 'header: false' if the file is written that way",
     "line too long": "a line this long is no row: is a line's end missing, or a quotation mark?",
     "text too long": "take the column out, or cut it: left(x, 200)",
-    "no time zone": "say whose time it is: epoch_us(timezone('Europe/Berlin', CAST(x AS TIMESTAMP)))"
-    ", with 'UTC' if it is that",
+    "no time zone": "say whose time it is: epoch_us(timezone('Europe/Berlin', CAST(x AS "
+    "TIMESTAMP))), with 'UTC' if it is that",
     "wrong type": "mend the expression, or list the text under 'nulls:' if it means null",
     "missing": "map the column to what every row has; source_file || ':' || source_row is an id "
     "for rows that have none",

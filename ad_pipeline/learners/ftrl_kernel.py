@@ -22,6 +22,7 @@ McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013, Algorit
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,7 @@ ROWS_AHEAD = 3
 """Rows between the one whose slots are fetched into the cache and the one that is learnt."""
 
 
-@intrinsic
-def prefetch(_typing: Any, state: Any, slot: Any) -> Any:
-    """Ask the processor to fetch ``state[slot]``, without waiting for it."""
-
+def _typed_prefetch(_typing: Any, state: Any, slot: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.args[0]
         array = context.make_array(kind)(context, builder, arguments[0])
@@ -65,6 +63,10 @@ def prefetch(_typing: Any, state: Any, slot: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(state, slot), generate
+
+
+prefetch: Callable[[np.ndarray, int], None] = intrinsic(_typed_prefetch)
+"""Ask the processor to fetch ``state[slot]`` without waiting for it; for compiled code only."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

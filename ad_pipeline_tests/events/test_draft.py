@@ -1,4 +1,4 @@
-"""``ad_pipeline init`` drafts a dataset file that loads, checks without error and says its guesses."""
+"""``ad_pipeline init`` drafts a dataset file that loads, passes its check and says its guesses."""
 
 import json
 from collections.abc import Callable

@@ -11,6 +11,7 @@ import pytest
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
 from ad_pipeline.datasets import Deployment, HomeTaken, load_dataset
 from ad_pipeline.events import ingest as ingest_module
+from ad_pipeline.events import ledger
 from ad_pipeline.events.accounting import accounting_gaps
 from ad_pipeline.events.contract import event_tables
 from ad_pipeline.events.ingest import EarlierHoursMissing, PastWatermark, ingest_hours
@@ -202,6 +203,25 @@ def test_a_log_file_changed_without_changing_its_size_is_named_before_it_is_read
     path.write_bytes(content)
     with pytest.raises(ChangedLogFile, match="SHA-256"):
         ingest_hours(warehouse_of(small), small, START_US, START_US + HOUR_US)
+
+
+def test_a_file_is_hashed_once_for_all_chunks_unless_it_is_written_to(
+    small: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(small, "impressions", "a", [impression("i", START_US)])
+    entries = register_files(warehouse_of(small), small).entries
+    hashed: list[Path] = []
+    real = ledger.sha256_of
+    monkeypatch.setattr(ledger, "sha256_of", lambda path: hashed.append(path) or real(path))
+    digests: dict[ledger.Stamp, str] = {}
+    for _ in range(3):
+        ledger.verify(small, entries, digests)
+    assert sorted(hashed) == sorted({small.on_disk(entry.path) for entry in entries})
+    content = bytearray(path.read_bytes())
+    content[8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChangedLogFile, match="SHA-256"):
+        ledger.verify(small, entries, digests)
 
 
 def test_a_vanished_log_file_is_named(small: Deployment) -> None:

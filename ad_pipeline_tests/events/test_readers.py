@@ -553,3 +553,113 @@ def test_not_a_number_is_missing_and_an_infinite_feature_is_refused_in_parquet_t
     assert read(deployment) == [
         ("kept", "a"), ("kept", "b"), ("not finite: size", "c"), ("not finite: size", "d"),
     ]  # fmt: skip
+
+
+def reformed(folder: Path, *lines: str, key: str = "impression_id") -> Deployment:
+    """Return a deployment whose impressions are written in another form of CSV."""
+    form = "".join(f"    {line}\n" for line in lines)
+    text = DATASET.replace("    columns:\n", f"{form}    columns:\n", 1)
+    return deployment_in(
+        folder, text.replace("impression_id: impression_id", f"impression_id: {key}", 1)
+    )
+
+
+def fields(key: str, at_us: int, *, arm: str = "") -> list:
+    return [key, arm, "red", "1.5", "", "", at_us, at_us]
+
+
+def tabbed(*rows: list) -> bytes:
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+
+
+def test_a_file_without_a_header_is_read_by_the_listed_names(tmp_path: Path) -> None:
+    listed = f"names: [{', '.join(NAMES)}]"
+    deployment = reformed(tmp_path, "header: false", "delimiter: tab", listed)
+    rows = tabbed(fields("a", START_US), fields("last", START_US + 7 * HOUR_US))
+    put(deployment, "a.csv", rows)
+    assert read(deployment) == [("kept", "a")]
+
+
+def test_unnamed_fields_are_called_by_their_place(tmp_path: Path) -> None:
+    text = DATASET
+    for place, name in enumerate(NAMES):
+        text = text.replace(f"      {name}: {name}\n", f"      {name}: column{place}\n", 1)
+    text = text.replace("    columns:\n", "    header: false\n    columns:\n", 1)
+    deployment = deployment_in(tmp_path, text)
+    rows = tabbed(fields("a", START_US), fields("last", START_US + 7 * HOUR_US))
+    put(deployment, "a.tsv", rows)
+    assert read(deployment) == [("kept", "a")]
+
+
+def test_names_that_do_not_fit_the_fields_are_an_error_that_counts_them(tmp_path: Path) -> None:
+    deployment = reformed(tmp_path, "header: false", "delimiter: comma", f"names: {NAMES}")
+    path = put(deployment, "a.csv", tabbed(fields("a", START_US)))
+    with pytest.raises(UnreadableLog, match=r"has 1 fields .* lists 8; .*'delimiter: ") as caught:
+        read(deployment)
+    assert str(path) in str(caught.value)
+
+
+def test_the_form_of_a_csv_is_refused_for_other_files(tmp_path: Path) -> None:
+    deployment = reformed(tmp_path, "header: false")
+    put(deployment, "a.jsonl", as_json(ROWS))
+    with pytest.raises(UnreadableLog, match=r"is read as jsonl, .*write 'format: csv'"):
+        read(deployment)
+
+
+def test_words_that_mean_null_are_null_and_quotes_may_be_plain_text(tmp_path: Path) -> None:
+    deployment = reformed(tmp_path, "delimiter: tab", "quote: none", "nulls: ['null', '-']")
+    rows = [
+        ["a", '5" wide', "null", "-", "", "", START_US, START_US],
+        fields("last", START_US + 7 * HOUR_US),
+    ]
+    put(deployment, "a.csv", tabbed(NAMES, *rows))
+    assert read(deployment) == [("kept", "a")]
+    with warehouse_of(deployment).reader() as connection:
+        assert connection.execute(
+            "SELECT arm, colour, size FROM events.impressions WHERE impression_id = 'a'"
+        ).fetchall() == [('5" wide', None, None)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "parquet"])
+def test_equal_rows_without_an_id_are_told_apart_by_their_place(
+    ending: str, tmp_path: Path
+) -> None:
+    """Per file, from 1, and the same in every source of the file and every reading of an hour."""
+    deployment = reformed(tmp_path, key="source_file || ':' || source_row")
+    rows = [fields("", START_US), fields("", START_US), fields("", START_US + 7 * HOUR_US)]
+    for name in ("a", "b"):
+        if ending == "parquet":
+            named = [dict(zip(NAMES, row, strict=True)) for row in rows]
+            for row in named:
+                row.update(size=1.5, propensity=None, bid_price=None)
+            write_rows(deployment, "impressions", name, named)
+            continue
+        content = as_json(rows) if ending == "jsonl" else as_csv(rows)
+        put(deployment, f"{name}.{ending}",
+            gzip.compress(content) if ending.endswith("gz") else content)  # fmt: skip
+    kept = [f"{name}.{ending}:{row}" for name in "ab" for row in (1, 2)]
+    assert read(deployment) == [("kept", key) for key in kept]
+    warehouse = warehouse_of(deployment)
+    ingest_hours(warehouse, deployment, START_US + HOUR_US, START_US + 8 * HOUR_US)
+    with warehouse.reader() as connection:
+        assert accounting_gaps(connection) == ()
+        last = connection.execute(
+            "SELECT impression_id FROM events.impressions WHERE received_us > $at ORDER BY 1",
+            {"at": START_US + HOUR_US},
+        ).fetchall()
+    assert last == [(f"a.{ending}:3",), (f"b.{ending}:3",)]
+
+
+def test_the_place_of_a_row_counts_readable_lines_whatever_the_condition(tmp_path: Path) -> None:
+    text = DATASET.replace("    columns:\n", "    where: arm = 'x'\n    columns:\n", 1).replace(
+        "impression_id: impression_id", "impression_id: CAST(source_row AS VARCHAR)", 1
+    )
+    deployment = deployment_in(tmp_path, text)
+    rows = [
+        fields("", START_US),
+        fields("", START_US, arm="x"),
+        fields("", START_US + 7 * HOUR_US, arm="x"),
+    ]
+    content = as_csv(rows).splitlines(keepends=True)
+    put(deployment, "a.csv", b"".join([*content[:2], b"torn\n", *content[2:]]))
+    assert read(deployment) == [("kept", "2"), ("unreadable line", None)]

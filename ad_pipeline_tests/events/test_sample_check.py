@@ -190,7 +190,7 @@ FAULTS = [
         ("CAST(at AS BIGINT)", "epoch_us(strptime(\"when\", '%Y-%m-%dT%H:%M:%S'))")),
      "warning", "impressions.occurred_us", "text without a zone, taken as UTC: when = 2026-03-02"),
     ("in Berlin", None, (
-        ("CAST(at AS BIGINT)", "epoch_us(timezone('Europe/Berlin', CAST(\"when\" AS TIMESTAMP)))"),),
+        ("CAST(at AS BIGINT)", "epoch_us(timezone('Europe/Berlin', \"when\"::TIMESTAMP))"),),
      "ok", "impressions.occurred_us", "times of Europe/Berlin: when = 2026-03-02T00:00:00 is "
      "2026-03-01T23:00:00Z"),
     ("only the hour", lambda i, e: every(

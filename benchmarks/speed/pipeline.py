@@ -185,7 +185,7 @@ def _tell(line: str) -> None:
 
 def main() -> None:
     """Print the figures, then one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--runs", type=int, default=1, help="of each side; medians are taken")
     parser.add_argument("--rows", type=int, default=ROWS, help="impressions in the hours")

@@ -109,7 +109,7 @@ def measure(days: int, runs: int) -> list[Figure]:
 
 def main() -> None:
     """Print the figures, then one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--days", type=int, default=MarketplaceSpec().days)
