@@ -68,17 +68,6 @@ test: $(DEV) ## Run the tests, without the slow ones
 test-all: $(DEV) ## Run all tests: kills, many seeds, the daemon
 	@$(BIN)/python -m pytest
 
-modules = $(subst /,.,$(basename $(filter-out $(1)/__init__.py,$(sort $(wildcard $(1)/*.py)))))
-
-# Run each module of a folder, by name, from the top of the repository; stop at the first failure.
-define run_each
-	@$(if $(call modules,$(1)),,echo "$(1)/ holds no module yet: nothing was run")
-	@for module in $(call modules,$(1)); do \
-		echo "== $$module"; \
-		$(BIN)/python -m $$module || exit 1; \
-	done
-endef
-
 bench: $(DEV) ## Measure speed: every module of benchmarks/speed, into docs/performance.md
 	@$(BIN)/python -m benchmarks.performance_page
 

@@ -32,7 +32,7 @@ from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE
 from ad_pipeline.evaluation.truth import read_truth
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense, slots
-from ad_pipeline.learners import online_hours
+from ad_pipeline.learners import batch_hours, online_hours
 from ad_pipeline.learners.batch import TooFewPositives
 from ad_pipeline.learners.batch_hours import train_after
 from ad_pipeline.learners.ensembles import held_out_forecasts, open_ensemble
@@ -103,6 +103,10 @@ def settings() -> dict[str, object]:
     """Return all that the rows follow from besides world and seed."""
     return {
         "version": VERSION,
+        "code_versions": {
+            "batch": batch_hours.CODE_VERSION,
+            "online": online_hours.CODE_VERSION,
+        },
         "worlds": {
             name: {key: value for key, value in asdict(spec).items() if key != "seed"}
             for name, spec in WORLDS.items()

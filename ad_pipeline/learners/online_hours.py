@@ -38,7 +38,7 @@ from ad_pipeline.learners.tables import ONLINE_PREDICTIONS, TABLES
 from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
 
 KIND = "learners.online_model"
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise when the same log and settings would give other weights."""
 
 CHUNK_HOURS = 24
