@@ -17,7 +17,8 @@ Y. Collet, "xxHash fast digest algorithm", XXH64 specification, revision 0.1.1.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,9 @@ MISSING_LABEL = "(missing)"
 
 MAXIMUM_BITS = 32
 """Slots are uint32."""
+
+BLOCK_ROWS = 4_096
+"""Rows that are encoded at a time, so that a block of some forty columns fits into the cache."""
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -50,6 +54,7 @@ _INDEX_TYPES = {
 }
 
 _MISSING_BYTES = np.frombuffer(MISSING, np.uint8)
+_NOTHING = np.zeros(0, np.uint8)
 
 
 @njit(cache=True, inline="always")
@@ -119,7 +124,7 @@ def _xxh64(data: np.ndarray, start: int, end: int, seed: np.uint64) -> np.uint64
     return _avalanched(h)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _hash_texts(
     data: np.ndarray,
     offsets: np.ndarray,
@@ -128,17 +133,21 @@ def _hash_texts(
     seed: np.uint64,
     missing: np.uint64,
     hashes: np.ndarray,
+    column: int,
 ) -> None:
-    """Hash ``offsets``-delimited texts; ``validity`` is Arrow's bitmap, empty if all are there."""
-    for i in range(hashes.size):
-        bit = first + i
-        if validity.size > 0 and (validity[bit >> 3] >> (bit & 7)) & 1 == 0:
-            hashes[i] = missing
+    """Hash ``offsets``-delimited texts from ``first`` on into a column of ``hashes``.
+
+    ``validity`` is Arrow's bitmap, empty if all are there.
+    """
+    for i in range(hashes.shape[0]):
+        at = first + i
+        if validity.size > 0 and (validity[at >> 3] >> (at & 7)) & 1 == 0:
+            hashes[i, column] = missing
         else:
-            hashes[i] = _xxh64(data, offsets[i], offsets[i + 1], seed)
+            hashes[i, column] = _xxh64(data, offsets[at], offsets[at + 1], seed)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _take_hashes(
     of_values: np.ndarray,
     indices: np.ndarray,
@@ -146,14 +155,15 @@ def _take_hashes(
     first: int,
     missing: np.uint64,
     hashes: np.ndarray,
+    column: int,
 ) -> None:
-    """Spread the hashes of a dictionary's values over its indices."""
-    for i in range(hashes.size):
-        bit = first + i
-        if validity.size > 0 and (validity[bit >> 3] >> (bit & 7)) & 1 == 0:
-            hashes[i] = missing
+    """Spread the hashes of a dictionary's values over its indices from ``first`` on."""
+    for i in range(hashes.shape[0]):
+        at = first + i
+        if validity.size > 0 and (validity[at >> 3] >> (at & 7)) & 1 == 0:
+            hashes[i, column] = missing
         else:
-            hashes[i] = of_values[indices[i]]
+            hashes[i, column] = of_values[indices[at], 0]
 
 
 @njit(cache=True)
@@ -161,7 +171,7 @@ def _hash_bytes(data: np.ndarray, seed: np.uint64) -> np.uint64:
     return _xxh64(data, 0, data.size, seed)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _hash_words(words: np.ndarray, seeds: np.ndarray, hashes: np.ndarray) -> None:
     """XXH64 of each word's eight little-endian bytes, one seed a column."""
     for i in range(words.shape[0]):
@@ -170,7 +180,7 @@ def _hash_words(words: np.ndarray, seeds: np.ndarray, hashes: np.ndarray) -> Non
             hashes[i, j] = _avalanched(_word_taken(h, words[i, j]))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _hash_pairs(
     hashes: np.ndarray, left: np.ndarray, right: np.ndarray, seeds: np.ndarray, pairs: np.ndarray
 ) -> None:
@@ -182,7 +192,16 @@ def _hash_pairs(
             pairs[i, j] = _avalanched(_word_taken(h, hashes[i, right[j]]))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
+def _lay_slots(
+    hashes: np.ndarray, positions: np.ndarray, shift: np.uint64, slots: np.ndarray, first: int
+) -> None:
+    for i in range(hashes.shape[0]):
+        for k in range(positions.size):
+            slots[i, first + k] = np.uint32(hashes[i, positions[k]] >> shift)
+
+
+@njit(cache=True, nogil=True)
 def _unit_draws(hashes: np.ndarray, draws: np.ndarray) -> None:
     for i in range(hashes.size):
         draws[i] = np.float64(hashes[i] >> np.uint64(11)) * 2.0**-53
@@ -225,12 +244,37 @@ def hash_strings(array: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
     TypeError
         If the column is of another type.
     """
-    hashes = np.empty(len(array), np.uint64)
-    missing = np.uint64(_hash_bytes(_MISSING_BYTES, np.uint64(seed)))
-    at = 0
-    for chunk in array.chunks if isinstance(array, pa.ChunkedArray) else (array,):
-        _hash_chunk(chunk, np.uint64(seed), missing, hashes[at : at + len(chunk)])
-        at += len(chunk)
+    return hash_columns([array], [seed])[:, 0]
+
+
+def hash_columns(columns: Sequence[pa.Array | pa.ChunkedArray], seeds: Sequence[int]) -> np.ndarray:
+    """Hash columns of texts side by side, a block of rows at a time; see :func:`hash_strings`.
+
+    Parameters
+    ----------
+    columns : sequence of h Arrow columns of shape (n,) each
+    seeds : sequence of int, length h
+        One seed a column.
+
+    Returns
+    -------
+    ndarray of shape (n, h), uint64, C-contiguous
+
+    Raises
+    ------
+    TypeError
+        If a column is of a type that is not hashed.
+    """
+    rows = len(columns[0]) if columns else 0
+    hashes = np.empty((rows, len(columns)), np.uint64)
+    opened = [_opened(column, seed) for column, seed in zip(columns, seeds, strict=True)]
+    # By block, then by column: the rows of a block stay in the cache while its columns are filled.
+    for start in range(0, rows, BLOCK_ROWS):
+        end = min(start + BLOCK_ROWS, rows)
+        for j, chunks in enumerate(opened):
+            for chunk in chunks:
+                if chunk.start < end and chunk.end > start:
+                    chunk.hash_rows(start, end, hashes, j)
     return hashes
 
 
@@ -270,18 +314,13 @@ def hash_rows(columns: Sequence[Sequence[str | None]], seeds: Sequence[int]) -> 
     texts = string_array([value for column in columns for value in column])
     validity, offsets, data = texts.buffers()
     validity, data = _view(validity, np.uint8), _view(data, np.uint8)
-    by_column = np.empty((len(columns), rows), np.uint64)
+    offsets = _view(offsets, np.int64)
+    hashes = np.empty((rows, len(columns)), np.uint64)
     for j, seed in enumerate(seeds):
         _hash_texts(
-            data,
-            _view(offsets, np.int64, j * rows, rows + 1),
-            validity,
-            j * rows,
-            np.uint64(seed),
-            np.uint64(_hash_bytes(_MISSING_BYTES, np.uint64(seed))),
-            by_column[j],
+            data, offsets, validity, j * rows, np.uint64(seed), _hash_of_missing(seed), hashes, j
         )
-    return np.ascontiguousarray(by_column.T)
+    return hashes
 
 
 def string_array(values: Sequence[str | None]) -> pa.LargeStringArray:
@@ -391,9 +430,26 @@ def slot_of(hashes: np.ndarray, bits: int) -> np.ndarray:
     ValueError
         If ``bits`` is out of its range.
     """
-    if not 1 <= bits <= MAXIMUM_BITS:
-        raise ValueError(f"bits is {bits}; slots are uint32, so write 1 to {MAXIMUM_BITS}")
-    return (np.asarray(hashes, np.uint64) >> np.uint64(64 - bits)).astype(np.uint32)
+    return (np.asarray(hashes, np.uint64) >> _shift(bits)).astype(np.uint32)
+
+
+def lay_slots(
+    hashes: np.ndarray, positions: np.ndarray, bits: int, slots: np.ndarray, first: int
+) -> None:
+    """Write the slots of chosen columns of hashes beside each other; see :func:`slot_of`.
+
+    Parameters
+    ----------
+    hashes : ndarray of shape (n, h), uint64
+    positions : ndarray of shape (k,), int64
+        Columns of ``hashes``, in the order of the slots.
+    bits : int
+        There are 2^bits slots; in [1, 32].
+    slots : ndarray of shape (n, F), uint32
+        Receives columns ``first`` to ``first + k``.
+    first : int
+    """
+    _lay_slots(hashes, positions, _shift(bits), slots, first)
 
 
 def uniform(seed: int, ids: pa.Array | pa.ChunkedArray | np.ndarray, purpose: str) -> np.ndarray:
@@ -426,50 +482,92 @@ def uniform(seed: int, ids: pa.Array | pa.ChunkedArray | np.ndarray, purpose: st
     return draws
 
 
-def _view(
-    buffer: pa.Buffer | None, dtype: type[np.generic], start: int = 0, count: int = -1
-) -> np.ndarray:
+def _view(buffer: pa.Buffer | None, dtype: type[np.generic], count: int = -1) -> np.ndarray:
     """View a buffer as an array; always read-only, so that Numba compiles one variant."""
-    if buffer is None:
-        view = np.zeros(0, dtype)
-    else:
-        view = np.frombuffer(buffer, dtype, count, start * np.dtype(dtype).itemsize)
+    view = np.zeros(0, dtype) if buffer is None else np.frombuffer(buffer, dtype, count)
     view.flags.writeable = False
     return view
 
 
-def _hash_chunk(chunk: pa.Array, seed: np.uint64, missing: np.uint64, hashes: np.ndarray) -> None:
+def _shift(bits: int) -> np.uint64:
+    if not 1 <= bits <= MAXIMUM_BITS:
+        raise ValueError(f"bits is {bits}; slots are uint32, so write 1 to {MAXIMUM_BITS}")
+    return np.uint64(64 - bits)
+
+
+def _hash_of_missing(seed: int) -> np.uint64:
+    return np.uint64(_hash_bytes(_MISSING_BYTES, np.uint64(seed)))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """An Arrow chunk of a column, its buffers viewed and its dictionary hashed once.
+
+    Attributes
+    ----------
+    start, end : int
+        Its rows in the column.
+    offset : int
+        Its first row in the buffers.
+    validity : ndarray of uint8
+        Arrow's bitmap; empty if no value is missing.
+    places : ndarray of integers
+        Offsets of texts, or indices into the dictionary; empty if all values are missing.
+    data : ndarray
+        The texts' bytes; or the dictionary's hashes, of shape (d, 1).
+    seed, missing : uint64
+    """
+
+    start: int
+    end: int
+    offset: int
+    validity: np.ndarray
+    places: np.ndarray
+    data: np.ndarray
+    seed: np.uint64
+    missing: np.uint64
+
+    def hash_rows(self, start: int, end: int, hashes: np.ndarray, column: int) -> None:
+        """Write the hashes of those rows of [start, end) that are here into ``hashes``."""
+        start, end = max(start, self.start), min(end, self.end)
+        first = self.offset + start - self.start
+        target = hashes[start:end]
+        if not self.places.size:
+            target[:, column] = self.missing
+        elif self.data.ndim == 2:
+            _take_hashes(self.data, self.places, self.validity, first, self.missing, target, column)
+        else:
+            _hash_texts(
+                self.data, self.places, self.validity, first, self.seed, self.missing, target,
+                column,
+            )  # fmt: skip
+
+
+def _opened(column: pa.Array | pa.ChunkedArray, seed: int) -> list[_Chunk]:
+    missing = _hash_of_missing(seed)
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else (column,)
+    bounds = [0, *accumulate(map(len, chunks))]
+    return [
+        _Chunk(start, end, chunk.offset, *_buffers(chunk, seed), np.uint64(seed), missing)
+        for chunk, (start, end) in zip(chunks, pairwise(bounds), strict=True)
+    ]
+
+
+def _buffers(chunk: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return validity, places and data of a :class:`_Chunk`."""
     kind = chunk.type
-    if pa.types.is_null(kind):
-        hashes[:] = missing
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    rows = chunk.offset + len(chunk)
+    if pa.types.is_null(kind) or not len(chunk):
+        return _NOTHING, _NOTHING, _NOTHING
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         width = np.int32 if pa.types.is_string(kind) else np.int64
         validity, offsets, data = chunk.buffers()
-        if hashes.size:
-            _hash_texts(
-                _view(data, np.uint8),
-                _view(offsets, width, chunk.offset, hashes.size + 1),
-                _view(validity, np.uint8),
-                chunk.offset,
-                seed,
-                missing,
-                hashes,
-            )
-    elif pa.types.is_dictionary(kind) and kind.index_type in _INDEX_TYPES:
-        of_values = np.empty(len(chunk.dictionary), np.uint64)
-        _hash_chunk(chunk.dictionary, seed, missing, of_values)
-        width = _INDEX_TYPES[kind.index_type]
+        return _view(validity, np.uint8), _view(offsets, width, rows + 1), _view(data, np.uint8)
+    if pa.types.is_dictionary(kind) and kind.index_type in _INDEX_TYPES:
         validity, indices = chunk.buffers()[:2]
-        if hashes.size:
-            _take_hashes(
-                of_values,
-                _view(indices, width, chunk.offset, hashes.size),
-                _view(validity, np.uint8),
-                chunk.offset,
-                missing,
-                hashes,
-            )
-    else:
-        raise TypeError(
-            f"a column of type {kind} cannot be hashed; cast it to string (VARCHAR) first"
-        )
+        of_values = hash_columns([chunk.dictionary], [seed])
+        return (
+            _view(validity, np.uint8), _view(indices, _INDEX_TYPES[kind.index_type], rows),
+            of_values,
+        )  # fmt: skip
+    raise TypeError(f"a column of type {kind} cannot be hashed; cast it to string (VARCHAR) first")

@@ -52,7 +52,6 @@ _PRIOR_ANCHORS = 100.0
 _LOWEST_RATE = 1e-6
 _RATE_STEPS = 4
 _NUMBER_STEPS = 4
-_ROWS_AT_A_TIME = 65_536
 
 _NUMBER_TYPES = {pa.float64(): np.float64, pa.int64(): np.int64, pa.int32(): np.int32}
 """BIGINT and INTEGER too: prices of the contract are whole numbers."""
@@ -349,13 +348,16 @@ def read_columns(contract: FeatureContract, columns: Columns) -> ReadColumns:
     if len(lengths) > 1:
         raise ValueError(f"columns differ in length: {sorted(lengths)}")
     n = lengths.pop() if lengths else 0
-    hashes = np.empty((n, len(contract.text_columns)), np.uint64)
-    for j, (name, seed) in enumerate(zip(contract.text_columns, contract.text_seeds, strict=True)):
-        hashes[:, j] = hashing.hash_strings(columns[name], seed)
-    numbers = np.empty((n, len(contract.numeric)), np.float64)
-    for j, name in enumerate(contract.numeric):
-        _read_numbers(name, columns[name], numbers[:, j])
-    return ReadColumns(hashes, numbers)
+    hashes = hashing.hash_columns(
+        [columns[name] for name in contract.text_columns], contract.text_seeds
+    )
+    read = [_read_numbers(name, columns[name]) for name in contract.numeric]
+    numbers = np.empty((n, len(read)), np.float64)
+    for start in range(0, n, hashing.BLOCK_ROWS):
+        for j, of_column in enumerate(read):
+            block = of_column[start : start + hashing.BLOCK_ROWS]
+            numbers[start : start + len(block), j] = block
+    return ReadColumns(hashes.reshape(n, -1), numbers)
 
 
 def entity_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -> np.ndarray:
@@ -424,10 +426,9 @@ def slots(
     read = _read(contract, columns)
     counts = _counts(contract, read, counts)
     encoded = np.empty((len(read), len(contract.token_names)), np.uint32)
-    for start in range(0, len(read), _ROWS_AT_A_TIME):
-        end = min(start + _ROWS_AT_A_TIME, len(read))
-        hashes = _token_hashes(contract, read.rows(start, end), counts.rows(start, end))
-        encoded[start:end] = hashing.slot_of(hashes, contract.bits)
+    for start in range(0, len(read), hashing.BLOCK_ROWS):
+        end = min(start + hashing.BLOCK_ROWS, len(read))
+        _lay_slots(contract, read.rows(start, end), counts.rows(start, end), encoded[start:end])
     return encoded
 
 
@@ -627,7 +628,10 @@ def _counts(
     )
 
 
-def _token_hashes(contract: FeatureContract, read: ReadColumns, counts: EntityCounts) -> np.ndarray:
+def _lay_slots(
+    contract: FeatureContract, read: ReadColumns, counts: EntityCounts, encoded: np.ndarray
+) -> None:
+    """Write the slots of a block of rows, in the order of :attr:`FeatureContract.token_names`."""
     # Whole arrays, no strided views of one: for a single row Numba would take those for contiguous
     # and compile a second variant of the kernel, and there is to be one.
     rate_words_of_rows = np.empty((len(read), len(contract.rate_names)), np.int64)
@@ -635,18 +639,21 @@ def _token_hashes(contract: FeatureContract, read: ReadColumns, counts: EntityCo
     words = np.concatenate(
         (np.zeros((len(read), 1), np.int64), number_words(read.numbers), rate_words_of_rows), axis=1
     )
-    hashed_words = hashing.hash_words(words, contract.word_seeds)
+    of_words = hashing.hash_words(words, contract.word_seeds)
     left, right = contract.cross_positions
-    return np.concatenate(
-        (
-            hashed_words[:, :1],
-            read.hashes[:, contract.categorical_positions],
-            hashed_words[:, 1 : 1 + len(contract.numeric)],
-            hashing.combine_columns(read.hashes, left, right, contract.cross_seeds),
-            hashed_words[:, 1 + len(contract.numeric) :],
-        ),
-        axis=1,
-    )
+    of_crosses = hashing.combine_columns(read.hashes, left, right, contract.cross_seeds)
+    every_word, every_cross = np.arange(words.shape[1]), np.arange(left.size)
+    numbers_end = 1 + len(contract.numeric)
+    first = 0
+    for hashes, positions in (
+        (of_words, every_word[:1]),
+        (read.hashes, contract.categorical_positions),
+        (of_words, every_word[1:numbers_end]),
+        (of_crosses, every_cross),
+        (of_words, every_word[numbers_end:]),
+    ):
+        hashing.lay_slots(hashes, positions, contract.bits, encoded, first)
+        first += positions.size
 
 
 def _texts(name: str, requests: Sequence[Mapping[str, str | float | None]]) -> list[str | None]:
@@ -667,7 +674,9 @@ def _seeds(names: Sequence[str]) -> np.ndarray:
     return np.array([hashing.seed_of(name) for name in names], np.uint64)
 
 
-def _read_numbers(name: str, column: pa.Array | pa.ChunkedArray, numbers: np.ndarray) -> None:
+def _read_numbers(name: str, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return a column's numbers, float64 of shape (n,); NaN where one is missing."""
+    numbers = np.empty(len(column), np.float64)
     at = 0
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else (column,):
         target = numbers[at : at + len(chunk)]
@@ -685,9 +694,10 @@ def _read_numbers(name: str, column: pa.Array | pa.ChunkedArray, numbers: np.nda
                 target[present[chunk.offset : chunk.offset + len(chunk)] == 0] = math.nan
         else:
             raise TypeError(f"column {name} is {chunk.type}; cast it to float64 (DOUBLE) first")
+    return numbers
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _number_word(x: float) -> int:
     if math.isnan(x):
         return MISSING_WORD
@@ -697,19 +707,19 @@ def _number_word(x: float) -> int:
     return bucket if x >= 0 else -1 - bucket
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _number_words(numbers: np.ndarray, words: np.ndarray) -> None:
     for i in range(numbers.shape[0]):
         for j in range(numbers.shape[1]):
             words[i, j] = _number_word(numbers[i, j])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _within_rates(rate: float) -> float:
     return min(max(rate, _LOWEST_RATE), 1.0 - _LOWEST_RATE)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _smoothed_rate(
     anchors: int, engagements: int, all_anchors: int, all_engagements: int, strength: float
 ) -> float:
@@ -733,7 +743,7 @@ def _smoothed_rates(
                 )
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _rate_logit(
     anchors: int, engagements: int, all_anchors: int, all_engagements: int, strength: float
 ) -> float:
@@ -741,7 +751,7 @@ def _rate_logit(
     return math.log(rate / (1.0 - rate))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _rate_words(counts: np.ndarray, totals: np.ndarray, strength: float, words: np.ndarray) -> None:
     goals = counts.shape[2] // 2
     for i in range(counts.shape[0]):
@@ -761,7 +771,7 @@ def _rate_words(counts: np.ndarray, totals: np.ndarray, strength: float, words: 
                 at += 2
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _dense_rows(
     numbers: np.ndarray,
     counts: np.ndarray,
