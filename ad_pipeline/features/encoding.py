@@ -357,7 +357,7 @@ def read_columns(contract: FeatureContract, columns: Columns) -> ReadColumns:
         for j, of_column in enumerate(read):
             block = of_column[start : start + hashing.BLOCK_ROWS]
             numbers[start : start + len(block), j] = block
-    return ReadColumns(hashes.reshape(n, -1), numbers)
+    return ReadColumns(hashes.reshape(n, len(contract.text_columns)), numbers)
 
 
 def entity_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -> np.ndarray:
