@@ -244,38 +244,40 @@ def hash_strings(array: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
     TypeError
         If the column is of another type.
     """
-    return hash_columns([array], [seed])[:, 0]
+    return TextColumns([array], [seed]).hashes(0, len(array))[:, 0]
 
 
-def hash_columns(columns: Sequence[pa.Array | pa.ChunkedArray], seeds: Sequence[int]) -> np.ndarray:
-    """Hash columns of texts side by side, a block of rows at a time; see :func:`hash_strings`.
+class TextColumns:
+    """Columns of texts side by side, opened once to be hashed in blocks of rows.
 
     Parameters
     ----------
     columns : sequence of h Arrow columns of shape (n,) each
+        See :func:`hash_strings`.
     seeds : sequence of int, length h
         One seed a column.
-
-    Returns
-    -------
-    ndarray of shape (n, h), uint64, C-contiguous
 
     Raises
     ------
     TypeError
         If a column is of a type that is not hashed.
     """
-    rows = len(columns[0]) if columns else 0
-    hashes = np.empty((rows, len(columns)), np.uint64)
-    opened = [_opened(column, seed) for column, seed in zip(columns, seeds, strict=True)]
-    # By block, then by column: the rows of a block stay in the cache while its columns are filled.
-    for start in range(0, rows, BLOCK_ROWS):
-        end = min(start + BLOCK_ROWS, rows)
-        for j, chunks in enumerate(opened):
-            for chunk in chunks:
-                if chunk.start < end and chunk.end > start:
-                    chunk.hash_rows(start, end, hashes, j)
-    return hashes
+
+    def __init__(self, columns: Sequence[pa.Array | pa.ChunkedArray], seeds: Sequence[int]) -> None:
+        self._opened = [_opened(column, seed) for column, seed in zip(columns, seeds, strict=True)]
+
+    def hashes(self, start: int, end: int) -> np.ndarray:
+        """Return the hashes of rows [start, end): uint64 (end - start, h), C-contiguous."""
+        hashes = np.empty((end - start, len(self._opened)), np.uint64)
+        # By block, then by column: a block's rows stay in the cache while columns are filled.
+        for low in range(start, end, BLOCK_ROWS):
+            high = min(low + BLOCK_ROWS, end)
+            block = hashes[low - start : high - start]
+            for j, chunks in enumerate(self._opened):
+                for chunk in chunks:
+                    if chunk.start < high and chunk.end > low:
+                        chunk.hash_rows(low, high, block, j)
+        return hashes
 
 
 def hash_values(values: Sequence[str | None], seed: int) -> np.ndarray:
@@ -528,10 +530,10 @@ class _Chunk:
     missing: np.uint64
 
     def hash_rows(self, start: int, end: int, hashes: np.ndarray, column: int) -> None:
-        """Write the hashes of those rows of [start, end) that are here into ``hashes``."""
-        start, end = max(start, self.start), min(end, self.end)
-        first = self.offset + start - self.start
-        target = hashes[start:end]
+        """Write those rows of the column's [start, end) that are here into ``hashes``."""
+        low, high = max(start, self.start), min(end, self.end)
+        first = self.offset + low - self.start
+        target = hashes[low - start : high - start]
         if not self.places.size:
             target[:, column] = self.missing
         elif self.data.ndim == 2:
@@ -565,7 +567,7 @@ def _buffers(chunk: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray, np.nda
         return _view(validity, np.uint8), _view(offsets, width, rows + 1), _view(data, np.uint8)
     if pa.types.is_dictionary(kind) and kind.index_type in _INDEX_TYPES:
         validity, indices = chunk.buffers()[:2]
-        of_values = hash_columns([chunk.dictionary], [seed])
+        of_values = TextColumns([chunk.dictionary], [seed]).hashes(0, len(chunk.dictionary))
         return (
             _view(validity, np.uint8), _view(indices, _INDEX_TYPES[kind.index_type], rows),
             of_values,

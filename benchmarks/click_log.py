@@ -15,7 +15,6 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ad_pipeline.features.encoding import MISSING_WORD, FeatureContract, number_words
@@ -194,4 +193,6 @@ def _write_lines(lines: BinaryIO, labels: np.ndarray, tokens: list[pa.Array]) ->
 
 
 def _joined(*parts: pa.Array | str, separator: str) -> pa.Array:
-    return pc.call_function("binary_join_element_wise", [*parts, separator])
+    from pyarrow import compute  # not for readers of this module's names: it takes a while
+
+    return compute.call_function("binary_join_element_wise", [*parts, separator])

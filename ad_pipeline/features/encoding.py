@@ -341,23 +341,40 @@ def read_columns(contract: FeatureContract, columns: Columns) -> ReadColumns:
     ValueError
         If the columns differ in length.
     """
-    missing = [name for name in contract.columns if name not in columns]
-    if missing:
-        raise KeyError(f"columns {missing} are missing; pass nulls where a value is unknown")
-    lengths = {len(columns[name]) for name in contract.columns}
-    if len(lengths) > 1:
-        raise ValueError(f"columns differ in length: {sorted(lengths)}")
-    n = lengths.pop() if lengths else 0
-    hashes = hashing.hash_columns(
-        [columns[name] for name in contract.text_columns], contract.text_seeds
-    )
-    read = [_read_numbers(name, columns[name]) for name in contract.numeric]
-    numbers = np.empty((n, len(read)), np.float64)
-    for start in range(0, n, hashing.BLOCK_ROWS):
-        for j, of_column in enumerate(read):
-            block = of_column[start : start + hashing.BLOCK_ROWS]
-            numbers[start : start + len(block), j] = block
-    return ReadColumns(hashes.reshape(n, len(contract.text_columns)), numbers)
+    opened = _OpenedColumns(contract, columns)
+    return opened.rows(0, len(opened))
+
+
+class _OpenedColumns:
+    """Columns from which blocks of rows are read; see :func:`read_columns`."""
+
+    def __init__(self, contract: FeatureContract, columns: Columns) -> None:
+        missing = [name for name in contract.columns if name not in columns]
+        if missing:
+            raise KeyError(f"columns {missing} are missing; pass nulls where a value is unknown")
+        lengths = {len(columns[name]) for name in contract.columns}
+        if len(lengths) > 1:
+            raise ValueError(f"columns differ in length: {sorted(lengths)}")
+        self._length = lengths.pop() if lengths else 0
+        self._texts = hashing.TextColumns(
+            [columns[name] for name in contract.text_columns], contract.text_seeds
+        )
+        self._numbers = [_opened_numbers(name, columns[name]) for name in contract.numeric]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def rows(self, start: int, end: int) -> ReadColumns:
+        """Hash and read the rows ``[start, end)``."""
+        numbers = np.empty((end - start, len(self._numbers)), np.float64)
+        for low in range(start, end, hashing.BLOCK_ROWS):
+            high = min(low + hashing.BLOCK_ROWS, end)
+            block = numbers[low - start : high - start]
+            for j, chunks in enumerate(self._numbers):
+                for chunk in chunks:
+                    if chunk.start < high and chunk.end > low:
+                        chunk.read(low, high, block, j)
+        return ReadColumns(self._texts.hashes(start, end), numbers)
 
 
 def entity_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -> np.ndarray:
@@ -423,8 +440,9 @@ def slots(
     ValueError
         If rows and counts differ in number.
     """
-    read = _read(contract, columns)
-    counts = _counts(contract, read, counts)
+    # Read block by block: the hashes of all rows would be written to memory and read once.
+    read = columns if isinstance(columns, ReadColumns) else _OpenedColumns(contract, columns)
+    counts = _counts(contract, len(read), counts)
     encoded = np.empty((len(read), len(contract.token_names)), np.uint32)
     for start in range(0, len(read), hashing.BLOCK_ROWS):
         end = min(start + hashing.BLOCK_ROWS, len(read))
@@ -456,7 +474,7 @@ def dense(
         If rows and counts differ in number.
     """
     read = _read(contract, columns)
-    counts = _counts(contract, read, counts)
+    counts = _counts(contract, len(read), counts)
     matrix = np.empty((len(read), len(contract.dense_names)), np.float64)
     _dense_rows(read.numbers, counts.counts, counts.totals, contract.rate_strength, matrix)
     return matrix
@@ -612,12 +630,10 @@ def _read(contract: FeatureContract, columns: Columns | ReadColumns) -> ReadColu
     return columns if isinstance(columns, ReadColumns) else read_columns(contract, columns)
 
 
-def _counts(
-    contract: FeatureContract, read: ReadColumns, counts: EntityCounts | None
-) -> EntityCounts:
+def _counts(contract: FeatureContract, n: int, counts: EntityCounts | None) -> EntityCounts:
     if counts is None:
-        return EntityCounts.nothing(contract, len(read))
-    expected = (len(read), len(contract.entities), 2 * len(contract.goals))
+        return EntityCounts.nothing(contract, n)
+    expected = (n, len(contract.entities), 2 * len(contract.goals))
     if counts.counts.shape != expected or counts.totals.shape != (expected[0], expected[2]):
         raise ValueError(
             f"counts have shapes {counts.counts.shape} and {counts.totals.shape}; "
@@ -674,27 +690,58 @@ def _seeds(names: Sequence[str]) -> np.ndarray:
     return np.array([hashing.seed_of(name) for name in names], np.uint64)
 
 
-def _read_numbers(name: str, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return a column's numbers, float64 of shape (n,); NaN where one is missing."""
-    numbers = np.empty(len(column), np.float64)
-    at = 0
+@dataclass(frozen=True)
+class _NumberChunk:
+    """An Arrow chunk of a column of numbers, its buffers viewed once.
+
+    Attributes
+    ----------
+    start, end : int
+        Its rows in the column.
+    offset : int
+        Its first row in the validity bitmap.
+    numbers : ndarray of shape (end - start,)
+    validity : ndarray of uint8
+        Arrow's bitmap; empty if no number is missing.
+    """
+
+    start: int
+    end: int
+    offset: int
+    numbers: np.ndarray
+    validity: np.ndarray
+
+    def read(self, start: int, end: int, matrix: np.ndarray, column: int) -> None:
+        """Write those rows of the column's [start, end) that are here; NaN where one is missing."""
+        low, high = max(start, self.start), min(end, self.end)
+        target = matrix[low - start : high - start, column]
+        target[:] = self.numbers[low - self.start : high - self.start]
+        if self.validity.size:
+            first = self.offset + low - self.start
+            covering = self.validity[first >> 3 : ((first + high - low - 1) >> 3) + 1]
+            present = np.unpackbits(covering, bitorder="little")[first & 7 :][: high - low]
+            target[present == 0] = math.nan
+
+
+def _opened_numbers(name: str, column: pa.Array | pa.ChunkedArray) -> list[_NumberChunk]:
+    opened: list[_NumberChunk] = []
+    start = 0
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else (column,):
-        target = numbers[at : at + len(chunk)]
-        at += len(chunk)
+        rows = len(chunk)
+        nothing_missing = np.zeros(0, np.uint8)
         if pa.types.is_null(chunk.type):
-            target[:] = math.nan
+            numbers, validity = np.full(rows, math.nan), nothing_missing
         elif chunk.type in _NUMBER_TYPES:
-            validity, data = chunk.buffers()
-            if len(chunk):
-                dtype = np.dtype(_NUMBER_TYPES[chunk.type])
-                target[:] = np.frombuffer(data, dtype, len(chunk), chunk.offset * dtype.itemsize)
-            if chunk.null_count:
-                bits = np.frombuffer(validity, np.uint8)
-                present = np.unpackbits(bits, bitorder="little")
-                target[present[chunk.offset : chunk.offset + len(chunk)] == 0] = math.nan
+            bits, data = chunk.buffers()
+            dtype = np.dtype(_NUMBER_TYPES[chunk.type])
+            first = chunk.offset * dtype.itemsize
+            numbers = np.frombuffer(data, dtype, rows, first) if rows else np.zeros(0, dtype)
+            validity = np.frombuffer(bits, np.uint8) if chunk.null_count else nothing_missing
         else:
             raise TypeError(f"column {name} is {chunk.type}; cast it to float64 (DOUBLE) first")
-    return numbers
+        opened.append(_NumberChunk(start, start + rows, chunk.offset, numbers, validity))
+        start += rows
+    return opened
 
 
 @njit(cache=True, nogil=True)

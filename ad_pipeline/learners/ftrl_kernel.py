@@ -8,6 +8,7 @@ State is one array of shape ``(2**bits, 2)``, float32 or float64, holding ``(z, 
 side by side: one cache line a slot instead of two. The weight is derived, never stored, so it
 cannot fall out of step with z. Arithmetic is float64 whatever the state's dtype; a logit is summed
 in feature order, and neither ``fastmath`` nor threads are used: the same rows give the same bytes.
+What takes time is memory, so the slots of a row are fetched a few rows before they are needed.
 
 **Two features of a row in one slot.** Their values add in the logit, as the hashing trick says.
 In the update each is a visit of its own, and all visits see the weight that made the prediction:
@@ -23,7 +24,7 @@ McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013, Algorit
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
@@ -65,7 +66,7 @@ def _typed_prefetch(_typing: Any, state: Any, slot: Any) -> Any:
     return types.void(state, slot), generate
 
 
-prefetch: Callable[[np.ndarray, int], None] = intrinsic(_typed_prefetch)
+prefetch = cast("Callable[[np.ndarray, int], None]", intrinsic(_typed_prefetch))
 """Ask the processor to fetch ``state[slot]`` without waiting for it; for compiled code only."""
 
 

@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -152,16 +153,45 @@ class Measured:
         return self.runs[theirs][0].loss - self.runs[ours][0].loss
 
 
+class Processes:
+    """Runs whole processes as after `pip install`: with Python's bytecode written beforehand.
+
+    Parameters
+    ----------
+    bytecode : Path
+        Folder for it; a process that runs first fills it for the next.
+    """
+
+    def __init__(self, bytecode: Path) -> None:
+        self.environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(bytecode)}
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def run(self, *command: str) -> tuple[float, str]:
+        """Return the seconds from before the process starts to after it ends, and its output."""
+        start = time.perf_counter()
+        done = subprocess.run(
+            command,
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment,
+        )
+        return time.perf_counter() - start, done.stdout
+
+
 class VowpalWabbit:
     """Vowpal Wabbit's FTRL: its command line where there is one, else the wheel's native parser.
 
     Attributes
     ----------
+    processes : Processes
     command : str or None
         Path of `vw`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
         self.command = shutil.which("vw")
 
     @property
@@ -191,20 +221,12 @@ class VowpalWabbit:
 
     def whole_process(self, setting: Setting, *arguments: str) -> Timed:
         """Train as a process of its own, from before it starts to after it ends."""
-        program = [self.command, "--onethread"] if self.command else [sys.executable, "-m"]
-        if not self.command:
-            program.append("vowpalwabbit")
-        start = time.perf_counter()
-        done = subprocess.run(
-            [*map(str, program), *_vw_arguments(setting), *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        seconds = time.perf_counter() - start
-        found = re.search(r"average loss = ([0-9.]+)", done.stdout + done.stderr)
+        wheel = (sys.executable, "-m", "vowpalwabbit")
+        program = (self.command, "--onethread") if self.command else wheel
+        seconds, said = self.processes.run(*program, *_vw_arguments(setting), *arguments)
+        found = re.search(r"average loss = ([0-9.]+)", said)
         if found is None:
-            raise RuntimeError(f"Vowpal Wabbit printed no loss: {done.stderr[-500:]}")
+            raise RuntimeError(f"Vowpal Wabbit printed no loss: {said[-500:]}")
         return Timed(seconds, float(found[1]))
 
 
@@ -234,23 +256,16 @@ def learn_parquet(parquet: Path, setting: Setting, checkpoints: Path) -> dict[st
 
 
 def learn_parquet_in_a_fresh_process(
-    parquet: Path, setting: Setting
+    processes: Processes, parquet: Path, setting: Setting
 ) -> tuple[Timed, dict[str, float]]:
     """Run :func:`learn_parquet` as a process of its own, imports and all; Numba's cache is warm."""
     with tempfile.TemporaryDirectory(dir=parquet.parent) as checkpoints:
-        start = time.perf_counter()
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "benchmarks.speed.online_learner", "--learn", str(parquet),
-                "--setting", json.dumps(asdict(setting)), "--checkpoints", checkpoints,
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
+        seconds, said = processes.run(
+            sys.executable, "-m", __spec__.name, "--learn", str(parquet),
+            "--setting", json.dumps(asdict(setting)), "--checkpoints", checkpoints,
         )  # fmt: skip
-        seconds = time.perf_counter() - start
-    said = json.loads(done.stdout)
-    return Timed(seconds, said["loss"]), said
+    found = json.loads(said)
+    return Timed(seconds, found["loss"]), found
 
 
 def learn_slots(setting: Setting, row_slots: np.ndarray, labels: np.ndarray) -> Timed:
@@ -314,27 +329,28 @@ def measure(rows: int, runs: int, folder: Path, note: Callable[[str], None]) -> 
     -------
     Measured
     """
-    vw = VowpalWabbit()
+    processes = Processes(folder / "bytecode")
+    vw = VowpalWabbit(processes)
     note(f"Vowpal Wabbit: {vw.says}")
     core_rows, tuning_rows, river_rows = rows // 4, rows // 20, max(rows // 160, 2_000)
     parquet, text = folder / "log.parquet", folder / "log.vw"
 
-    tune_slots, tune_labels = _hashed(tuning_rows, TUNING_CHUNK)
+    tune_slots, tune_labels = hashed_rows(tuning_rows, TUNING_CHUNK)
     tune_text = folder / "tuning.vw"
     write_vw_slots(tune_text, tune_labels, tune_slots)
     learn_slots(GRID[0], tune_slots[:10], tune_labels[:10])  # compiles, or loads what is compiled
     ours, our_tuning_loss = tuned(lambda setting: learn_slots(setting, tune_slots, tune_labels))
     theirs, their_tuning_loss = tuned(
-        lambda setting: vw.train(setting, "--noconstant", *_cached(tune_text))
+        lambda setting: vw.train(setting, "--noconstant", *cached(tune_text))
     )
     note(f"tuned over {len(GRID)} settings on {tuning_rows:,} rows of their own")
     note(f"  ours          {ours}, log loss {our_tuning_loss:.6f}")
     note(f"  Vowpal Wabbit {theirs}, log loss {their_tuning_loss:.6f}")
 
-    core_slots, core_labels = _hashed(core_rows)
+    core_slots, core_labels = hashed_rows(core_rows)
     core_text = folder / "slots.vw"
     write_vw_slots(core_text, core_labels, core_slots)
-    vw.train(theirs, "--noconstant", *_cached(core_text))
+    vw.train(theirs, "--noconstant", *cached(core_text))
     core_text.unlink()  # its cache is all that is read from here on
     river_dicts = [dict.fromkeys(row, 1.0) for row in core_slots[:river_rows].tolist()]
     river_labels = (core_labels[:river_rows] > 0).tolist()
@@ -345,24 +361,24 @@ def measure(rows: int, runs: int, folder: Path, note: Callable[[str], None]) -> 
     for _ in range(runs):
         timed["kernel"].append(learn_slots(ours, core_slots, core_labels))
         touches.append(touch_slots(core_slots))
-        timed["kernel_vw"].append(vw.train(theirs, "--noconstant", *_cached(core_text)))
+        timed["kernel_vw"].append(vw.train(theirs, "--noconstant", *cached(core_text)))
         timed["few"].append(learn_slots(ours, core_slots[few], core_labels[few]))
         timed["few_river"].append(learn_with_river(ours, river_dicts, river_labels))
     note("hashed rows measured")
 
     write_parquet_and_vw_text(LOG.chunks(rows), parquet, text)
-    vw.whole_process(theirs, *_cached(text))
+    vw.whole_process(theirs, *cached(text))
     decode_s, hash_s = _decode_and_hash_seconds(parquet)
     note("log written")
-    learn_parquet_in_a_fresh_process(parquet, ours)
+    learn_parquet_in_a_fresh_process(processes, parquet, ours)
     whole_runs: list[dict[str, float]] = []
     model = ("-f", str(folder / "vw.model"))
     for _ in range(runs):
-        run, said = learn_parquet_in_a_fresh_process(parquet, ours)
+        run, said = learn_parquet_in_a_fresh_process(processes, parquet, ours)
         timed["whole"].append(run)
         whole_runs.append(said)
         timed["whole_text"].append(vw.whole_process(theirs, "-d", str(text), *model))
-        timed["whole_cache"].append(vw.whole_process(theirs, *_cached(text), *model))
+        timed["whole_cache"].append(vw.whole_process(theirs, *cached(text), *model))
     note("whole processes measured")
     return Measured(
         rows=rows,
@@ -373,7 +389,7 @@ def measure(rows: int, runs: int, folder: Path, note: Callable[[str], None]) -> 
         whole_runs=whole_runs,
         decode_s=decode_s,
         hash_s=hash_s,
-        import_s=_import_seconds(),
+        import_s=processes.run(sys.executable, "-c", f"import {__spec__.name}")[0],
         vw=vw.says,
     )
 
@@ -537,25 +553,33 @@ def _vw_arguments(setting: Setting) -> list[str]:
     return ["--ftrl", *values, "--holdout_off", "--passes", "1"]
 
 
-def _cached(text: Path) -> tuple[str, ...]:
+def cached(text: Path) -> tuple[str, ...]:
     """Arguments that read the cache of a text if it is there, and make it if not."""
     return "-d", str(text), "--cache_file", str(text.with_suffix(".cache"))
 
 
-def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+def columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Return a table's columns by name, as encoding takes them."""
     return dict(zip(table.column_names, table.columns, strict=True))
 
 
-def _hashed(rows: int, first_chunk: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def _labels(table: pa.Table) -> np.ndarray:
+    """Return the labels, uint8 (n,); Arrow's own `to_numpy` would import pandas."""
+    labels = table.column(LABEL).combine_chunks()
+    return np.frombuffer(labels.buffers()[1], np.uint8, len(labels), labels.offset)
+
+
+def hashed_rows(rows: int, first_chunk: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows and hash them: slots (n, 39) without the constant, labels (n,)."""
     contract = feature_contract(BITS)
     chunks = list(LOG.chunks(rows, first_chunk))
-    row_slots = [slots(contract, _columns(chunk))[:, 1:] for chunk in chunks]
-    labels = [chunk.column(LABEL).to_numpy() for chunk in chunks]
+    row_slots = [slots(contract, columns_of(chunk))[:, 1:] for chunk in chunks]
+    labels = [_labels(chunk) for chunk in chunks]
     return np.ascontiguousarray(np.concatenate(row_slots)), np.concatenate(labels)
 
 
-def _opened(parquet: Path) -> pq.ParquetFile:
+def open_parquet(parquet: Path) -> pq.ParquetFile:
+    """Open a log so that its categories stay dictionaries."""
     return pq.ParquetFile(parquet, read_dictionary=list(CATEGORIES), memory_map=True)
 
 
@@ -564,10 +588,10 @@ def _encoded_groups(parquet: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     contract = feature_contract(BITS)
 
     def encoded(group: int) -> tuple[np.ndarray, np.ndarray]:
-        table = _opened(parquet).read_row_group(group, use_threads=False)
-        return slots(contract, _columns(table)), table.column(LABEL).to_numpy()
+        table = open_parquet(parquet).read_row_group(group, use_threads=False)
+        return slots(contract, columns_of(table)), _labels(table)
 
-    groups = iter(range(_opened(parquet).num_row_groups))
+    groups = iter(range(open_parquet(parquet).num_row_groups))
     with ThreadPoolExecutor(READERS) as readers:
         ahead: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque(
             readers.submit(encoded, group) for group in itertools.islice(groups, READERS + 1)
@@ -580,22 +604,16 @@ def _encoded_groups(parquet: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _decode_and_hash_seconds(parquet: Path) -> tuple[float, float]:
     contract = feature_contract(BITS)
-    file = _opened(parquet)
+    file = open_parquet(parquet)
     decode_s = hash_s = 0.0
     for group in range(file.num_row_groups):
         start = time.perf_counter()
         table = file.read_row_group(group, use_threads=False)
         decoded = time.perf_counter()
-        slots(contract, _columns(table))
+        slots(contract, columns_of(table))
         decode_s += decoded - start
         hash_s += time.perf_counter() - decoded
     return decode_s, hash_s
-
-
-def _import_seconds() -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {__spec__.name}"], check=True)
-    return time.perf_counter() - start
 
 
 def _peak_mb() -> float:
