@@ -23,10 +23,11 @@ CATEGORIES = tuple(f"c{place:02d}" for place in range(1, 27))
 NUMBERS = tuple(f"n{place:02d}" for place in range(1, 14))
 LABEL = "click"
 
-CHUNK_ROWS = 250_000
-"""Rows of a chunk, and of a Parquet row group."""
+CHUNK_ROWS = 122_880
+"""Rows of a chunk, and of a Parquet row group: as many as DuckDB puts into one."""
 
 _ZIPF_EXPONENT = 1.1
+_SPREAD = 0x9E379  # odd, so that no two ranks below 2^20 get one text
 _EFFECT = 0.25
 _MISSING_SHARE = 0.05
 _BASE_LOGIT = -3.5
@@ -51,9 +52,13 @@ class ClickLog:
 
     @cached_property
     def _values(self) -> list[pa.Array]:
-        """Texts of each category's values: their rank in hexadecimal, 1 to 5 characters."""
-        ranks = [f"{rank:x}" for rank in range(int(self.cardinalities[-1]))]
-        longest = pa.array(ranks)
+        """Texts of each category's values: five hexadecimal digits, as if hashed.
+
+        Public logs have eight; longer texts cost whoever reads text more than whoever reads codes.
+        """
+        longest = pa.array(
+            [f"{rank * _SPREAD % 2**20:05x}" for rank in range(int(self.cardinalities[-1]))]
+        )
         return [longest.slice(0, int(size)) for size in self.cardinalities]
 
     @cached_property

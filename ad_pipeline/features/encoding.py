@@ -52,6 +52,7 @@ _PRIOR_ANCHORS = 100.0
 _LOWEST_RATE = 1e-6
 _RATE_STEPS = 4
 _NUMBER_STEPS = 4
+_COUNTS_KNOWN = 1_024
 
 _NUMBER_TYPES = {pa.float64(): np.float64, pa.int64(): np.int64, pa.int32(): np.int32}
 """BIGINT and INTEGER too: prices of the contract are whole numbers."""
@@ -756,9 +757,17 @@ def _number_word(x: float) -> int:
 
 @njit(cache=True, nogil=True)
 def _number_words(numbers: np.ndarray, words: np.ndarray) -> None:
+    # Most numbers of a log are small counts; their logarithms are taken once.
+    known = np.empty(min(_COUNTS_KNOWN, numbers.size), np.int64)
+    for count in range(known.size):
+        known[count] = _number_word(np.float64(count))
     for i in range(numbers.shape[0]):
         for j in range(numbers.shape[1]):
-            words[i, j] = _number_word(numbers[i, j])
+            x = numbers[i, j]
+            if 0.0 <= x < known.size and x == math.floor(x):
+                words[i, j] = known[np.int64(x)]
+            else:
+                words[i, j] = _number_word(x)
 
 
 @njit(cache=True, nogil=True)

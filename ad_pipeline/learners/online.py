@@ -212,7 +212,8 @@ class FTRLExpert:
         An untouched slot is (0, 0) and is not stored: an hour's checkpoint is as large as what was
         learnt, not as the table.
         """
-        touched = np.flatnonzero(self._state.any(axis=1)).astype(np.uint32)
+        seen = (self._state[:, 0] != 0) | (self._state[:, 1] != 0)
+        touched = np.flatnonzero(seen).astype(np.uint32)
         manifest = {
             "expert": self.kind,
             "bits": self.bits,
