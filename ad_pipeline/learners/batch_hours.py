@@ -238,6 +238,11 @@ def train_after(
     goal : Goal
     hour_us : int
         Start of the hour, microseconds.
+
+    Returns
+    -------
+    BatchModel or TooFewPositives
+        The latter says how many positives there were and how many are needed.
     """
     settings = deployment.dataset.settings.batch
     query = select("learners.matured_examples")
