@@ -2,8 +2,9 @@
 
 A checkpoint is a folder named by the SHA-256 of its manifest; the manifest names the SHA-256 of
 every file, so the same inputs give the same bytes, the same name, and nothing to overwrite. A
-pointer is a small file that names a checkpoint, moved atomically. What a checkpoint *means*
-(learner, snapshot, bundle) belongs to the room that writes it; pickles and wall-clock times belong
+pointer is a small file that names a checkpoint, moved atomically. What no pointer names can be
+swept, by whoever knows what else is needed. What a checkpoint *means* (learner, snapshot, bundle),
+and how long it is kept, belongs to the room that writes it; pickles and wall-clock times belong
 nowhere.
 
 Layout below a root::
@@ -12,13 +13,17 @@ Layout below a root::
     pointers/<name>.json            {"digest": "..."}
 """
 
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,11 @@ import numpy as np
 
 FORMAT = 1
 
+BLOCK_BYTES = 1 << 20
+"""Hashed and written in one go, while it is still in the core's cache."""
+
+_POLL_SECONDS = 0.02
+
 
 class MissingCheckpoint(LookupError):
     """No checkpoint, or no pointer, of the asked name."""
@@ -34,6 +44,10 @@ class MissingCheckpoint(LookupError):
 
 class CorruptCheckpoint(Exception):
     """A file of a checkpoint does not have the bytes that its manifest names."""
+
+
+class CheckpointsBusy(TimeoutError):
+    """A sweep and somebody who writes stayed in each other's way until the waiter's deadline."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,27 @@ class Checkpoint:
     files: dict[str, Path]
 
 
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep removed.
+
+    Attributes
+    ----------
+    removed : int
+        Checkpoints.
+    removed_bytes : int
+        Of their files.
+    kept : int
+        Checkpoints that stay.
+    kept_bytes : int
+    """
+
+    removed: int
+    removed_bytes: int
+    kept: int
+    kept_bytes: int
+
+
 def write_checkpoint(
     root: Path,
     kind: str,
@@ -70,8 +105,9 @@ def write_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint durably; a second write of the same content is a verified no-op.
 
-    Everything is written to a scratch folder beside the target, flushed to disk, and renamed: a
-    process killed at any point leaves either the whole checkpoint or none.
+    Everything is written to a scratch folder beside the target, hashed on the way, flushed to disk,
+    and renamed: a process killed at any point leaves either the whole checkpoint or none. Whoever
+    points at it later does both inside :func:`unswept`.
 
     Parameters
     ----------
@@ -94,30 +130,47 @@ def write_checkpoint(
     OSError
         If the disk is full or not writable, naming the file; the scratch folder is removed.
     """
-    contents = {f"{name}.npy": _npy_bytes(name, array) for name, array in arrays.items()}
-    contents |= dict(files or {})
-    described = dict(manifest) | {
-        "format": FORMAT,
-        "kind": kind,
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
-    }
-    manifest_bytes = json.dumps(described, sort_keys=True, indent=1, allow_nan=False).encode()
-    digest = hashlib.sha256(manifest_bytes).hexdigest()
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"array {name!r} holds Python objects; store numbers or bytes")
+    with unswept(root):
+        return _write_checkpoint(root, kind, arrays, manifest, files or {})
+
+
+def _write_checkpoint(
+    root: Path,
+    kind: str,
+    arrays: Mapping[str, np.ndarray],
+    manifest: Mapping[str, Any],
+    files: Mapping[str, bytes],
+) -> Checkpoint:
     objects = root / "objects"
     objects.mkdir(parents=True, exist_ok=True)
-    target = objects / digest
-    if target.exists():
-        try:
-            return read_checkpoint(root, digest)
-        except CorruptCheckpoint:
-            # The true bytes are at hand: what a failing disk left behind is replaced by them.
-            shutil.rmtree(target)
     # Not mkdtemp: its folders are closed to other users, and the bidder may be one.
     scratch = objects / f".writing-{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
-        for name, data in {**contents, "manifest.json": manifest_bytes}.items():
-            _write_durably(scratch / name, data)
+        sums = {
+            f"{name}.npy": _write(scratch / f"{name}.npy", _npy_blocks(array))
+            for name, array in arrays.items()
+        }
+        for name, data in files.items():
+            sums[name] = _write(scratch / name, iter([data]))
+        described = dict(manifest) | {"format": FORMAT, "kind": kind, "files": sums}
+        manifest_bytes = json.dumps(described, sort_keys=True, indent=1, allow_nan=False).encode()
+        digest = _write(scratch / "manifest.json", iter([manifest_bytes]))
+        target = objects / digest
+        if target.exists():
+            try:
+                found = read_checkpoint(root, digest)
+            except CorruptCheckpoint:
+                # The true bytes are at hand: what a failing disk left behind is replaced by them.
+                shutil.rmtree(target)
+            else:
+                shutil.rmtree(scratch)
+                return found
+        for path in scratch.iterdir():
+            _flush_file(path)
         _flush_folder(scratch)
         scratch.rename(target)
     except BaseException:
@@ -127,7 +180,9 @@ def write_checkpoint(
     return read_checkpoint(root, digest, verify=False)
 
 
-def read_checkpoint(root: Path, digest: str, *, verify: bool = True) -> Checkpoint:
+def read_checkpoint(
+    root: Path, digest: str, *, verify: bool = True, unread: Callable[[str], bool] | None = None
+) -> Checkpoint:
     """Open a checkpoint, its arrays memory-mapped.
 
     Parameters
@@ -138,6 +193,8 @@ def read_checkpoint(root: Path, digest: str, *, verify: bool = True) -> Checkpoi
         Name of the checkpoint.
     verify : bool
         Check the SHA-256 of every file first.
+    unread : callable, optional
+        Tells by name which files not to check: whoever opens one of them checks it then.
 
     Raises
     ------
@@ -149,10 +206,12 @@ def read_checkpoint(root: Path, digest: str, *, verify: bool = True) -> Checkpoi
     folder = root / "objects" / digest
     if not folder.is_dir():
         raise MissingCheckpoint(f"{folder} does not exist; materialize what writes it, then retry")
-    return open_folder(folder, verify=verify)
+    return open_folder(folder, verify=verify, unread=unread)
 
 
-def open_folder(folder: Path, *, verify: bool = True) -> Checkpoint:
+def open_folder(
+    folder: Path, *, verify: bool = True, unread: Callable[[str], bool] | None = None
+) -> Checkpoint:
     """Open a checkpoint by its folder, wherever it was copied to; see :func:`read_checkpoint`."""
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
@@ -172,7 +231,10 @@ def open_folder(folder: Path, *, verify: bool = True) -> Checkpoint:
         raise CorruptCheckpoint(f"{folder} and its manifest disagree about: {difference}")
     if verify:
         for name, expected in named.items():
-            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            if unread is not None and unread(name):
+                continue
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != expected:
                 raise CorruptCheckpoint(
                     f"{folder / name} has SHA-256 {found}, the manifest says {expected}; "
@@ -223,12 +285,109 @@ def is_pointed(root: Path, name: str) -> bool:
     return _pointer(root, name).is_file()
 
 
+def unpoint(root: Path, name: str) -> None:
+    """Remove a pointer durably; one that is not there is no error. The checkpoint stays."""
+    path = _pointer(root, name)
+    if path.exists():
+        path.unlink()
+        _flush_folder(path.parent)
+
+
+def pointed_names(root: Path, below: str) -> list[str]:
+    """Return the names of the pointers below a name, sorted.
+
+    Parameters
+    ----------
+    root : Path
+    below : str
+        Whole parts of a name, such as ``"learners.online_model/click"``; ``""`` for all.
+
+    Returns
+    -------
+    list of str
+        As :func:`resolve` takes them; a colon of a name is not in its file's, and so not here.
+    """
+    pointers = root / "pointers"
+    return sorted(
+        path.relative_to(pointers).with_suffix("").as_posix()
+        for path in (pointers / below.replace(":", "")).rglob("*.json")
+        if not path.name.startswith(".")
+    )
+
+
+@contextmanager
+def unswept(root: Path, wait_seconds: float = 600.0) -> Iterator[None]:
+    """Keep sweeps away from checkpoints that are written and not pointed at yet.
+
+    Any number of writers may be inside at once. The lock is the operating system's and dies with
+    its process.
+
+    Raises
+    ------
+    CheckpointsBusy
+        If a sweep goes on past the deadline.
+    """
+    with _locked(root, fcntl.LOCK_SH, wait_seconds, "is being swept"):
+        yield
+
+
+def sweep(root: Path, needed: Collection[str] = (), wait_seconds: float = 600.0) -> Swept:
+    """Remove every checkpoint that no pointer names, and what killed writers left.
+
+    A process killed at any point leaves each checkpoint whole or without a name, and the next sweep
+    removes the rest.
+
+    Parameters
+    ----------
+    root : Path
+    needed : collection of str
+        Digests that stay although no pointer of this root names them.
+    wait_seconds : float
+        How long to wait for writers; see :func:`unswept`.
+
+    Raises
+    ------
+    CheckpointsBusy
+        If somebody writes past the deadline.
+    """
+    removed = removed_bytes = kept = kept_bytes = 0
+    objects = root / "objects"
+    if not objects.is_dir():
+        return Swept(0, 0, 0, 0)
+    with _locked(root, fcntl.LOCK_EX, wait_seconds, "is being written to"):
+        named = {resolve(root, name) for name in pointed_names(root, "")} | set(needed)
+        for folder in sorted(objects.iterdir()):
+            if folder.name.startswith("."):
+                shutil.rmtree(folder)
+            elif folder.name in named:
+                kept += 1
+                kept_bytes += _size(folder)
+            else:
+                removed += 1
+                removed_bytes += _size(folder)
+                remove(root, folder.name)
+        _flush_folder(objects)
+    return Swept(removed, removed_bytes, kept, kept_bytes)
+
+
+def remove(root: Path, digest: str) -> None:
+    """Remove one checkpoint that nothing names any more, whole or not at all.
+
+    It loses its name first, in one step, and then its files.
+    """
+    folder = root / "objects" / digest
+    nameless = folder.with_name(f".removing-{digest}")
+    folder.rename(nameless)
+    shutil.rmtree(nameless)
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a small file atomically and durably; readers see the old bytes or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
-        _write_durably(scratch, data)
+        _write(scratch, iter([data]))
+        _flush_file(scratch)
         Path(scratch).replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)
@@ -240,26 +399,81 @@ def _pointer(root: Path, name: str) -> Path:
     return root / "pointers" / f"{name.replace(':', '')}.json"
 
 
-def _npy_bytes(name: str, array: np.ndarray) -> bytes:
-    if array.dtype.hasobject:
-        raise ValueError(f"array {name!r} holds Python objects; store numbers or bytes")
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
+def _npy_blocks(array: np.ndarray) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a ``.npy`` file, those of the array without a copy."""
+    # Not in Fortran's order, and at least one-dimensional: equal values have equal bytes.
+    plain = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(plain))
+    yield header.getvalue()
+    if plain.size:
+        content = plain.reshape(-1).view(np.uint8).data
+        for start in range(0, len(content), BLOCK_BYTES):
+            yield content[start : start + BLOCK_BYTES]
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write(path: Path, blocks: Iterator[bytes | memoryview]) -> str:
+    """Write a file, not yet durably, and return its SHA-256."""
+    digest, written = hashlib.sha256(), 0
+    with path.open("wb", buffering=0) as file:
+        for block in blocks:
+            digest.update(block)
+            left = memoryview(block)
+            with _naming(path, written + len(left)):
+                while len(left):
+                    left = left[file.write(left) :]
+            written += len(block)
+    return digest.hexdigest()
+
+
+def _flush_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with _naming(path, path.stat().st_size):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: Path, size: int) -> Iterator[None]:
+    """Let a write that fails name its file, which the error itself does not."""
+    try:
+        yield
     except OSError as error:
-        # A failed write does not say to which file.
-        problem = f"{error.strerror}: {len(data):,} bytes could not be written; make room, then run"
+        problem = f"{error.strerror}: {size:,} bytes could not be written; make room, then run"
         raise OSError(
             error.errno, f"{problem} it again, nothing was replaced", str(path)
         ) from error
+
+
+@contextmanager
+def _locked(root: Path, mode: int, wait_seconds: float, why: str) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
+    descriptor = os.open(root / ".sweeping.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+                if time.monotonic() >= deadline:
+                    raise CheckpointsBusy(
+                        f"{root} {why} by another process for {wait_seconds:g} s; wait for it or "
+                        "stop it, then run it again"
+                    ) from error
+                time.sleep(_POLL_SECONDS)
+            else:
+                break
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _flush_folder(path: Path) -> None:

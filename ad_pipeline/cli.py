@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ad_pipeline.clocks import timestamp
+from ad_pipeline.checkpoints import CorruptCheckpoint
+from ad_pipeline.clocks import hour_key, timestamp
 from ad_pipeline.datasets import (
     DATA_FOLDER,
     DatasetError,
@@ -63,6 +64,7 @@ class ChecksFailed(Exception):
 _EXPLAINED = (
     ChangedLogFile,
     ChecksFailed,
+    CorruptCheckpoint,
     DatasetError,
     FileExistsError,
     FileNotFoundError,
@@ -125,6 +127,32 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="say what is served and how far the log is read")
     status.set_defaults(run=_status)
+
+    explain = commands.add_parser(
+        "explain", help="list the features, weights and parts of one score, from a bundle alone"
+    )
+    asked = explain.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--request", type=Path, help="JSON file: a request, or a logged decision")
+    asked.add_argument("--canary", type=int, help="one of the bundle's own requests, from 0")
+    explain.add_argument("--bundle", type=Path, help="the bundle's folder (else what serves)")
+    explain.add_argument("--goal", help="one goal only (else all)")
+    explain.set_defaults(run=_explain)
+
+    prune = commands.add_parser(
+        "prune", help="remove checkpoints that settings.checkpoints does not keep"
+    )
+    prune.set_defaults(run=_prune)
+
+    recover = commands.add_parser(
+        "recover", help="take the online model back and learn again without a suspect hour"
+    )
+    recover.add_argument("--hour", help="as in 2026-03-02-07:00 (else what the guard suspects)")
+    recover.add_argument("--goal", help="of one goal only (else of all)")
+    recover.add_argument(
+        "--accept", action="store_true", help="learn the hour although its guard tripped"
+    )
+    recover.add_argument("--cause", default="a person", help="why, for whoever looks later")
+    recover.set_defaults(run=_recover)
 
     rollback = commands.add_parser("rollback", help="let the bundle before the current one serve")
     rollback.set_defaults(run=_rollback)
@@ -276,6 +304,91 @@ def _status(_: argparse.Namespace) -> None:
         _say(
             f"{move.sequence}. {move.action} {move.digest[:12]} "
             f"on evidence up to {timestamp(move.watermark_us)}"
+        )
+
+
+def _explain(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.serving.bundle import open_bundle_folder
+    from ad_pipeline.serving.explanation import canary, explain, explanation_lines, read_request
+
+    folder = _served_bundle() if chosen.bundle is None else chosen.bundle.resolve()
+    bundle = open_bundle_folder(folder, to_score=True)
+    request = (
+        canary(bundle, chosen.canary) if chosen.request is None else read_request(chosen.request)
+    )
+    goals = None if chosen.goal is None else [chosen.goal]
+    for line in explanation_lines(explain(bundle, request, goals)):
+        _say(line)
+
+
+def _served_bundle() -> Path:
+    """Return the folder of the bundle that the environment's deployment serves."""
+    from ad_pipeline.serving.pointers import CURRENT, NothingServed, read_pointer
+
+    deployment = deployment_from_env()
+    pointer = read_pointer(deployment.serving, CURRENT)
+    if pointer is None:
+        raise NothingServed(f"{deployment.dataset.name} serves nothing yet; name a --bundle")
+    return deployment.bundles / "objects" / pointer.digest
+
+
+def _prune(_: argparse.Namespace) -> None:
+    from ad_pipeline.learners.retention import prune
+    from ad_pipeline.serving.retention import checkpoints_in_use, sweep_bundles
+
+    deployment = deployment_from_env()
+    bundles = sweep_bundles(deployment)
+    pruned = prune(deployment, checkpoints_in_use(deployment))
+    for goal, kept_us in pruned.kept_us.items():
+        _say(f"{goal}: models of {len(kept_us)} hours stay, {len(pruned.removed_us[goal])} go")
+    removed = pruned.swept.removed_bytes + bundles.removed_bytes
+    kept = pruned.swept.kept_bytes + bundles.kept_bytes
+    _say(f"{bundles.removed} bundles go; {removed / 1e6:,.0f} MB less, {kept / 1e6:,.0f} MB stay")
+
+
+def _recover(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.clocks import hour_start
+    from ad_pipeline.learners.recovery import recoveries, replay_range, suspects
+    from ad_pipeline.main_job import recover
+    from ad_pipeline.warehouse import Warehouse
+
+    deployment = deployment_from_env()
+    warehouse = Warehouse(deployment.warehouse)
+    found = suspects(warehouse, deployment)
+    if found.hours_us:
+        _say(found.described())
+    hours_us = found.hours_us
+    if chosen.hour is not None:
+        hours_us = dict.fromkeys(deployment.dataset.goal_names, hour_start(chosen.hour))
+    if chosen.goal is not None:
+        hours_us = {goal: us for goal, us in hours_us.items() if goal == chosen.goal}
+    if not hours_us:
+        raise LookupError("no hour is suspect; name one with --hour, and a goal of the dataset")
+    start_us, end_us = replay_range(warehouse, deployment, hours_us)
+    evidence = {goal: found.reasons[goal] for goal in hours_us if goal in found.reasons}
+    recover(deployment, start_us, end_us, hours_us, chosen.cause, evidence, chosen.accept, _say)
+    for one in recoveries(warehouse, hours_us):
+        _say(f"{one['goal']}, {hour_key(one['hour_us'])}: {one['outcome']}")
+    _warn_of_serving(deployment, min(hours_us.values()))
+
+
+def _warn_of_serving(deployment: Deployment, hour_us: int) -> None:
+    """Say so if what serves has learnt the hour: its bundle is older than the recovery."""
+    from ad_pipeline.checkpoints import is_pointed, resolve
+    from ad_pipeline.serving.bundle import open_bundle
+    from ad_pipeline.serving.candidate import CANDIDATE
+    from ad_pipeline.serving.pointers import CURRENT, read_pointer
+
+    serving = read_pointer(deployment.serving, CURRENT)
+    if serving is None or (
+        is_pointed(deployment.bundles, CANDIDATE)
+        and resolve(deployment.bundles, CANDIDATE) == serving.digest
+    ):
+        return
+    if open_bundle(deployment.bundles, serving.digest).label_watermark_us > hour_us:
+        _say(
+            "serving/current names a bundle from before this, which knows the hour: "
+            "`ad_pipeline rollback` lets the one before it serve"
         )
 
 

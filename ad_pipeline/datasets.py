@@ -1014,8 +1014,11 @@ def _read_dataset(top: _Place) -> Dataset:
         settings=_read_settings(entries.get("settings")),
         path=top.path,
     )
+    if "settings" in entries:
+        _check_rates(entries["settings"], dataset)
     sources = _read_sources(entries["sources"], dataset)
     _check_entities(entries, dataset, sources)
+    _check_calibration_slice(entries, dataset)
     return dataset.model_copy(update={"sources": sources})
 
 
@@ -1148,6 +1151,15 @@ def _read_settings(place: _Place | None) -> Settings:
         ) from error
 
 
+def _check_rates(place: _Place, dataset: Dataset) -> None:
+    """Refuse a rate of negatives for a goal that there is not."""
+    for name in dataset.settings.examples.negative_rate_by_goal:
+        if name not in dataset.goal_names:
+            raise place.at(["examples", "negative_rate_by_goal", name]).error(
+                f"there is no goal {name!r}", f"write one of {', '.join(dataset.goal_names)}"
+            )
+
+
 def _setting_names(location: Iterable[int | str]) -> list[str]:
     """Return the names that a group of settings knows."""
     group: type[BaseModel] = Settings
@@ -1274,3 +1286,16 @@ def _check_entities(
                 f"the column {missing[0]!r} is missing",
                 "it is listed under features or entities: map it here or take it out there",
             )
+
+
+def _check_calibration_slice(entries: Mapping[str, _Place], dataset: Dataset) -> None:
+    """Refuse to calibrate by a column that a scorer does not read as text."""
+    name = dataset.settings.ensemble.calibration_slice
+    texts = (*dataset.features.categorical, *dataset.entities)
+    if name is None or name in texts:
+        return
+    near = difflib.get_close_matches(name, texts, n=1)
+    raise entries["settings"].at(("ensemble", "calibration_slice")).error(
+        f"{name!r} is neither a categorical feature nor an entity",
+        f"write {near[0]!r}" if near else "list it under features.categorical first",
+    )

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,6 +159,50 @@ def materialize(deployment: Deployment, start_us: int, end_us: int | None, say: 
     command = [
         sys.executable, "-m", "dagster", "asset", "materialize", "--select", "*",
         "-m", "ad_pipeline.definitions", "--partition-range", span,
+    ]  # fmt: skip
+    return run_command(deployment, command, say)
+
+
+def recover(
+    deployment: Deployment,
+    start_us: int,
+    end_us: int,
+    hours_us: Mapping[str, int],
+    cause: str,
+    evidence: Mapping[str, str],
+    accept: bool,
+    say: Say,
+) -> FinishedRun:
+    """Run what the job ``recover_online_model`` runs, as the CLI does.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    start_us, end_us : int
+        Hours to run again, microseconds.
+    hours_us : mapping of str to int
+        Goal to the hour to leave out, microseconds.
+    cause : str
+    evidence : mapping of str to str
+    accept : bool
+        Learn the hours although their guard tripped.
+    say : callable
+        Receives one line of progress at a time.
+
+    Raises
+    ------
+    MainJobFailed
+        If a step or a blocking check fails.
+    """
+    span = f"{hour_key(start_us)}...{hour_key(end_us - HOUR_US)}"
+    hours = {goal: hour_key(hour_us) for goal, hour_us in hours_us.items()}
+    asked = {"hours": hours, "cause": cause, "evidence": json.dumps(evidence), "accept": accept}
+    say(f"  the online model goes back to before {hour_key(start_us)}; {span} is run again")
+    command = [
+        sys.executable, "-m", "dagster", "asset", "materialize",
+        "--select", 'key:"learners/quarantined_hours"+ or key:"learners/retrains"',
+        "-m", "ad_pipeline.definitions", "--partition-range", span,
+        "--config-json", json.dumps({"ops": {"quarantine": {"config": asked}}}),
     ]  # fmt: skip
     return run_command(deployment, command, say)
 

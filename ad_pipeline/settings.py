@@ -7,11 +7,12 @@ belong here.
 
 import hashlib
 import json
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+KeptShare = Annotated[float, Field(ge=0.0001, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -21,8 +22,104 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class OnlineSettings(Group):
-    """The micro-batch learner (McMahan et al., KDD 2013, Algorithm 1)."""
+class ExampleSettings(Group):
+    """What a learner that runs alongside the stream is shown of it."""
+
+    negative_rate: KeptShare = Field(
+        default=1.0,
+        description="Share of the requests whose negatives are kept, drawn by hash of the request; "
+        "each kept one weighs 1 / rate, so that means stay as they are (McMahan et al., KDD 2013, "
+        "section 6.1). Positives and retractions are always kept.",
+    )
+    negative_rate_by_goal: dict[str, KeptShare] = Field(
+        default_factory=dict,
+        description="Instead of negative_rate, for the goals named: a chain's later goals have few "
+        "anchors and can keep them all.",
+    )
+
+    def negative_rate_of(self, goal: str) -> float:
+        """Return the share of requests whose negatives a goal keeps."""
+        return self.negative_rate_by_goal.get(goal, self.negative_rate)
+
+
+class RateControlSettings(Group):
+    """When the online learner's rates are raised, slowed or frozen; see learners/rate_control.py."""
+
+    minimum_rows: PositiveInt = Field(
+        default=30, description="A micro-batch with fewer examples says nothing about the rate."
+    )
+    warm_up_micro_batches: PositiveInt = Field(
+        default=30, description="Micro-batches to compare with before anything rings: five hours."
+    )
+    tolerated_surprise: Annotated[float, Field(ge=0)] = Field(
+        default=0.5,
+        description="Page-Hinkley's delta: a rise by so many standard deviations is noise.",
+    )
+    threshold: Annotated[float, Field(gt=0)] = Field(
+        default=12.0,
+        description="Page-Hinkley's lambda: summed surprise above what is tolerated that rings.",
+    )
+    doublings: PositiveInt = Field(
+        default=2, description="By which a ring raises the rate: what was learnt counts a quarter."
+    )
+    calm_micro_batches: PositiveInt = Field(
+        default=144, description="Without a ring before the clock runs at half speed: a day."
+    )
+    explosion: Annotated[float, Field(gt=1)] = Field(
+        default=3.0, description="Times the usual loss at which learning stops."
+    )
+    longest_freeze_micro_batches: PositiveInt = Field(
+        default=12, description="After which the loss is taken for the world's: two hours."
+    )
+
+
+class Configuration(Group):
+    """One parameterization of the FTRL learner (McMahan et al., KDD 2013, Algorithm 1)."""
+
+    alpha: Annotated[float, Field(gt=0)] = Field(default=0.1, description="Learning rate.")
+    beta: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="Smooths the learning rate of slots seldom seen."
+    )
+    l1: Annotated[float, Field(ge=0)] = Field(
+        default=0.5, description="A slot weighs exactly 0 while its |z| is at most this."
+    )
+    l2: Annotated[float, Field(ge=0)] = Field(default=1.0, description="Pulls weights towards 0.")
+    half_life_hours: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Hours of log after which what was learnt counts half; None forgets nothing.",
+    )
+    schedule: Literal["adagrad", "decayed", "adam"] = Field(
+        default="adagrad",
+        description="How a slot's rate follows its gradients: their sum (FTRL), a decayed sum "
+        "(as RMSProp), or that with a smoothed direction (as Adam).",
+    )
+    forgetting: Share = Field(
+        default=0.001, description="decayed and adam: share of the sum forgotten at each visit."
+    )
+    momentum: Share = Field(
+        default=0.9, description="adam: share of the last direction that goes on."
+    )
+    loss: Literal["logistic", "probit", "cloglog", "squared", "poisson"] = Field(
+        default="logistic", description="Loss and link."
+    )
+    admission: Literal["always", "count", "poisson"] = Field(
+        default="always",
+        description="When a slot is learnt: from its first visit, from its n-th, or from one "
+        "that a draw admits (McMahan et al., section 3.1).",
+    )
+    admission_count: PositiveInt = Field(
+        default=2, description="count: the visit that admits a slot."
+    )
+    admission_probability: Share = Field(
+        default=0.1, description="poisson: with which each visit admits a slot."
+    )
+    bits: Annotated[int, Field(ge=8, le=28)] | None = Field(
+        default=None, description="Fewer hashed slots than the others; None: as many."
+    )
+
+
+class OnlineSettings(Configuration):
+    """The micro-batch learner: what it is, and in which steps it learns."""
 
     estimator: str = Field(
         default="ftrl", description="'ftrl', or the dotted path of any River classifier."
@@ -31,12 +128,42 @@ class OnlineSettings(Group):
         default_factory=dict, description="Keyword arguments of a River classifier."
     )
     bits: Annotated[int, Field(ge=8, le=28)] = Field(default=20, description="2^bits hashed slots.")
-    alpha: Annotated[float, Field(gt=0)] = 0.1
-    beta: Annotated[float, Field(ge=0)] = 1.0
-    l1: Annotated[float, Field(ge=0)] = 0.5
-    l2: Annotated[float, Field(ge=0)] = 1.0
+    dtype: Literal["float32", "float64"] = Field(
+        default="float32",
+        description="Of the state. Sums in float32 are rounded at random, so that they do not "
+        "drift; float64 is for comparisons and takes twice the memory.",
+    )
+    grid: tuple[dict[str, float | int | str | None], ...] = Field(
+        default=(),
+        description="More configurations, learnt in the same walk of memory: each names what "
+        "differs from the settings above. The best of them serves.",
+    )
+    rate_control: RateControlSettings | None = Field(
+        default=None,
+        description="Lets rates follow the stream, each move logged; None: they fall as Algorithm "
+        "1 and the half-life say.",
+    )
+    selection_lookback_hours: PositiveInt = Field(
+        default=72, description="Matured hours over which the grid is judged: days and nights."
+    )
+    selection_level: Share = Field(
+        default=0.95,
+        description="Of the interval beyond which another configuration must be better to serve.",
+    )
     micro_batch_minutes: PositiveInt = Field(
         default=10, description="Within an hour: score this many minutes of log, then learn them."
+    )
+    micro_batch_capacity: PositiveInt | None = Field(
+        default=None,
+        description="Examples of a goal that a slice may learn; what is over waits for the next "
+        "one, by lane: fresh engagements, waiting engagements, fresh negatives, waiting negatives. "
+        "None: a slice learns all of its own.",
+    )
+    checkpoint_micro_batches: PositiveInt | None = Field(
+        default=None,
+        description="Also keep a checkpoint after every so many slices inside an hour, for hours "
+        "that take long to learn: a process that dies goes on there. None: it learns the hour "
+        "again.",
     )
     kind_weights: dict[str, float] = Field(
         default_factory=lambda: {
@@ -47,6 +174,100 @@ class OnlineSettings(Group):
             "retraction": 0.0,
         },
         description="Example weight by kind; 0 leaves the kind out.",
+    )
+    recency_half_life_hours: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="An example weighs half as much for every so many hours from serving to "
+        "emission. Positives that come late then count for less than their negatives.",
+    )
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        """Refuse a configuration that could not be learnt before anything is."""
+        for place, configuration in enumerate(self.configurations()):
+            if configuration.bits is not None and configuration.bits > self.bits:
+                raise ValueError(
+                    f"configuration {place} of the grid has {configuration.bits} bits; write at "
+                    f"most bits, {self.bits}"
+                )
+        if self.grid and self.estimator != "ftrl":
+            raise ValueError("a grid needs the estimator 'ftrl'; leave one of them out")
+        return self
+
+    def configurations(self) -> tuple[Configuration, ...]:
+        """Return what is learnt side by side: these settings, then those of the grid."""
+        names = Configuration.model_fields.keys()
+        base = {name: getattr(self, name) for name in names} | {"bits": None}
+        return (Configuration(**base), *(Configuration(**(base | entry)) for entry in self.grid))
+
+
+class CheckpointSettings(Group):
+    """Which hours' checkpoints of the online model are kept; ages are in log time."""
+
+    hourly_hours: PositiveInt = Field(
+        default=24,
+        description=(
+            "Every hour's, this far back: what a guard or a person finds within a day is "
+            "undone without replaying more than the hours since."
+        ),
+    )
+    daily_days: Annotated[int, Field(ge=0)] = Field(
+        default=14,
+        description=(
+            "The last one of each day, this far back: a fortnight covers a label that matures "
+            "late, and from any of them at most a day is replayed more."
+        ),
+    )
+    at_least: PositiveInt = Field(
+        default=3, description="The newest ones, however old the others are."
+    )
+
+
+class GuardSettings(Group):
+    """When an hour's examples are suspect, and what is done without a person."""
+
+    recent_hours: PositiveInt = Field(
+        default=24, description="Hours of log that an hour is compared with: a day and its night."
+    )
+    warm_up_hours: PositiveInt = Field(
+        default=12,
+        description="Hours to compare with before any is judged: a young model is often surprised.",
+    )
+    minimum_examples: PositiveInt = Field(
+        default=50, description="Fewer: the hour can neither be judged nor do much harm."
+    )
+    minimum_share: Share = Field(
+        default=0.2,
+        description=(
+            "Of the usual hour's examples. Below it traffic has stopped, and what still comes is "
+            "late positives only."
+        ),
+    )
+    limit: Annotated[float, Field(gt=0)] = Field(
+        default=5.0,
+        description="Robust standard deviations from the recent hours before anything is suspect.",
+    )
+    excess_loss: Annotated[float, Field(gt=0)] = Field(
+        default=0.5,
+        description=(
+            "Loss above what the model itself expected, relative to it: flipped labels more than "
+            "double it, a clean hour of a simulated log stays below half of it."
+        ),
+    )
+    calibration_factor: Annotated[float, Field(gt=1)] = Field(
+        default=3.0,
+        description="Observed over expected positives, against the recent hours, either way.",
+    )
+    largest_logit: Annotated[float, Field(gt=0)] = Field(
+        default=30.0,
+        description="Of a score or a single weight: odds beyond it are a numeric fault, no ad.",
+    )
+    automatic_recoveries: Annotated[int, Field(ge=0)] = Field(
+        default=2,
+        description=(
+            "Hours of a goal that are quarantined without a person, within recent_hours. More of "
+            "them are no accident but a change of the world, which somebody has to accept."
+        ),
     )
 
 
@@ -93,10 +314,27 @@ class RateSettings(Group):
 class EnsembleSettings(Group):
     """Mixing and calibration: shares of the matured hours, in order of maturity."""
 
+    mixture: Literal["auto", "online", "batch", "average", "voting", "stacked"] = Field(
+        default="auto",
+        description=(
+            "'auto' lets the matured rows choose. Otherwise always one expert alone, the average "
+            "of the log odds, the average of the probabilities (voting), or fitted weights; while "
+            "an expert that it needs has not scored enough, what 'auto' would take."
+        ),
+    )
     lookback_hours: PositiveInt = Field(default=168, description="Matured hours that are split.")
     fit_share: Share = 0.5
     calibration_share: Share = 0.25
     folds: Annotated[int, Field(ge=2)] = 5
+    calibration_slice: str | None = Field(
+        default=None,
+        description=(
+            "A categorical feature or entity, as in publisher_id. Values of it with at least 30 "
+            "positives in the calibration range get a correction of their own where that is "
+            "measurably better than one map for all. None: one map; a slice costs an order of "
+            "scores between slices that nobody has checked."
+        ),
+    )
 
 
 class EvaluationSettings(Group):
@@ -104,6 +342,22 @@ class EvaluationSettings(Group):
 
     replicates: PositiveInt = 400
     level: Share = 0.95
+
+
+class ExportSettings(Group):
+    """What a bundle keeps of the online expert."""
+
+    weights: Literal["exact", "q2.13"] = Field(
+        default="exact",
+        description="'exact' drops zeros only; 'q2.13' also rounds weights to 16 bits at random "
+        "(McMahan et al., KDD 2013, section 5.1), which is a quarter of the bytes and moves a "
+        "score by less than 2^-13 a feature. Weights outside [-4, 4) are refused, not cut.",
+    )
+    dictionary_tokens: PositiveInt = Field(
+        default=1_000_000,
+        description="Names of exported slots that a bundle carries for `explain`, at most: some "
+        "tens of MB. Above it the slots that were learnt least go without.",
+    )
 
 
 class PromotionSettings(Group):
@@ -137,11 +391,15 @@ class Settings(Group):
     """All settings of one deployment."""
 
     seed: int = Field(default=1, description="Enters the hash behind every random choice.")
+    examples: ExampleSettings = ExampleSettings()
     online: OnlineSettings = OnlineSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    guard: GuardSettings = GuardSettings()
     batch: BatchSettings = BatchSettings()
     rates: RateSettings = RateSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    export: ExportSettings = ExportSettings()
     promotion: PromotionSettings = PromotionSettings()
     drift: DriftSettings = DriftSettings()
 

@@ -224,3 +224,89 @@ def test_a_disk_that_is_full_at_any_moment_leaves_the_old_checkpoint_and_takes_t
     assert len(tries) > 10
     assert all(attempt == [errno.ENOSPC, True, True] for attempt in tries)
     assert (problem, still_old, whole) == (None, False, True)
+
+
+def test_a_written_file_is_byte_for_byte_what_numpy_writes(tmp_path: Path):
+    """Arrays go to disk block by block and without a copy; their files are NumPy's own."""
+    arrays = {
+        "long": np.arange(checkpoints.BLOCK_BYTES // 4, dtype=np.float64),
+        "none": np.empty((0, 3), dtype=np.float32),
+        "transposed": np.arange(12).reshape(3, 4).T,
+        "strided": np.arange(20)[::3],
+        "text": np.array(["a", "longer"]),
+        "number": np.float64(3.5),
+    }
+    written = checkpoints.write_checkpoint(tmp_path, "test", arrays, {})
+    for name, array in arrays.items():
+        np.save(tmp_path / "theirs.npy", np.ascontiguousarray(array))
+        ours = (written.path / f"{name}.npy").read_bytes()
+        assert ours == (tmp_path / "theirs.npy").read_bytes(), name
+
+
+def test_a_sweep_removes_what_no_pointer_names_and_nobody_needs(tmp_path: Path):
+    kept, needed, forgotten = (write(tmp_path, stream_position=n) for n in range(3))
+    checkpoints.point(tmp_path, "online/click/2026-03-02-07:00", kept.digest)
+    (tmp_path / "objects" / ".writing-killed").mkdir()
+    size = sum(path.stat().st_size for path in forgotten.path.iterdir())
+    swept = checkpoints.sweep(tmp_path, {needed.digest})
+    assert (swept.removed, swept.removed_bytes, swept.kept) == (1, size, 2)
+    left = {path.name for path in (tmp_path / "objects").iterdir()}
+    assert left == {kept.digest, needed.digest}
+    assert checkpoints.sweep(tmp_path, {needed.digest}).removed == 0
+    assert checkpoints.sweep(tmp_path / "nothing there") == checkpoints.Swept(0, 0, 0, 0)
+
+
+def test_a_pointer_can_be_taken_away_and_the_others_are_listed(tmp_path: Path):
+    written = write(tmp_path)
+    for name in ("online/click/2026-03-02-07:00", "online/click/2026-03-02-08:00", "batch/click"):
+        checkpoints.point(tmp_path, name, written.digest)
+    hours = checkpoints.pointed_names(tmp_path, "online/click")
+    assert hours == ["online/click/2026-03-02-0700", "online/click/2026-03-02-0800"]
+    checkpoints.unpoint(tmp_path, "online/click/2026-03-02-07:00")
+    checkpoints.unpoint(tmp_path, "online/click/2026-03-02-07:00")
+    assert checkpoints.pointed_names(tmp_path, "") == ["batch/click", *hours[1:]]
+    with pytest.raises(checkpoints.MissingCheckpoint):
+        checkpoints.resolve(tmp_path, hours[0])
+
+
+def test_a_sweep_waits_for_whoever_has_not_pointed_yet_and_says_so(tmp_path: Path):
+    with checkpoints.unswept(tmp_path):
+        written = write(tmp_path)
+        with pytest.raises(checkpoints.CheckpointsBusy, match="written to by another process"):
+            checkpoints.sweep(tmp_path, wait_seconds=0.1)
+        with checkpoints.unswept(tmp_path, wait_seconds=0.1):  # writers do not hinder each other
+            checkpoints.point(tmp_path, "newest", written.digest)
+    assert checkpoints.sweep(tmp_path).removed == 0
+
+
+@pytest.mark.parametrize("call", ["rename", "unlink", "rmdir", "fsync"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_sweep_that_is_killed_leaves_whole_checkpoints_and_the_next_one_ends_it(
+    tmp_path: Path, call: str, number: int
+):
+    """The process really dies, in the number-th such call of the sweep."""
+    kept, *_ = [write(tmp_path, stream_position=n) for n in range(4)]
+    checkpoints.point(tmp_path, "newest", kept.digest)
+    script = textwrap.dedent(f"""
+        import os, signal, sys
+        from pathlib import Path
+        from ad_pipeline import checkpoints
+        true_call, left = os.{call}, {number}
+        def deadly(*args, **kwargs):
+            global left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return true_call(*args, **kwargs)
+        os.{call} = deadly
+        checkpoints.sweep(Path(sys.argv[1]))
+    """)
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    if (call, number) not in {("fsync", 2), ("fsync", 3)}:  # it flushes its folder once
+        assert killed.returncode == -signal.SIGKILL
+    for folder in (tmp_path / "objects").iterdir():
+        if not folder.name.startswith("."):
+            checkpoints.open_folder(folder)
+    checkpoints.sweep(tmp_path)
+    assert [path.name for path in (tmp_path / "objects").iterdir()] == [kept.digest]
+    assert checkpoints.read_checkpoint(tmp_path, checkpoints.resolve(tmp_path, "newest"))

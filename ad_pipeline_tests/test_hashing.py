@@ -1,8 +1,11 @@
 """The hash is XXH64, and one value has one hash however it is stored."""
 
+import gc
+import itertools
 import struct
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -130,6 +133,106 @@ def test_draws_are_uniform_and_independent_between_seeds_and_purposes() -> None:
 def test_draws_for_numbers_are_uniform_too() -> None:
     draws = hashing.uniform(5, np.arange(20_000, dtype=np.uint64), "sample")
     np.testing.assert_allclose(np.histogram(draws, 10, (0, 1))[0], 2000, atol=200)
+
+
+NAMED = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+    | st.sampled_from([np.float64(2), np.float32(3), np.int64(4), np.int32(5), np.bool_(True)]),
+    max_size=80,
+)  # fmt: skip
+
+
+def read_by_columns(row: dict[str, object], bits: int) -> tuple[list[int], list[float]]:
+    """Return slots and values of a row by the functions that hash columns."""
+    slots: list[int] = []
+    values: list[float] = []
+    for name in sorted(row, key=hashing.seed_of):
+        value, seed = row[name], hashing.seed_of(name)
+        if value is None or value != value:
+            continue
+        taken = hashing.hash_values([value], seed) if isinstance(value, str) else np.uint64(seed)
+        slots += [int(np.ravel(hashing.slot_of(taken, bits))[0])]
+        values += [1.0 if isinstance(value, str) else float(value)]  # pyright: ignore[reportArgumentType]
+    return slots, values
+
+
+@settings(deadline=None, max_examples=200)
+@given(NAMED, st.integers(1, 32))
+def test_a_dictionary_reads_as_its_columns_hash_in_whatever_order_it_was_filled(row, bits) -> None:
+    reader = hashing.NamedValues()
+    expected = read_by_columns(row, bits)
+    for items in (row.items(), reversed(row.items())):
+        found = reader.read(dict(items), bits)
+        assert found is not None
+        assert (found[0].dtype, found[1].dtype) == (np.uint32, np.float64)
+        assert (found[0][0].tolist(), found[1][0].tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[1.0], b"a", "\ud800", float("inf"), float("-inf"), 10**400, np.str_("a"), np.float16(1), 1j],
+    ids=repr,
+)
+def test_a_dictionary_that_holds_anything_else_is_handed_back_unread(value: object) -> None:
+    reader = hashing.NamedValues()
+    assert reader.read({"a": 1.0, "b": value}, 20) is None
+    assert reader.read({"a": 1.0, "\ud800": 1.0}, 20) is None
+    assert reader.read({"a": 1.0, 7: 1.0}, 20) is None
+    found = reader.read({"a": 1.0}, 20)  # no error is left behind, and the next row is read
+    assert found is not None
+    assert found[1].tolist() == [[1.0]]
+
+
+def test_names_made_anew_for_every_row_are_never_taken_for_one_another() -> None:
+    """Seeds are kept by a name's address; a name that died must not lend its address to another."""
+    reader = hashing.NamedValues()
+    for start in range(0, 30_000, 10):
+        row = {f"name {number}": 1.0 for number in range(start, start + 10)}
+        found = reader.read(row, 32)
+        assert found is not None
+        assert found[0][0].tolist() == read_by_columns(row, 32)[0]
+        del row
+        if start % 5_000 == 0:
+            gc.collect()
+
+
+def test_reading_rows_keeps_no_value_and_no_more_names_than_have_a_place() -> None:
+    reader = hashing.NamedValues()
+    name, value = "a name " + str(id(reader)), "a value " + str(id(reader))
+    row = {name: value, "x": None, "y": 2.5}
+    before = sys.getrefcount(row), sys.getrefcount(value), sys.getrefcount(type(None))
+    for _ in range(1_000):
+        reader.read(row, 20)
+    assert (sys.getrefcount(row), sys.getrefcount(value), sys.getrefcount(type(None))) == before
+    assert sys.getrefcount(name) <= 5
+    # Others take the places; the name is let go.
+    others = [{f"other {number}": 1.0} for number in range(20_000)]
+    for other in others:
+        reader.read(other, 20)
+    del row
+    assert sys.getrefcount(name) == 2
+
+
+def test_threads_that_read_at_once_do_not_disturb_each_other() -> None:
+    rows = [{f"n{k}": f"value {k} {row}" for k in range(40)} for row in range(50)]
+    expected = [read_by_columns(row, 20)[0] for row in rows]
+    wrong: list[int] = []
+
+    def read_all() -> None:
+        reader = hashing.NamedValues()
+        for place in itertools.islice(itertools.cycle(range(len(rows))), 2_000):
+            found = reader.read(dict(rows[place]), 20)
+            if found is None or found[0][0].tolist() != expected[place]:
+                wrong.append(place)
+
+    threads = [threading.Thread(target=read_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_a_fresh_process_hashes_without_pandas() -> None:

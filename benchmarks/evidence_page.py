@@ -20,7 +20,16 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "evidence.md"
 PICTURES = DOCS / "pictures"
 
-STUDIES = ("drift_alarm", "ensemble", "freshness", "calibration", "exactness")
+STUDIES = (
+    "drift_alarm",
+    "ensemble",
+    "freshness",
+    "calibration",
+    "exactness",
+    "online_learner",
+    "uncertainty",
+    "half_life",
+)
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 
 HOLDS, NOT_MEASURED = "holds", "not measured"

@@ -16,17 +16,19 @@ from pathlib import Path
 
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_start
 from ad_pipeline.datasets import Deployment, load_dataset
+from ad_pipeline.evaluation.ensemble_of_log import write_ensemble_hours
 from ad_pipeline.evaluation.progressive_hours import measure_hours
 from ad_pipeline.evaluation.report_of_log import write_report
 from ad_pipeline.events.ingest import ingest_hours
 from ad_pipeline.events.ledger import register_files
 from ad_pipeline.examples.label_join import join_labels
 from ad_pipeline.features.as_served import newest_requests, read_impressions
-from ad_pipeline.features.dictionary import write_dictionary
+from ad_pipeline.features.dictionary import tokens_of_slots, write_dictionary
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import advance_hours
 from ad_pipeline.learners.batch_hours import score_hours, train_hours
 from ad_pipeline.learners.ensembles import fit_ensembles, held_out_forecasts
+from ad_pipeline.learners.grid_hours import chosen_configurations, select_hours
 from ad_pipeline.learners.online_hours import learn_hours
 from ad_pipeline.learners.predictions import unite_predictions
 from ad_pipeline.monitoring.drift_of_log import record_drift
@@ -90,6 +92,9 @@ def run_hours(
     for _ in learn_hours(warehouse, deployment, *span):
         pass
     progress("online_learner")
+    for _ in select_hours(warehouse, deployment, *span):
+        pass
+    progress("grid_selection")
     for _ in train_hours(warehouse, deployment, *span):
         pass
     progress("batch_model")
@@ -128,11 +133,20 @@ def finish(
     progress("ensemble")
     write_report(warehouse, deployment, held_out_forecasts(warehouse, deployment))
     progress("report")
+    write_ensemble_hours(warehouse, deployment, held_out_forecasts(warehouse, deployment))
+    progress("ensemble_over_time")
     if with_drift:
         record_drift(warehouse, deployment)
         progress("drift")
     if with_bundle:
-        build_candidate(deployment, *newest_requests(warehouse))
+        hour_us, requests = newest_requests(warehouse)
+        build_candidate(
+            deployment,
+            hour_us,
+            requests,
+            read_tokens=partial(tokens_of_slots, warehouse, hour_us + HOUR_US),
+            configurations=chosen_configurations(warehouse, deployment, hour_us + HOUR_US),
+        )
         progress("bundle")
         record_replay(warehouse, deployment)
         progress("candidate_replay")

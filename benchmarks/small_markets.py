@@ -9,7 +9,8 @@ columns:
 - what only a simulator knows: the true probability;
 - what other models would have said on the last two days: the online expert frozen some hours ago
   (``online_<age>h``), the same learner given equally many hours of examples whatever its age
-  (``equal_<age>h``), and, on some hours, batch models of some age (``batch_<age>h``).
+  (``equal_<age>h``), the same learner exported every so many minutes (``refreshed_<minutes>m``),
+  and, on some hours, batch models of some age (``batch_<age>h``).
 
 "Age a" is "at most a hours old": an impression of hour h is scored by the state of h + 1 - a.
 """
@@ -26,16 +27,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ad_pipeline.checkpoints import resolve
-from ad_pipeline.clocks import HOUR_US, hours_between
+from ad_pipeline.clocks import HOUR_US, MINUTE_US, hours_between
 from ad_pipeline.datasets import DATA_FOLDER, Dataset, Deployment, load_dataset
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE
 from ad_pipeline.evaluation.truth import read_truth
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense, slots
-from ad_pipeline.learners import batch_hours, online_hours
+from ad_pipeline.learners import batch_hours, ensembles, online_hours
 from ad_pipeline.learners.batch import TooFewPositives
 from ad_pipeline.learners.batch_hours import train_after
 from ad_pipeline.learners.ensembles import held_out_forecasts, open_ensemble
+from ad_pipeline.learners.ftrl_expert import LinearWeights
 from ad_pipeline.learners.online import labels_and_weights, new_expert
 from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.simulation.spec import MarketplaceSpec
@@ -44,7 +46,7 @@ from benchmarks.library_path import finish, run_hours
 from benchmarks.studies import Shared
 
 KEPT = Path(__file__).resolve().parents[1] / ".ad_pipeline" / "evidence"
-VERSION = 1
+VERSION = 2
 """Raise when the same settings would give other rows."""
 
 SECONDS = 60.0
@@ -67,6 +69,9 @@ SEEDS = tuple(range(301, 307))
 
 AGES = (1, 3, 6, 24)
 BATCH_AGES = (1, 6, 24)
+REFRESH_MINUTES = (1440, 300, 60, 5)
+"""Daily, every 5 hours, every hour, every 5 minutes; all begin with the evaluated days."""
+
 EVALUATED_DAYS = 2
 EQUAL_HOURS = 72
 BATCH_HOURS_OF_DAY = (1, 5, 9, 13, 17, 21)
@@ -105,6 +110,7 @@ def settings() -> dict[str, object]:
         "version": VERSION,
         "code_versions": {
             "batch": batch_hours.CODE_VERSION,
+            "ensemble": ensembles.CODE_VERSION,
             "online": online_hours.CODE_VERSION,
         },
         "worlds": {
@@ -114,6 +120,7 @@ def settings() -> dict[str, object]:
         "settings": _dataset().settings.digest(),
         "ages": AGES,
         "batch_ages": BATCH_AGES,
+        "refresh_minutes": REFRESH_MINUTES,
         "equal_hours": EQUAL_HOURS,
         "batch_hours_of_day": BATCH_HOURS_OF_DAY,
     }
@@ -223,6 +230,7 @@ def _aged_logits(
     read, counts = read_as_served(deployment, contract, served)
     served_us = served.column("received_us").to_numpy()
     seen = _Seen(
+        served_us=served_us,
         tokens=slots(contract, read, counts),
         matrix=dense(contract, read, counts),
         categories=category_hashes(contract, read),
@@ -236,6 +244,7 @@ def _aged_logits(
         columns = {
             **_online_by_age(deployment, goal.name, seen),
             **_equal_by_age(warehouse, deployment, contract, goal.name, seen),
+            **_by_refresh(warehouse, deployment, contract, goal.name, seen),
             **_batch_by_age(warehouse, deployment, contract, goal.name, seen, served, end_us),
         }
         found[goal.name] = pa.table({"impression_id": served.column("impression_id"), **columns})
@@ -248,12 +257,15 @@ class _Seen:
 
     Attributes
     ----------
+    served_us : ndarray of shape (n,), int64
+        Rising.
     tokens, matrix, categories : ndarray
         Slots, dense features and category hashes, n rows each.
     rows : dict of int to slice
         Rows of each hour.
     """
 
+    served_us: np.ndarray
     tokens: np.ndarray
     matrix: np.ndarray
     categories: np.ndarray
@@ -282,7 +294,7 @@ def _online_by_age(deployment: Deployment, goal: str, seen: _Seen) -> dict[str, 
         digest = resolve(deployment.checkpoints, pointer)
         expert = online_hours.open_expert(deployment.checkpoints, digest)
         for age, rows in seen.scored_by(frozen_us, AGES):
-            columns[f"online_{age}h"][rows] = expert.logits(seen.tokens[rows])
+            columns[f"online_{age}h"][rows] = expert.logits(seen.tokens[rows])[:, 0]
     return columns
 
 
@@ -304,7 +316,41 @@ def _equal_by_age(
         expert = new_expert(settings)
         expert.learn(tokens[first:last], labels[first:last], weights[first:last])
         for age, of_hour in seen.scored_by(frozen_us, AGES):
-            columns[f"equal_{age}h"][of_hour] = expert.logits(seen.tokens[of_hour])
+            columns[f"equal_{age}h"][of_hour] = expert.logits(seen.tokens[of_hour])[:, 0]
+    return columns
+
+
+def _by_refresh(
+    warehouse: Warehouse, deployment: Deployment, contract: FeatureContract, goal: str, seen: _Seen
+) -> dict[str, np.ndarray]:
+    """Score by copies of one learner that never stops, each refreshed at its own pace."""
+    settings = deployment.dataset.settings.online
+    start_us, end_us = min(seen.rows), max(seen.rows) + HOUR_US
+    span = {"start_us": deployment.dataset.start_us, "end_us": end_us}
+    with warehouse.reader() as connection:
+        rows = rows_of(connection, select("learners.emitted_examples"), span | {"goal": goal})
+    labels, weights = labels_and_weights(rows.column("kind").to_pylist(), settings.kind_weights)
+    tokens = slots(contract, *read_as_served(deployment, contract, rows))
+    emit_us = rows.column("emit_us").to_numpy()
+    expert = new_expert(settings)
+    columns = {f"refreshed_{m}m": np.empty(len(seen.tokens)) for m in REFRESH_MINUTES}
+    served_by: dict[int, LinearWeights] = {}
+    learnt = 0
+    step_us = min(REFRESH_MINUTES) * MINUTE_US
+    for moment_us in range(start_us, end_us, step_us):
+        emitted = int(np.searchsorted(emit_us, moment_us))
+        new = slice(learnt, emitted)
+        expert.learn(tokens[new], labels[new], weights[new])
+        learnt = emitted
+        exported = expert.linear_weights()
+        if exported is None:
+            raise ValueError(f"{goal}: the online expert is not linear")
+        first, last = np.searchsorted(seen.served_us, [moment_us, moment_us + step_us])
+        for minutes in REFRESH_MINUTES:
+            if (moment_us - start_us) % (minutes * MINUTE_US) == 0:
+                served_by[minutes] = exported
+            logits = served_by[minutes].logits(seen.tokens[first:last])
+            columns[f"refreshed_{minutes}m"][first:last] = logits
     return columns
 
 

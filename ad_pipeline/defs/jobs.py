@@ -21,6 +21,30 @@ ledger = dg.define_asset_job(
     description="Register new log files in the ledger, each once, with its checksum.",
 )
 
+recover_online_model = dg.define_asset_job(
+    "recover_online_model",
+    # Retrains stand upstream and are made in one step with the batch model.
+    selection=dg.AssetSelection.assets(["learners", "quarantined_hours"])
+    .downstream()
+    .required_multi_asset_neighbors(),
+    description=(
+        "Take the online model back to before a suspect log hour and learn from there on without "
+        "it; all that depends on the model is made anew. Choose the partitions from that hour to "
+        "the newest one, and name it by goal in the configuration of the step quarantine: "
+        "hours: {click: '2026-03-02-07:00'}. The sensor suspect_hours starts it when the guard "
+        "trips."
+    ),
+)
+
+prune = dg.define_asset_job(
+    "prune",
+    selection=dg.AssetSelection.assets(["learners", "kept_checkpoints"]),
+    description=(
+        "Remove the checkpoints of the online model that settings.checkpoints does not keep, and "
+        "bundles that never served. The main job does it, too."
+    ),
+)
+
 retrain = dg.define_asset_job(
     "retrain",
     # One step makes both: the table of what was asked for, and the model.

@@ -16,10 +16,11 @@ import duckdb
 from ad_pipeline.checkpoints import is_pointed
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.defs.jobs import ledger, main, retrain
+from ad_pipeline.defs.jobs import ledger, main, recover_online_model, retrain
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until, watermark_us
 from ad_pipeline.learners.online_hours import pointer as online_model
+from ad_pipeline.learners.recovery import GUARD, replay_range, suspects
 from ad_pipeline.warehouse import Warehouse, WarehouseBusy, one_row
 
 PATIENCE_SECONDS = 2.0
@@ -30,6 +31,8 @@ ATTEMPTS = 3
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
+
+SUSPECTS_TAG = "ad_pipeline/suspects"
 
 GOING_ON = [
     dg.DagsterRunStatus.QUEUED,
@@ -236,6 +239,49 @@ def drift_retrain(
         tags={"ad_pipeline/cause": reason},
     )
     return dg.SensorResult(run_requests=[request], cursor=str(seen.verdict_end_us))
+
+
+@dg.sensor(
+    job=recover_online_model,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Takes the online model back when its guard tripped, and has the hours since learnt again "
+        "without the suspect one. After a few in a row it leaves the decision to a person."
+    ),
+)
+def suspect_hours(
+    context: dg.SensorEvaluationContext, deployment: DeploymentResource
+) -> dg.RunRequest | dg.SkipReason:
+    """Start a recovery for the first hour of each goal that failed labels_are_as_expected."""
+    if going_on := run_over_hours(context.instance):
+        return dg.SkipReason(f"run {going_on} is still at its hours")
+    paths = deployment.paths
+    if not paths.warehouse.exists():
+        return dg.SkipReason("nothing was materialized yet")
+    warehouse = Warehouse(paths.warehouse, wait_seconds=PATIENCE_SECONDS)
+    try:
+        found = suspects(warehouse, paths)
+        if not found.automatic:
+            return dg.SkipReason(found.described() or "no hour is suspect")
+        start_us, end_us = replay_range(warehouse, paths, found.automatic)
+    except WarehouseBusy as busy:
+        return dg.SkipReason(str(busy))
+    hours = {goal: hour_key(us) for goal, us in found.automatic.items()}
+    asked = json.dumps(hours, sort_keys=True)
+    tags = {SUSPECTS_TAG: asked}
+    failed = dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
+    attempts = context.instance.get_runs_count(failed)
+    if attempts >= ATTEMPTS:
+        return dg.SkipReason(f"recovery of {asked} failed {attempts} times: see why, then start it")
+    evidence = json.dumps({goal: found.reasons[goal] for goal in hours}, sort_keys=True)
+    config = {"hours": hours, "cause": GUARD, "evidence": evidence}
+    return dg.RunRequest(
+        run_key=f"{asked}, attempt {attempts + 1}",
+        run_config={"ops": {"quarantine": {"config": config}}},
+        tags=tags
+        | {RANGE_START_TAG: hour_key(start_us), RANGE_END_TAG: hour_key(end_us - HOUR_US)},
+    )
 
 
 def _seen(connection: duckdb.DuckDBPyConnection) -> DriftSeen | None:

@@ -8,9 +8,16 @@ modules of the rooms.
 """
 
 import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ad_pipeline.clocks import SECOND_US
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -49,3 +56,36 @@ def saying(figure: "Figure", text: str) -> "Figure":
     """Write one sentence into a figure that has nothing to draw, and return it."""
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=14, color=GREY)
     return figure
+
+
+def dated(axes: "Axes") -> None:
+    """Write dates below an axis of moments, and draw its grid."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=9, tz=UTC)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC, show_offset=False))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def framed(axes: "Axes", always: Sequence[float] = ()) -> None:
+    """Show all values but far outliers, which would press the others into a line."""
+    drawn = np.concatenate(
+        [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()]
+    )
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return
+    first, third = np.percentile(drawn, [25, 75])
+    reach = 4 * (third - first)
+    near = drawn[(drawn >= first - reach) & (drawn <= third + reach)]
+    kept = np.append(near, always)
+    room = 0.05 * (kept.max() - kept.min())
+    if room > 0:
+        axes.set_ylim(kept.min() - room, kept.max() + room)
+
+
+def moment_of(us: int) -> datetime:
+    """Return a moment of the log as matplotlib takes it, UTC."""
+    return datetime.fromtimestamp(us / SECOND_US, tz=UTC)

@@ -24,6 +24,32 @@ RANGE = "test"
 
 
 @dataclass(frozen=True)
+class MixtureParts:
+    """What a mixture is made of, row by row.
+
+    Attributes
+    ----------
+    kind : str
+        An expert's name, ``average``, ``voting`` or ``stacked``.
+    logits : dict of str to ndarray of shape (n,), float64
+        Of every expert that scored the rows, also of those that the mixture does not read.
+    shares : dict of str to float
+        Of the experts that it reads; they sum to 1.
+    centre : ndarray of shape (n,), float64
+        Logit of the experts by their shares, before any intercept, slope or calibration.
+    batch_ages_us : ndarray of shape (n,), int64
+        Serving time less the end of the labels that the batch model in force had seen; -1 where
+        there was no batch model.
+    """
+
+    kind: str
+    logits: dict[str, np.ndarray]
+    shares: dict[str, float]
+    centre: np.ndarray
+    batch_ages_us: np.ndarray
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """What every expert said about the same matured rows of one goal.
 
@@ -39,6 +65,8 @@ class HeldOut:
     serving_us : ndarray of shape (n,), int64
     probabilities : dict of str to ndarray of shape (n,), float64
         By expert, :data:`BASE_RATE` first; :data:`ENSEMBLE` when there is one.
+    mixture : MixtureParts or None
+        Of the ensemble.
     """
 
     goal: str
@@ -49,6 +77,7 @@ class HeldOut:
     hours_us: np.ndarray
     serving_us: np.ndarray
     probabilities: dict[str, np.ndarray]
+    mixture: MixtureParts | None = None
 
     @property
     def experts(self) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ def intervals(
     replicated["roc_auc"] = _replicated_roc_auc(y, p, block, draws)
     replicated["pr_auc"] = _replicated_average_precision(y, p, block, draws)
     return Intervals(
-        bounds={name: _percentiles(replicated[name], level) for name in metrics.METRICS},
+        bounds={name: percentiles(replicated[name], level) for name in metrics.METRICS},
         blocks=count,
         replicates=replicates,
         pr_auc_replicates=len(replicated["pr_auc"]),
@@ -235,7 +235,7 @@ def paired_difference(
             drawn = (draws @ np.bincount(block, gap, count)) / (
                 draws @ np.bincount(block, loss_b, count)
             )
-        low, high = _percentiles(drawn, level)
+        low, high = percentiles(drawn, level)
         upper = float(np.quantile(drawn, level))
     return PairedDifference(relative, absolute, low, high, upper, len(gap), count)
 
@@ -272,7 +272,8 @@ def _numbered(blocks: ArrayLike, rows: int) -> tuple[NDArray[np.int64], int]:
     return inverse.astype(np.int64), len(distinct)
 
 
-def _percentiles(values: Floats, level: float) -> tuple[float, float]:
+def percentiles(values: Floats, level: float) -> tuple[float, float]:
+    """Return the two-sided percentile interval of replicates; NaN if half of them are undefined."""
     defined = values[np.isfinite(values)]
     if 2 * len(defined) < max(len(values), 1):
         return float("nan"), float("nan")

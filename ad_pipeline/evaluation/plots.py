@@ -7,14 +7,14 @@ are :mod:`ad_pipeline.evaluation.drawing`; measuring belongs to
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from ad_pipeline.clocks import HOUR_US, SECOND_US
+from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.evaluation import metrics
 from ad_pipeline.evaluation.drawing import (
     COLOURS,
@@ -23,13 +23,13 @@ from ad_pipeline.evaluation.drawing import (
     MARKERS,
     WIDTH,
     blank_figure,
+    dated,
+    framed,
+    moment_of,
     png_of,
     saying,
 )
 from ad_pipeline.evaluation.intervals import reach_of_sum
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 COMPARED_HOURS = 24
 """Matured hours that the titles compare experts on."""
@@ -94,7 +94,7 @@ def metrics_over_time(
         return png_of(saying(figure, "No hour has matured yet"))
     rows = np.atleast_1d(np.asarray(figure.subfigures(len(goals), 1)))
     experts = sorted(set(progressive.column("expert").to_pylist()))
-    spans = [_moment(us) for us in progressive.column("hour_us").to_pylist()]
+    spans = [moment_of(us) for us in progressive.column("hour_us").to_pylist()]
     first, last = min(spans), max(spans)
     window_hours = _window_hours(progressive, minimum_positives)
     for row, goal in zip(rows, goals, strict=True):
@@ -102,7 +102,7 @@ def metrics_over_time(
         reference: dict[datetime, float] = {}
         by_expert = {expert: _hours_of(progressive, goal, expert) for expert in experts}
         for number, (expert, hours) in enumerate(by_expert.items()):
-            times = [_moment(hour["hour_us"]) for hour in hours]
+            times = [moment_of(hour["hour_us"]) for hour in hours]
             pooled = [_pooled(hours, i, window_hours, minimum_positives) for i in range(len(hours))]
             reference |= {
                 moment: point.rate_entropy for moment, point in zip(times, pooled, strict=True)
@@ -153,10 +153,10 @@ def metrics_over_time(
         )
         left.set_ylabel("normalized entropy\n(1 = base rate, lower is better)")
         right.set_ylabel("log loss, nats a row\n(lower is better)")
-        _framed(left, (1.0,))
-        _framed(right)
+        framed(left, (1.0,))
+        framed(right)
         for axes in (left, right):
-            _dated(axes)
+            dated(axes)
             axes.set_xlim(first, last)
             axes.yaxis.set_major_locator(MaxNLocator(6))
             axes.set_xlabel(
@@ -298,37 +298,6 @@ def calibration_plot(
     axes.legend(frameon=False)
     figure.suptitle(": ".join(filter(None, (title, said))) or "no positive came")
     return png_of(figure)
-
-
-def _dated(axes: "Axes") -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    locator = AutoDateLocator(minticks=3, maxticks=9, tz=UTC)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC, show_offset=False))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _framed(axes: "Axes", always: Sequence[float] = ()) -> None:
-    """Show all values but far outliers, which would press the others into a line."""
-    drawn = np.concatenate(
-        [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()]
-    )
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return
-    first, third = np.percentile(drawn, [25, 75])
-    reach = 4 * (third - first)
-    near = drawn[(drawn >= first - reach) & (drawn <= third + reach)]
-    kept = np.append(near, always)
-    room = 0.05 * (kept.max() - kept.min())
-    if room > 0:
-        axes.set_ylim(kept.min() - room, kept.max() + room)
-
-
-def _moment(us: int) -> datetime:
-    return datetime.fromtimestamp(us / SECOND_US, tz=UTC)
 
 
 def _nan(value: float | None) -> float:

@@ -1,18 +1,39 @@
-"""Progressive metrics over log hours: read the scored rows, measure them, keep the measures.
+"""Progressive measures over log hours: read the scored rows, measure them, keep the measures.
 
 What is measured, and why a row counts in the hour in which its label matured, is
 :mod:`ad_pipeline.evaluation.progressive`.
 """
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
 from ad_pipeline.datasets import Dataset
-from ad_pipeline.evaluation.progressive import progressive_metrics
-from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, TABLES
+from ad_pipeline.evaluation.progressive import EXPERTS, progressive_metrics
+from ad_pipeline.evaluation.spread import spread_of_even_mixture
+from ad_pipeline.evaluation.tables import EXPERT_SPREAD, PROGRESSIVE_METRICS, TABLES, arrow_rows
 from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
 
 
-def measure_hours(warehouse: Warehouse, dataset: Dataset, start_us: int, end_us: int) -> pa.Table:
+@dataclass(frozen=True)
+class MeasuredHours:
+    """What was written of some hours.
+
+    Attributes
+    ----------
+    progressive : pyarrow.Table
+        Rows of ``evaluation.progressive_metrics``.
+    spread : pyarrow.Table
+        Rows of ``evaluation.expert_spread``.
+    """
+
+    progressive: pa.Table
+    spread: pa.Table
+
+
+def measure_hours(
+    warehouse: Warehouse, dataset: Dataset, start_us: int, end_us: int
+) -> MeasuredHours:
     """Measure every expert on the labels that matured in the log hours ``[start_us, end_us)``.
 
     Parameters
@@ -25,8 +46,7 @@ def measure_hours(warehouse: Warehouse, dataset: Dataset, start_us: int, end_us:
 
     Returns
     -------
-    pyarrow.Table
-        The rows of ``evaluation.progressive_metrics`` that were written.
+    MeasuredHours
     """
     warehouse.create(TABLES)
     query = select("evaluation.scored_rows")
@@ -39,9 +59,12 @@ def measure_hours(warehouse: Warehouse, dataset: Dataset, start_us: int, end_us:
     with warehouse.reader() as connection:
         rows = rows_of(connection, query, parameters)
     measured = progressive_metrics(rows, start_us, end_us, end_us)
+    spread = arrow_rows(
+        EXPERT_SPREAD, spread_of_even_mixture(rows, EXPERTS, dataset.settings.evaluation.level)
+    )
     with warehouse.writer() as connection:
-        connection.register("measured", measured)
-        replace_hours(
-            connection, PROGRESSIVE_METRICS, "SELECT * FROM measured", {}, start_us, end_us
-        )
-    return measured
+        for table, records in ((PROGRESSIVE_METRICS, measured), (EXPERT_SPREAD, spread)):
+            connection.register("measured", records)
+            replace_hours(connection, table, "SELECT * FROM measured", {}, start_us, end_us)
+            connection.unregister("measured")
+    return MeasuredHours(measured, spread)

@@ -68,7 +68,73 @@ REPORT = Table(
     ),
 )
 
-TABLES = (PROGRESSIVE_METRICS, REPORT)
+_SPREAD = (
+    Column("hour_us", "BIGINT", "Hour in which the labels matured."),
+    Column("goal", "VARCHAR", "Goal."),
+    Column("mixture", "VARCHAR", "An expert alone, average, voting or stacked."),
+    Column("rows", "BIGINT", "Matured impressions that every expert scored."),
+    Column("positives", "BIGINT", "Rows with final label 1."),
+    Column("probability_sum", "DOUBLE", "Sum of the mixture's probabilities."),
+    Column("log_loss", "DOUBLE", "Of the mixture after its calibration, nats a row."),
+    Column("expert_log_loss", "DOUBLE", "Mean of its experts' log losses by their shares."),
+    Column("ambiguity", "DOUBLE", "What mixing gains on that mean: the ensemble's variance, nats."),
+    Column("correction", "DOUBLE", "What intercept, slope and calibration gain after that, nats."),
+    Column("logit_variance", "DOUBLE", "Mean squared distance of all experts from the mixture."),
+    Column("bias", "DOUBLE", "Mean probability less the share of positives."),
+    Column("bias_low", "DOUBLE", "Lower bound of its interval; rows taken as independent."),
+    Column("bias_high", "DOUBLE", "Upper bound of its interval; rows taken as independent."),
+)
+
+EXPERT_SPREAD = Table(
+    name="evaluation.expert_spread",
+    columns=_SPREAD,
+    key=("hour_us", "goal"),
+    clock="hour_us",
+    description=(
+        "How far the experts' serving-time scores stood apart, and how far off their unfitted "
+        "average was, by the hour in which labels matured. One row per goal and hour that all "
+        "experts scored."
+    ),
+)
+
+ENSEMBLE_HOURS = Table(
+    name="evaluation.ensemble_hours",
+    columns=_SPREAD,
+    key=("hour_us", "goal"),
+    clock=None,
+    description=(
+        "Variance and bias of the fitted ensemble by matured hour, on the hours that no fit has "
+        "seen. One row per goal and hour; a newer ensemble replaces all of them."
+    ),
+)
+
+LOSS_BY_AGE = Table(
+    name="evaluation.loss_by_age",
+    columns=(
+        Column("goal", "VARCHAR", "Goal."),
+        Column("forecast", "VARCHAR", "An expert or the ensemble."),
+        Column("age_of", "VARCHAR", "What ages: the event, or the batch model that scored it."),
+        Column("from_hours", "BIGINT", "Least age: of an event, back from the range's end."),
+        Column("to_hours", "BIGINT", "Age that the slice ends before."),
+        Column("rows", "BIGINT", "Matured impressions of the slice."),
+        Column("positives", "BIGINT", "Rows with final label 1."),
+        Column("log_loss", "DOUBLE", "Mean log loss, nats a row."),
+        Column("normalized_entropy", "DOUBLE", "Log loss over the entropy of the slice's rate."),
+        Column("low", "DOUBLE", "Its lower bound over resampled hours."),
+        Column("high", "DOUBLE", "Its upper bound over resampled hours."),
+        Column("against_rest", "DOUBLE", "Relative to that of all other rows in the range, - 1."),
+        Column("against_rest_low", "DOUBLE", "Its lower bound over resampled hours."),
+        Column("against_rest_high", "DOUBLE", "Its upper bound over resampled hours."),
+    ),
+    key=("goal", "forecast", "age_of", "from_hours", "to_hours"),
+    clock=None,
+    description=(
+        "Loss on recent events against older ones, and under fresh batch models against older "
+        "ones, on the hours that no fit has seen. One row per goal, forecast and slice."
+    ),
+)
+
+TABLES = (PROGRESSIVE_METRICS, REPORT, EXPERT_SPREAD, ENSEMBLE_HOURS, LOSS_BY_AGE)
 
 _ARROW_TYPES = {
     "BIGINT": pa.int64(),

@@ -13,6 +13,7 @@ import duckdb
 
 from ad_pipeline.clocks import HOUR_US, hour_of, timestamp
 from ad_pipeline.datasets import Dataset, Goal
+from ad_pipeline.examples.subsampling import Draw, draw_of
 from ad_pipeline.examples.tables import (
     LABEL_STATES,
     LABELLED_IMPRESSIONS,
@@ -103,9 +104,10 @@ def join_labels(
     for chunk_start_us in range(start_us, end_us, chunk_hours * HOUR_US):
         chunk_end_us = min(chunk_start_us + chunk_hours * HOUR_US, end_us)
         for goal in goals:
+            draw = draw_of(dataset.settings, goal.name)
             with warehouse.writer() as connection:
                 for table in TABLES:
-                    replace_goal(connection, table, goal, chunk_start_us, chunk_end_us)
+                    replace_goal(connection, table, goal, draw, chunk_start_us, chunk_end_us)
     return count_labels(warehouse, dataset, start_us, end_us)
 
 
@@ -113,6 +115,7 @@ def replace_goal(
     connection: duckdb.DuckDBPyConnection,
     table: Table,
     goal: Goal,
+    draw: Draw,
     start_us: int,
     end_us: int,
     *,
@@ -127,12 +130,15 @@ def replace_goal(
     table : Table
         One of :data:`TABLES`.
     goal : Goal
+    draw : Draw
+        Which negatives are kept.
     start_us, end_us : int
         The hours ``[start_us, end_us)`` of the table's clock.
     query : str, optional
         SELECT in place of the table's own.
     """
     parameters = {
+        **draw,
         "goal": goal.name,
         "anchor_goal": goal.anchor,
         "window_us": goal.window_us,

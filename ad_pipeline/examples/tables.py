@@ -34,13 +34,20 @@ TRAINING_EXAMPLES = Table(
         ),
         Column("emit_us", "BIGINT", "From when on a learner may see the row."),
         _SERVING_US,
+        Column(
+            "weight",
+            "DOUBLE",
+            "How many rows this one stands for: the inverse of the share of negatives kept, else "
+            "1.",
+        ),
     ),
     key=("impression_id", "goal", "kind", "wait_us", "source_event_id"),
     clock="emit_us",
     description=(
         "What a learner that runs alongside the stream may see, and when. One row per goal, "
         "impression, kind and source event, by hour of emission. Every anchor has exactly one "
-        "first emission (immediate_positive or negative)."
+        "first emission (immediate_positive or negative), which is missing if it is a negative of "
+        "a request that was not drawn."
     ),
 )
 
@@ -105,12 +112,15 @@ LABEL_STATES = Table(
             "VARCHAR",
             "Engagement that made the state; '' where none did.",
         ),
+        Column("anchor_us", "BIGINT", "When the anchor of the state's label occurred."),
+        _SERVING_US,
     ),
     key=("goal", "impression_id", "state", "source_event_id"),
     clock="state_us",
     description=(
         "Append-only history of each label: pending, provisional negative or immediate positive, "
-        "delayed positive, matured, retracted."
+        "delayed positive, matured, retracted. Of every anchor, also those whose negatives no "
+        "learner is shown."
     ),
 )
 

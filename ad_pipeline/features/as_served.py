@@ -5,6 +5,7 @@ every step that trains, scores or checks on logged rows. A request that is being
 through ``serving.scorer`` instead, with the snapshot that is published now.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ CANARIES = 16
 
 
 def read_impressions(
-    warehouse: Warehouse, impression_ids: pa.ChunkedArray, served_us: np.ndarray
+    warehouse: Warehouse,
+    impression_ids: pa.ChunkedArray,
+    served_us: np.ndarray,
+    columns: Sequence[str] = (),
 ) -> pa.Table:
     """Read some impressions as the log has them.
 
@@ -38,6 +42,8 @@ def read_impressions(
     impression_ids : pyarrow array of string, shape (n,)
     served_us : ndarray of int64, shape (n,)
         ``received_us`` of each: with it DuckDB skips the hours that hold none of them.
+    columns : sequence of str
+        All if left out.
 
     Returns
     -------
@@ -51,11 +57,12 @@ def read_impressions(
             "place": np.arange(len(served_us)),
         }
     )
+    wanted = ", ".join(f'impressions."{column}"' for column in columns) or "impressions.*"
     with warehouse.reader() as connection:
         connection.register("asked", asked)
         return rows_of(
             connection,
-            "SELECT impressions.* FROM asked INNER JOIN events.impressions AS impressions "
+            f"SELECT {wanted} FROM asked INNER JOIN events.impressions AS impressions "
             "ON impressions.impression_id = asked.impression_id "
             "AND impressions.received_us = asked.served_us ORDER BY asked.place",
         )

@@ -62,6 +62,15 @@ GROUP BY first_hour_us
 """
 
 
+_TOKENS_OF_SLOTS = """
+SELECT d.slot, d.feature, d.value
+FROM asked AS a
+INNER JOIN features.inverse_dictionary AS d ON d.slot = a.slot
+WHERE d.first_hour_us < $end_us
+ORDER BY d.slot, d.feature, d.value
+"""
+
+
 class _Seen:
     """Tokens met so far, by feature: those that come again are let through no more."""
 
@@ -180,6 +189,28 @@ def collisions(connection: "duckdb.DuckDBPyConnection") -> pa.Table:
         slot uint32, tokens int64, meanings list of ``feature=value``; fullest slots first.
     """
     return rows_of(connection, select("features.collisions"))
+
+
+def tokens_of_slots(warehouse: Warehouse, end_us: int, slots: np.ndarray) -> pa.Table:
+    """Return everything that fell into some slots before an hour.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    end_us : int
+        Start of an hour, microseconds: tokens first seen in it or later are left out, so that a
+        re-run gives the same rows.
+    slots : ndarray of shape (n,), uint32
+
+    Returns
+    -------
+    pa.Table
+        slot uint32, feature string, value string, ordered by all three.
+    """
+    asked = pa.table({"slot": pa.array(slots, pa.uint32())})
+    with warehouse.reader() as connection:
+        connection.register("asked", asked)
+        return rows_of(connection, _TOKENS_OF_SLOTS, {"end_us": end_us})
 
 
 def _tokens(

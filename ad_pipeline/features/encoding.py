@@ -18,14 +18,14 @@ Tokens of the linear learner, in the order of :attr:`FeatureContract.token_names
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
+from numba import carray, njit
 
 from ad_pipeline import hashing
 
@@ -54,7 +54,8 @@ _RATE_STEPS = 4
 _NUMBER_STEPS = 4
 _COUNTS_KNOWN = 1_024
 
-_NUMBER_TYPES = {pa.float64(): np.float64, pa.int64(): np.int64, pa.int32(): np.int32}
+_ALL_MISSING, _FLOAT64, _INT64, _INT32 = range(4)
+_NUMBER_TYPES = {pa.float64(): _FLOAT64, pa.int64(): _INT64, pa.int32(): _INT32}
 """BIGINT and INTEGER too: prices of the contract are whole numbers."""
 
 
@@ -263,6 +264,50 @@ class FeatureContract:
         """Hash seeds of the bias, the numerics and the rates, uint64 of shape (1 + N + 2EG,)."""
         return _seeds((BIAS, *self.numeric, *self.rate_names))
 
+    @cached_property
+    def word_slots(self) -> hashing.WordSlots:
+        """Slots of the bias, the numerics and the rates, in the order of :attr:`word_seeds`."""
+        return hashing.WordSlots(self.word_seeds, self.bits)
+
+    @cached_property
+    def missing_slots(self) -> np.ndarray:
+        """Slots of a missing number under each of :attr:`word_seeds`, uint32."""
+        return self.word_slots.of_word(MISSING_WORD)
+
+    @cached_property
+    def hash_places(self) -> np.ndarray:
+        """For each of :attr:`text_columns`, its own position if a cross needs its hash, else -1."""
+        crossed = {member for pair in self.crosses for member in pair}
+        return np.array(
+            [place if name in crossed else -1 for place, name in enumerate(self.text_columns)],
+            np.int64,
+        )
+
+    @cached_property
+    def slot_places(self) -> np.ndarray:
+        """For each of :attr:`text_columns`, the column of :func:`slots` that it alone fills, or -1.
+
+        A member of a cross is hashed for the cross, and its slot taken from that hash.
+        """
+        return np.array(
+            [
+                self.token_names.index(name) if name in self.categorical and place < 0 else -1
+                for name, place in zip(self.text_columns, self.hash_places, strict=True)
+            ],
+            np.int64,
+        )
+
+    @cached_property
+    def crossed_positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the categoricals in crosses: among the text columns, and in :func:`slots`; int64."""
+        found = [
+            (self.text_columns.index(name), self.token_names.index(name))
+            for name in self.categorical
+            if self.hash_places[self.text_columns.index(name)] >= 0
+        ]
+        both = np.array(found, np.int64).reshape(-1, 2).T
+        return np.ascontiguousarray(both[0]), np.ascontiguousarray(both[1])
+
     def _positions(self, names: Sequence[str]) -> np.ndarray:
         return np.array([self.text_columns.index(name) for name in names], np.int64)
 
@@ -360,22 +405,67 @@ class _OpenedColumns:
         self._texts = hashing.TextColumns(
             [columns[name] for name in contract.text_columns], contract.text_seeds
         )
-        self._numbers = [_opened_numbers(name, columns[name]) for name in contract.numeric]
+        self._held = [columns[name] for name in contract.numeric]
+        self._numbers = hashing.segments_of(
+            self._held,
+            lambda chunk, place: _number_contents(contract.numeric[place], chunk),
+        )
+        self._contract = contract
+        # Made once for all blocks: memory that is given back and asked for again is cleared anew.
+        hashed_rows = min(self._length, hashing.BLOCK_ROWS) if contract.crosses else 0
+        self._hashes = np.empty((hashed_rows, len(contract.text_columns)), np.uint64)
 
     def __len__(self) -> int:
         return self._length
 
     def rows(self, start: int, end: int) -> ReadColumns:
         """Hash and read the rows ``[start, end)``."""
-        numbers = np.empty((end - start, len(self._numbers)), np.float64)
+        numbers = np.empty((end - start, len(self._held)), np.float64)
         for low in range(start, end, hashing.BLOCK_ROWS):
             high = min(low + hashing.BLOCK_ROWS, end)
-            block = numbers[low - start : high - start]
-            for j, chunks in enumerate(self._numbers):
-                for chunk in chunks:
-                    if chunk.start < high and chunk.end > low:
-                        chunk.read(low, high, block, j)
+            self.read_numbers(low, high, numbers[low - start : high - start])
         return ReadColumns(self._texts.hashes(start, end), numbers)
+
+    def lay_features(self, start: int, end: int, encoded: np.ndarray) -> np.ndarray:
+        """Write the slots of categories and numbers of the rows ``[start, end)``, a block at most.
+
+        Returns the hashes of the text columns, those of members of crosses only, until the next
+        block is laid; without crosses there are none.
+        """
+        contract = self._contract
+        self._texts.lay_slots(start, end, contract.slot_places, contract.bits, encoded)
+        hashes = self._hashes[: end - start]
+        if contract.crosses:
+            self._texts.read(start, end, contract.hash_places, hashes)
+            positions, places = contract.crossed_positions
+            hashing.lay_slots(hashes, positions, contract.bits, encoded, places)
+        first = 1 + len(contract.categorical)
+        if not _lay_number_slots(
+            self._numbers, start, end, _known_words(), contract.word_slots.known,
+            contract.missing_slots, encoded, first,
+        ):  # fmt: skip
+            # A number beyond 2^128: no bucket whose slot is at hand.
+            numbers = np.empty((end - start, len(self._held)), np.float64)
+            self.read_numbers(start, end, numbers)
+            contract.word_slots.lay(number_words(numbers), 1, encoded, first)
+        return hashes
+
+    def read_numbers(self, start: int, end: int, numbers: np.ndarray) -> None:
+        """Write the numbers of the rows ``[start, end)``, float64; NaN where one is missing."""
+        _read_numbers(self._numbers, start, end, numbers)
+
+
+def text_hashes(
+    contract: FeatureContract, read: ReadColumns, name: str | None
+) -> np.ndarray | None:
+    """Return the hashes of one text column, uint64 of shape (n,), a view; None of no column.
+
+    Raises
+    ------
+    ValueError
+        If the contract reads no text column of that name.
+    """
+    return None if name is None else read.hashes[:, contract.text_columns.index(name)]
 
 
 def entity_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -> np.ndarray:
@@ -419,7 +509,9 @@ def category_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -
 
 
 def slots(
-    contract: FeatureContract, columns: Columns | ReadColumns, counts: EntityCounts | None = None
+    contract: FeatureContract,
+    columns: Columns | ReadColumns,
+    counts: EntityCounts | None = None,
 ) -> np.ndarray:
     """Encode rows for the linear learner: one slot a feature.
 
@@ -441,14 +533,45 @@ def slots(
     ValueError
         If rows and counts differ in number.
     """
-    # Read block by block: the hashes of all rows would be written to memory and read once.
     read = columns if isinstance(columns, ReadColumns) else _OpenedColumns(contract, columns)
     counts = _counts(contract, len(read), counts)
     encoded = np.empty((len(read), len(contract.token_names)), np.uint32)
-    for start in range(0, len(read), hashing.BLOCK_ROWS):
-        end = min(start + hashing.BLOCK_ROWS, len(read))
-        _lay_slots(contract, read.rows(start, end), counts.rows(start, end), encoded[start:end])
+    _lay_slots(contract, read, counts, 0, encoded)
     return encoded
+
+
+def slot_blocks(
+    contract: FeatureContract, columns: Columns, rows: int, counts: EntityCounts | None = None
+) -> Iterator[np.ndarray]:
+    """Encode as :func:`slots` does, so many rows at a time and all into the same memory.
+
+    For one pass in order over more rows than the processor's cache holds the slots of.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    columns : mapping of str to Arrow column of shape (n,)
+    rows : int
+        Of a block.
+    counts : EntityCounts of n rows, optional
+
+    Yields
+    ------
+    ndarray of shape (at most `rows`, F), uint32, C-contiguous
+        Good until the next one is asked for.
+
+    Raises
+    ------
+    ValueError
+        If rows and counts differ in number.
+    """
+    opened = _OpenedColumns(contract, columns)
+    counts = _counts(contract, len(opened), counts)
+    encoded = np.empty((min(rows, len(opened)), len(contract.token_names)), np.uint32)
+    for start in range(0, len(opened), rows):
+        block = encoded[: len(opened) - start]
+        _lay_slots(contract, opened, counts, start, block)
+        yield block
 
 
 def dense(
@@ -591,7 +714,7 @@ def number_words(numbers: np.ndarray) -> np.ndarray:
         ``floor(log2(1 + x) * 4)`` for ``x >= 0``; ``-1 -`` that of ``-x`` for ``x < 0``.
     """
     words = np.empty(numbers.shape, np.int64)
-    _number_words(numbers, words)
+    _number_words(numbers, _known_words(), words)
     return words
 
 
@@ -627,6 +750,24 @@ def anchor_words() -> dict[int, str]:
     return {word: f"{2**word - 1} to {2 ** (word + 1) - 2}" for word in range(32)}
 
 
+def words_of_rates(contract: FeatureContract, counts: EntityCounts) -> np.ndarray:
+    """Return the buckets of each row's rates and counts of anchors: what their tokens hash.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    counts : EntityCounts of n rows
+
+    Returns
+    -------
+    ndarray of shape (n, 2EG), int64
+        In the order of ``contract.rate_names``; see :func:`rate_words` and :func:`anchor_words`.
+    """
+    words = np.empty((len(counts.totals), len(contract.rate_names)), np.int64)
+    _rate_words(counts.counts, counts.totals, contract.rate_strength, words)
+    return words
+
+
 def _read(contract: FeatureContract, columns: Columns | ReadColumns) -> ReadColumns:
     return columns if isinstance(columns, ReadColumns) else read_columns(contract, columns)
 
@@ -646,31 +787,50 @@ def _counts(contract: FeatureContract, n: int, counts: EntityCounts | None) -> E
 
 
 def _lay_slots(
-    contract: FeatureContract, read: ReadColumns, counts: EntityCounts, encoded: np.ndarray
+    contract: FeatureContract,
+    read: "ReadColumns | _OpenedColumns",
+    counts: EntityCounts,
+    first_row: int,
+    encoded: np.ndarray,
 ) -> None:
-    """Write the slots of a block of rows, in the order of :attr:`FeatureContract.token_names`."""
+    """Write the slots of as many rows from `first_row` on as there is room for."""
+    # Block by block: the hashes of all rows would be written to memory and read once.
+    for start in range(0, len(encoded), hashing.BLOCK_ROWS):
+        block = encoded[start : start + hashing.BLOCK_ROWS]
+        low = first_row + start
+        high = low + len(block)
+        if isinstance(read, ReadColumns):
+            hashes = read.hashes[low:high]
+            places = 1 + np.arange(contract.categorical_positions.size)
+            hashing.lay_slots(hashes, contract.categorical_positions, contract.bits, block, places)
+            words = number_words(read.numbers[low:high])
+            contract.word_slots.lay(words, 1, block, 1 + places.size)
+        else:
+            hashes = read.lay_features(low, high, block)
+        _lay_derived_slots(contract, hashes, counts.rows(low, high), block)
+
+
+def _lay_derived_slots(
+    contract: FeatureContract, hashes: np.ndarray, counts: EntityCounts, encoded: np.ndarray
+) -> None:
+    """Write the slots of a block of rows beside those of its categories and numbers.
+
+    In the order of :attr:`FeatureContract.token_names`.
+    """
     # Whole arrays, no strided views of one: for a single row Numba would take those for contiguous
     # and compile a second variant of the kernel, and there is to be one.
-    rate_words_of_rows = np.empty((len(read), len(contract.rate_names)), np.int64)
-    _rate_words(counts.counts, counts.totals, contract.rate_strength, rate_words_of_rows)
-    words = np.concatenate(
-        (np.zeros((len(read), 1), np.int64), number_words(read.numbers), rate_words_of_rows), axis=1
-    )
-    of_words = hashing.hash_words(words, contract.word_seeds)
-    left, right = contract.cross_positions
-    of_crosses = hashing.combine_columns(read.hashes, left, right, contract.cross_seeds)
-    every_word, every_cross = np.arange(words.shape[1]), np.arange(left.size)
-    numbers_end = 1 + len(contract.numeric)
-    first = 0
-    for hashes, positions in (
-        (of_words, every_word[:1]),
-        (read.hashes, contract.categorical_positions),
-        (of_words, every_word[1:numbers_end]),
-        (of_crosses, every_cross),
-        (of_words, every_word[numbers_end:]),
-    ):
-        hashing.lay_slots(hashes, positions, contract.bits, encoded, first)
-        first += positions.size
+    of_words = contract.word_slots
+    of_words.lay(np.zeros((len(encoded), 1), np.int64), 0, encoded, 0)
+    first = 1 + len(contract.categorical) + len(contract.numeric)
+    if contract.crosses:
+        left, right = contract.cross_positions
+        of_crosses = hashing.combine_columns(hashes, left, right, contract.cross_seeds)
+        every = np.arange(left.size)
+        hashing.lay_slots(of_crosses, every, contract.bits, encoded, first + every)
+        first += left.size
+    if contract.rate_names:
+        words = words_of_rates(contract, counts)
+        of_words.lay(words, 1 + len(contract.numeric), encoded, first)
 
 
 def _texts(name: str, requests: Sequence[Mapping[str, str | float | None]]) -> list[str | None]:
@@ -691,58 +851,118 @@ def _seeds(names: Sequence[str]) -> np.ndarray:
     return np.array([hashing.seed_of(name) for name in names], np.uint64)
 
 
-@dataclass(frozen=True)
-class _NumberChunk:
-    """An Arrow chunk of a column of numbers, its buffers viewed once.
-
-    Attributes
-    ----------
-    start, end : int
-        Its rows in the column.
-    offset : int
-        Its first row in the validity bitmap.
-    numbers : ndarray of shape (end - start,)
-    validity : ndarray of uint8
-        Arrow's bitmap; empty if no number is missing.
-    """
-
-    start: int
-    end: int
-    offset: int
-    numbers: np.ndarray
-    validity: np.ndarray
-
-    def read(self, start: int, end: int, matrix: np.ndarray, column: int) -> None:
-        """Write those rows of the column's [start, end) that are here; NaN where one is missing."""
-        low, high = max(start, self.start), min(end, self.end)
-        target = matrix[low - start : high - start, column]
-        target[:] = self.numbers[low - self.start : high - self.start]
-        if self.validity.size:
-            first = self.offset + low - self.start
-            covering = self.validity[first >> 3 : ((first + high - low - 1) >> 3) + 1]
-            present = np.unpackbits(covering, bitorder="little")[first & 7 :][: high - low]
-            target[present == 0] = math.nan
+def _number_contents(name: str, chunk: pa.Array) -> tuple[int, int, int, int, int]:
+    """Return kind, width, places, data and size of a chunk of numbers; see `hashing.SEGMENT`."""
+    if pa.types.is_null(chunk.type):
+        return _ALL_MISSING, 0, 0, 0, 0
+    if chunk.type not in _NUMBER_TYPES:
+        raise TypeError(f"column {name} is {chunk.type}; cast it to float64 (DOUBLE) first")
+    width = chunk.type.bit_width // 8
+    return _NUMBER_TYPES[chunk.type], width, chunk.buffers()[1].address, 0, 0
 
 
-def _opened_numbers(name: str, column: pa.Array | pa.ChunkedArray) -> list[_NumberChunk]:
-    opened: list[_NumberChunk] = []
-    start = 0
-    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else (column,):
-        rows = len(chunk)
-        nothing_missing = np.zeros(0, np.uint8)
-        if pa.types.is_null(chunk.type):
-            numbers, validity = np.full(rows, math.nan), nothing_missing
-        elif chunk.type in _NUMBER_TYPES:
-            bits, data = chunk.buffers()
-            dtype = np.dtype(_NUMBER_TYPES[chunk.type])
-            first = chunk.offset * dtype.itemsize
-            numbers = np.frombuffer(data, dtype, rows, first) if rows else np.zeros(0, dtype)
-            validity = np.frombuffer(bits, np.uint8) if chunk.null_count else nothing_missing
+@njit(cache=True, nogil=True)
+def _read_numbers(segments: np.ndarray, low: int, high: int, numbers: np.ndarray) -> None:
+    for s in range(segments.size):
+        segment = segments[s]
+        start, end = max(low, segment.start), min(high, segment.end)
+        if start >= end:
+            continue
+        to = numbers[start - low : end - low, segment.column]
+        first = segment.offset + start - segment.start
+        last = first + end - start
+        address = hashing.pointer(segment.places)
+        if segment.kind == _FLOAT64:
+            to[:] = carray(address, last, np.float64)[first:]
+        elif segment.kind == _INT64:
+            to[:] = carray(address, last, np.int64)[first:]
+        elif segment.kind == _INT32:
+            to[:] = carray(address, last, np.int32)[first:]
         else:
-            raise TypeError(f"column {name} is {chunk.type}; cast it to float64 (DOUBLE) first")
-        opened.append(_NumberChunk(start, start + rows, chunk.offset, numbers, validity))
-        start += rows
-    return opened
+            to[:] = math.nan
+        if segment.validity != 0:
+            validity = carray(hashing.pointer(segment.validity), (last + 7) >> 3, np.uint8)
+            for i in range(to.size):
+                if (validity[(first + i) >> 3] >> ((first + i) & 7)) & 1 == 0:
+                    to[i] = math.nan
+
+
+@njit(cache=True, nogil=True)
+def _lay_number_slots(
+    segments: np.ndarray,
+    low: int,
+    high: int,
+    known_words: np.ndarray,
+    word_slots: np.ndarray,
+    missing_slots: np.ndarray,
+    slots: np.ndarray,
+    first_place: int,
+) -> bool:
+    """Write the slots of numbers of rows [low, high); False if one is not among `word_slots`."""
+    for s in range(segments.size):
+        segment = segments[s]
+        start, end = max(low, segment.start), min(high, segment.end)
+        if start >= end:
+            continue
+        to = slots[start - low : end - low, first_place + segment.column]
+        first = segment.offset + start - segment.start
+        last = first + end - start
+        address = hashing.pointer(segment.places)
+        bitmap_bytes = 0 if segment.validity == 0 else (last + 7) >> 3
+        validity = carray(hashing.pointer(segment.validity), bitmap_bytes, np.uint8)
+        of_words, missing = word_slots[1 + segment.column], missing_slots[1 + segment.column]
+        if segment.kind == _FLOAT64:
+            numbers = carray(address, last, np.float64)
+            found = _take_slots(numbers, validity, first, known_words, of_words, missing, to)
+        elif segment.kind == _INT64:
+            numbers = carray(address, last, np.int64)
+            found = _take_slots(numbers, validity, first, known_words, of_words, missing, to)
+        elif segment.kind == _INT32:
+            numbers = carray(address, last, np.int32)
+            found = _take_slots(numbers, validity, first, known_words, of_words, missing, to)
+        else:
+            to[:] = missing
+            found = True
+        if not found:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _take_slots(
+    numbers: np.ndarray,
+    validity: np.ndarray,
+    first: int,
+    known_words: np.ndarray,
+    of_words: np.ndarray,
+    missing: np.uint32,
+    out: np.ndarray,
+) -> bool:
+    middle = of_words.size // 2
+    for i in range(out.size):
+        at = first + i
+        x = np.float64(numbers[at])
+        if validity.size > 0 and (validity[at >> 3] >> (at & 7)) & 1 == 0:
+            out[i] = missing
+        elif 0.0 <= x < known_words.size and x == np.float64(np.int64(x)):
+            out[i] = of_words[known_words[np.int64(x)] + middle]
+        else:
+            word = _number_word(x)
+            if word == MISSING_WORD:
+                out[i] = missing
+            elif -middle <= word < middle:
+                out[i] = of_words[word + middle]
+            else:
+                return False
+    return True
+
+
+@cache
+def _known_words() -> np.ndarray:
+    """Words of the whole numbers below `_COUNTS_KNOWN`."""
+    known = np.empty((1, _COUNTS_KNOWN), np.int64)
+    _number_words(np.arange(float(_COUNTS_KNOWN))[None], np.zeros(0, np.int64), known)
+    return known[0]
 
 
 @njit(cache=True, nogil=True)
@@ -756,15 +976,12 @@ def _number_word(x: float) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _number_words(numbers: np.ndarray, words: np.ndarray) -> None:
+def _number_words(numbers: np.ndarray, known: np.ndarray, words: np.ndarray) -> None:
     # Most numbers of a log are small counts; their logarithms are taken once.
-    known = np.empty(min(_COUNTS_KNOWN, numbers.size), np.int64)
-    for count in range(known.size):
-        known[count] = _number_word(np.float64(count))
     for i in range(numbers.shape[0]):
         for j in range(numbers.shape[1]):
             x = numbers[i, j]
-            if 0.0 <= x < known.size and x == math.floor(x):
+            if 0.0 <= x < known.size and x == np.float64(np.int64(x)):
                 words[i, j] = known[np.int64(x)]
             else:
                 words[i, j] = _number_word(x)

@@ -5,6 +5,7 @@ to say; scoring is :mod:`ad_pipeline.learners.trees`, so that this module import
 train.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,6 +59,97 @@ class TooFewPositives:
 
 
 @dataclass(frozen=True)
+class ExportedBatch:
+    """What scores of a trained model: flattened trees and the coding of categories, as arrays.
+
+    Attributes
+    ----------
+    forest : Forest
+    dense_names : tuple of str
+        Numeric columns, in order, without :data:`ONLINE_LOGIT`, which follows them.
+    category_names : tuple of str
+        Categorical columns, in order, behind the numeric ones.
+    category_hashes : tuple of ndarray, uint64
+        Per categorical: hashes of its frequent values, ascending.
+    category_codes : tuple of ndarray, int32
+        Their codes, from 1 in order of count; :data:`OTHER` is everything else.
+    """
+
+    forest: Forest
+    dense_names: tuple[str, ...]
+    category_names: tuple[str, ...]
+    category_hashes: tuple[np.ndarray, ...]
+    category_codes: tuple[np.ndarray, ...]
+
+    def columns(
+        self, dense: np.ndarray, category_hashes: np.ndarray, online_logit: np.ndarray
+    ) -> np.ndarray:
+        """Return the columns that the trees read, float64; see :meth:`predict_logits`.
+
+        Returns
+        -------
+        ndarray of shape (n, d + 1 + c), float64
+        """
+        _check_widths(dense, category_hashes, self.dense_names, self.category_names)
+        return _columns(
+            dense, category_hashes, online_logit, self.category_hashes, self.category_codes
+        )
+
+    def predict_logits(
+        self, dense: np.ndarray, category_hashes: np.ndarray, online_logit: np.ndarray
+    ) -> np.ndarray:
+        """Return the logit of every row; one row scores as it does among many, to the bit.
+
+        Parameters
+        ----------
+        dense : ndarray of shape (n, d), float
+            Columns ``dense_names``; NaN is missing.
+        category_hashes : ndarray of shape (n, c), uint64
+            Columns ``category_names``.
+        online_logit : ndarray of shape (n,), float64
+            NaN is missing.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+
+        Raises
+        ------
+        ValueError
+            If a shape is not the model's.
+        """
+        return self.forest.logits(self.columns(dense, category_hashes, online_logit))
+
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return arrays, and the names as JSON."""
+        firsts = np.cumsum([0, *map(len, self.category_hashes)])
+        arrays = self.forest.to_arrays() | {
+            "category_firsts": firsts.astype(np.int64),
+            "category_hashes": np.concatenate([np.zeros(0, np.uint64), *self.category_hashes]),
+            "category_codes": np.concatenate([np.zeros(0, np.int32), *self.category_codes]),
+        }
+        return arrays, {
+            "n_features": self.forest.n_features,
+            "dense_names": list(self.dense_names),
+            "category_names": list(self.category_names),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Self:
+        """Return the model of :meth:`to_arrays`, as views of the arrays given."""
+        firsts = arrays["category_firsts"].tolist()
+        spans = list(itertools.pairwise(firsts))
+        hashes, codes = np.asarray(arrays["category_hashes"]), np.asarray(arrays["category_codes"])
+        return cls(
+            forest=Forest.from_arrays(arrays, manifest["n_features"]),
+            dense_names=tuple(manifest["dense_names"]),
+            category_names=tuple(manifest["category_names"]),
+            category_hashes=tuple(hashes[start:end] for start, end in spans),
+            category_codes=tuple(codes[start:end] for start, end in spans),
+        )
+
+
+@dataclass(frozen=True)
 class BatchModel:
     """A trained model with everything between raw features and a logit.
 
@@ -90,38 +182,21 @@ class BatchModel:
         return (*self.dense_names, ONLINE_LOGIT, *self.category_names)
 
     @cached_property
-    def forest(self) -> Forest:
-        """The trees, parsed once."""
-        return parse_forest(self.text)
+    def exported(self) -> ExportedBatch:
+        """What scores of it; the text is parsed once."""
+        return ExportedBatch(
+            parse_forest(self.text),
+            self.dense_names,
+            self.category_names,
+            self.category_hashes,
+            self.category_codes,
+        )
 
     def predict_logits(
         self, dense: np.ndarray, category_hashes: np.ndarray, online_logit: np.ndarray
     ) -> np.ndarray:
-        """Return the logit of every row; one row scores as it does among many, to the bit.
-
-        Parameters
-        ----------
-        dense : ndarray of shape (n, d), float
-            Columns ``dense_names``; NaN is missing.
-        category_hashes : ndarray of shape (n, c), uint64
-            Columns ``category_names``.
-        online_logit : ndarray of shape (n,), float64
-            NaN is missing.
-
-        Returns
-        -------
-        ndarray of shape (n,), float64
-
-        Raises
-        ------
-        ValueError
-            If a shape is not the model's.
-        """
-        _check_widths(dense, category_hashes, self.dense_names, self.category_names)
-        columns = _columns(
-            dense, category_hashes, online_logit, self.category_hashes, self.category_codes
-        )
-        return self.forest.logits(columns)
+        """Return the logit of every row; see :meth:`ExportedBatch.predict_logits`."""
+        return self.exported.predict_logits(dense, category_hashes, online_logit)
 
     def to_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, bytes]]:
         """Return arrays, manifest and files, as ``checkpoints.write_checkpoint`` takes them."""

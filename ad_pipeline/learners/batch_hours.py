@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, write_checkpoint
+from ad_pipeline.checkpoints import (
+    is_pointed,
+    point,
+    read_checkpoint,
+    resolve,
+    unswept,
+    write_checkpoint,
+)
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
 from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.features.as_served import read_as_served
@@ -139,7 +146,7 @@ def train_hours(
                 if isinstance(model, TooFewPositives):
                     cause = f"{cause}: {model}"
                 else:
-                    digest = _write(deployment, contract, goal, hour_us, digest, model)
+                    digest = _write_and_point(deployment, contract, goal, hour_us, digest, model)
                     trained = {
                         name: value
                         for name, value in model.training.items()
@@ -279,7 +286,7 @@ def _thinned(rows: pa.Table, most: int, seed: int) -> pa.Table:
     return rows.filter(pa.array(draws < most / rows.num_rows))
 
 
-def _write(
+def _write_and_point(
     deployment: Deployment,
     contract: FeatureContract,
     goal: Goal,
@@ -288,22 +295,25 @@ def _write(
     model: BatchModel,
 ) -> str:
     arrays, described, files = model.to_checkpoint()
-    return write_checkpoint(
-        deployment.checkpoints,
-        KIND,
-        arrays,
-        {
-            "goal": goal.name,
-            "hour_us": hour_us,
-            "parent": parent,
-            "label_watermark_us": hour_us + HOUR_US,
-            "settings": deployment.dataset.settings.digest(),
-            "contract": contract.digest,
-            "code_version": CODE_VERSION,
-            "model": json.loads(json.dumps(described)),
-        },
-        files,
-    ).digest
+    with unswept(deployment.checkpoints):
+        digest = write_checkpoint(
+            deployment.checkpoints,
+            KIND,
+            arrays,
+            {
+                "goal": goal.name,
+                "hour_us": hour_us,
+                "parent": parent,
+                "label_watermark_us": hour_us + HOUR_US,
+                "settings": deployment.dataset.settings.digest(),
+                "contract": contract.digest,
+                "code_version": CODE_VERSION,
+                "model": json.loads(json.dumps(described)),
+            },
+            files,
+        ).digest
+        point(deployment.checkpoints, pointer(goal.name, hour_us), digest)
+    return digest
 
 
 def _online_logits(connection: Any, goal: str, start_us: int, end_us: int) -> np.ndarray:

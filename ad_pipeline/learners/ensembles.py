@@ -13,18 +13,30 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, write_checkpoint
+from ad_pipeline.checkpoints import (
+    is_pointed,
+    point,
+    read_checkpoint,
+    resolve,
+    unswept,
+    write_checkpoint,
+)
 from ad_pipeline.clocks import HOUR_US, hour_of, timestamp
 from ad_pipeline.datasets import Deployment, Goal
-from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
+from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut, MixtureParts
 from ad_pipeline.evaluation.metrics import probabilities_of
 from ad_pipeline.evaluation.progressive import EXPERTS
 from ad_pipeline.events.ledger import sealed_until
+from ad_pipeline.features.as_served import read_impressions
+from ad_pipeline.hashing import MISSING_LABEL, hash_strings, seed_of
+from ad_pipeline.learners.calibration_layer import Slices
 from ad_pipeline.learners.ensemble import Ensemble, Range, Ranges, fit_ensemble, split_ranges
 from ad_pipeline.learners.provisional import ArrivalDelays, ProvisionalRows
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
 KIND = "learners.ensemble"
+CODE_VERSION = 2
+"""Raise when the same rows and settings would give another mixture or another calibration."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +71,25 @@ class FittedEnsemble:
             f"{weight:.3f} {expert}"
             for expert, weight in zip(ensemble.experts, ensemble.weights, strict=True)
         )
-        return f"{ensemble.kind}: {mixed} {ensemble.intercept:+.3f}, {ensemble.calibration.kind}"
+        calibration = ensemble.calibration.description
+        return f"{ensemble.kind}: {mixed} {ensemble.intercept:+.3f}, {calibration}"
 
     @property
     def figures(self) -> dict[str, float | int | str]:
         """What people are shown of it, in this order."""
         ensemble = self.ensemble
+        named = ensemble.facts["asked_for"]
         return {
             "mixture": ensemble.kind,
+            **({} if named in ("auto", ensemble.kind) else {"mixture asked for": named}),
+            "mixture chosen on": " and ".join(ensemble.facts["mixed_on"]) + " hours",
+            **{f"{expert} left out": why for expert, why in ensemble.facts["left_out"].items()},
             **{
                 f"weight of {expert}": weight
                 for expert, weight in zip(ensemble.experts, ensemble.weights, strict=True)
             },
             "intercept": ensemble.intercept,
-            "calibration": ensemble.calibration.kind,
+            "calibration": ensemble.calibration.description,
             "base rate": self.base_rate,
             **{
                 f"{name} hours": f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
@@ -128,16 +145,18 @@ def fit_ensembles(warehouse: Warehouse, deployment: Deployment) -> Iterator[Fitt
         provisional = _provisional_rows(
             warehouse, deployment, goal, split_ranges(matured_us, settings)
         )
-        fitted = fit_ensemble(_logits(rows), labels, matured_us, settings, provisional)
+        slices = _slices(warehouse, rows, settings.calibration_slice)
+        fitted = fit_ensemble(_logits(rows), labels, matured_us, settings, provisional, slices)
         fit_range = Range(*fitted.ranges["fit"])
         base_rate = float(labels[fit_range.holds(hours_us)].mean())
-        digest = write_checkpoint(
-            deployment.checkpoints,
-            KIND,
-            {},
-            {"goal": goal.name, "base_rate": base_rate, "ensemble": fitted.to_json()},
-        ).digest
-        point(deployment.checkpoints, f"{KIND}/{goal.name}", digest)
+        with unswept(deployment.checkpoints):
+            digest = write_checkpoint(
+                deployment.checkpoints,
+                KIND,
+                {},
+                {"goal": goal.name, "base_rate": base_rate, "ensemble": fitted.to_json()},
+            ).digest
+            point(deployment.checkpoints, f"{KIND}/{goal.name}", digest)
         yield FittedEnsemble(goal.name, digest, fitted, base_rate)
 
 
@@ -146,11 +165,14 @@ def open_ensemble(deployment: Deployment, goal: str) -> FittedEnsemble | None:
     name = f"{KIND}/{goal}"
     if not is_pointed(deployment.checkpoints, name):
         return None
-    checkpoint = read_checkpoint(deployment.checkpoints, resolve(deployment.checkpoints, name))
-    manifest: dict[str, Any] = checkpoint.manifest
-    return FittedEnsemble(
-        goal, checkpoint.digest, Ensemble.from_json(manifest["ensemble"]), manifest["base_rate"]
-    )
+    return read_ensemble(deployment, resolve(deployment.checkpoints, name))
+
+
+def read_ensemble(deployment: Deployment, digest: str) -> FittedEnsemble:
+    """Return the ensemble of a checkpoint, every byte verified."""
+    manifest: dict[str, Any] = read_checkpoint(deployment.checkpoints, digest).manifest
+    ensemble = Ensemble.from_json(manifest["ensemble"])
+    return FittedEnsemble(manifest["goal"], digest, ensemble, manifest["base_rate"])
 
 
 def held_out_forecasts(warehouse: Warehouse, deployment: Deployment) -> Iterator[HeldOut]:
@@ -182,6 +204,7 @@ def held_out_forecasts(warehouse: Warehouse, deployment: Deployment) -> Iterator
         scored = np.all([np.isfinite(values) for values in logits.values()], axis=0)
         rows = rows.filter(pa.array(scored))
         logits = {name: values[scored] for name, values in logits.items()}
+        slices = _slices(warehouse, rows, fitted.ensemble.sliced_by)
         yield HeldOut(
             goal=goal.name,
             start_us=test.start_us,
@@ -190,10 +213,19 @@ def held_out_forecasts(warehouse: Warehouse, deployment: Deployment) -> Iterator
             labels=rows.column("label").to_numpy(),
             hours_us=_hours(rows),
             serving_us=rows.column("serving_us").to_numpy(),
+            mixture=MixtureParts(
+                kind=fitted.ensemble.kind,
+                logits=logits,
+                shares=fitted.ensemble.shares,
+                centre=fitted.ensemble.centre(logits),
+                batch_ages_us=_batch_ages_us(
+                    warehouse, deployment, goal.name, rows.column("serving_us").to_numpy()
+                ),
+            ),
             probabilities={
                 BASE_RATE: np.full(rows.num_rows, fitted.base_rate),
                 **{name: probabilities_of(values) for name, values in logits.items()},
-                ENSEMBLE: fitted.ensemble.apply(logits),
+                ENSEMBLE: fitted.ensemble.apply(logits, None if slices is None else slices.hashes),
             },
         )
 
@@ -241,8 +273,8 @@ def _provisional_rows(
     with warehouse.reader() as connection:
         (latest_us,) = one_row(
             connection,
-            "SELECT max(emit_us) FROM examples.training_examples "
-            "WHERE goal = $goal AND emit_us >= $matured_until_us",
+            "SELECT max(state_us) FROM examples.label_states "
+            "WHERE goal = $goal AND state_us >= $matured_until_us",
             {"goal": goal.name, "matured_until_us": ranges.test.end_us},
         )
         # Events may be sealed ahead of the label join: there, missing labels are not negatives.
@@ -261,6 +293,49 @@ def _provisional_rows(
         delays=ArrivalDelays(
             *(delays.column(name).to_numpy() for name in ("delay_us", "observed", "emitted"))
         ),
+    )
+
+
+def _batch_ages_us(
+    warehouse: Warehouse, deployment: Deployment, goal: str, serving_us: np.ndarray
+) -> np.ndarray:
+    """Return how far past its labels the batch model was that scored each row, int64 (n,).
+
+    Microseconds; -1 where there was none.
+    """
+    ages_us = np.full(len(serving_us), -1, dtype=np.int64)
+    if not len(serving_us):
+        return ages_us
+    parameters = {"goal": goal, "start_us": serving_us.min(), "end_us": serving_us.max() + 1}
+    with warehouse.reader() as connection:
+        found = rows_of(
+            connection,
+            select("learners.batch_models_in_force"),
+            {name: value if name == "goal" else int(value) for name, value in parameters.items()},
+        )
+    watermarks = {
+        digest: read_checkpoint(deployment.checkpoints, digest).manifest["label_watermark_us"]
+        for digest in set(found.column("model_hash").to_pylist())
+    }
+    for row in found.to_pylist():
+        here = (serving_us >= row["hour_us"]) & (serving_us < row["hour_us"] + HOUR_US)
+        ages_us[here] = serving_us[here] - watermarks[row["model_hash"]]
+    return ages_us
+
+
+def _slices(warehouse: Warehouse, rows: pa.Table, column: str | None) -> Slices | None:
+    """Read the slice of each matured row; None without a column to slice by."""
+    if column is None:
+        return None
+    served = read_impressions(
+        warehouse, rows.column("impression_id"), rows.column("serving_us").to_numpy(), (column,)
+    )
+    values = served.column(column).cast(pa.string())
+    distinct = values.unique()
+    named = hash_strings(distinct, seed_of(column)).tolist()
+    texts = [MISSING_LABEL if text is None else text for text in distinct.to_pylist()]
+    return Slices(
+        column, hash_strings(values, seed_of(column)), dict(zip(named, texts, strict=True))
     )
 
 

@@ -20,6 +20,7 @@ def fit_logistic(
     prior_mean: np.ndarray,
     prior_sd: np.ndarray,
     non_negative: np.ndarray,
+    lowest: float = 0.0,
 ) -> np.ndarray:
     """Return the coefficients with the greatest posterior density.
 
@@ -31,7 +32,8 @@ def fit_logistic(
     prior_mean, prior_sd : ndarray of shape (k,), float64
         Independent normal priors; they keep the answer finite on separable or one-class rows.
     non_negative : ndarray of shape (k,), bool
-        Coefficients that may not fall below 0.
+        Coefficients that may not fall below `lowest`.
+    lowest : float
 
     Returns
     -------
@@ -42,18 +44,59 @@ def fit_logistic(
     precision = 1.0 / np.square(prior_sd)
     bounded = np.flatnonzero(non_negative).tolist()
     best, best_loss = np.zeros(len(prior_mean)), np.inf
-    # Every set of coefficients held at 0: the problem is convex, so the best feasible answer over
-    # the sets is the constrained optimum, and no active-set bookkeeping can cycle.
+    # Every set of coefficients held at the bound: the problem is convex, so the best feasible
+    # answer over the sets is the constrained optimum, and no active-set bookkeeping can cycle.
     for size in range(len(bounded) + 1):
         for held in itertools.combinations(bounded, size):
             free = np.ones(len(prior_mean), dtype=np.bool_)
             free[list(held)] = False
-            found, loss = _newton(columns, targets, prior_mean, precision, free)
-            if (found[bounded] >= 0).all() and loss < best_loss:
+            found, loss = _newton(columns, targets, prior_mean, precision, free, lowest)
+            if (found[bounded] >= lowest).all() and loss < best_loss:
                 best, best_loss = found, loss
         if size == 0 and best_loss < np.inf:
             break  # the unconstrained optimum is feasible
     return best
+
+
+def clustered_errors(
+    columns: np.ndarray, labels: np.ndarray, coefficients: np.ndarray, clusters: np.ndarray
+) -> np.ndarray:
+    """Return standard errors of coefficients that were fitted without a prior to speak of.
+
+    Rows of a cluster may depend on each other (Liang and Zeger, Biometrika 73, 1986). Few clusters
+    can by chance agree with each other, so that the errors of independent rows are the least.
+
+    Parameters
+    ----------
+    columns : ndarray of shape (n, k), float64
+    labels : ndarray of shape (n,), 0 or 1
+    coefficients : ndarray of shape (k,), float64
+    clusters : ndarray of shape (n,), int64
+        Equal values are one cluster.
+
+    Returns
+    -------
+    ndarray of shape (k,), float64
+        Enormous, not infinite, where the columns do not determine a coefficient.
+    """
+    columns = np.ascontiguousarray(columns, dtype=np.float64)
+    targets = np.ascontiguousarray(labels, dtype=np.float64)
+    width = columns.shape[1]
+    nothing = np.zeros(width)
+    # A trace of precision keeps the inverse of collinear columns finite.
+    _, _, curvature = _derivatives(columns, targets, coefficients, nothing, nothing + 1e-4)
+    inverse = np.linalg.inv(curvature)
+    distinct, cluster = np.unique(clusters, return_inverse=True)
+    residuals = targets - 1.0 / (1.0 + np.exp(-(columns * coefficients).sum(axis=1)))
+    scores = np.column_stack(
+        [
+            np.bincount(cluster, weights=columns[:, place] * residuals, minlength=len(distinct))
+            for place in range(width)
+        ]
+    )
+    small_sample = len(distinct) / max(len(distinct) - 1, 1)
+    sandwich = small_sample * inverse @ (scores.T @ scores) @ inverse
+    return np.sqrt(np.maximum(np.diag(inverse), np.diag(sandwich)))
 
 
 def row_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -67,8 +110,9 @@ def _newton(
     mean: np.ndarray,
     precision: np.ndarray,
     free: np.ndarray,
+    held_at: float,
 ) -> tuple[np.ndarray, float]:
-    at = np.where(free, mean, 0.0)
+    at = np.where(free, mean, held_at)
     loss, gradient, curvature = _derivatives(columns, targets, at, mean, precision)
     for _ in range(_MAXIMUM_STEPS):
         if not free.any():

@@ -5,20 +5,19 @@ expert's state leaves it as plain arrays and a JSON manifest, ready for a checkp
 checkpoint's parent and stream position are is the caller's to say.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.learners import ftrl_kernel
+from ad_pipeline.learners.controlled_expert import ControlledExpert
+from ad_pipeline.learners.ftrl_expert import Arrays, FTRLExpert, LinearWeights, Manifest
 
 if TYPE_CHECKING:
     from ad_pipeline.settings import OnlineSettings
-
-Arrays = dict[str, np.ndarray]
-Manifest = dict[str, Any]
 
 KIND_LABELS = {
     "immediate_positive": 1,
@@ -30,37 +29,32 @@ KIND_LABELS = {
 """The label that each kind of training example teaches."""
 
 
-@dataclass(frozen=True)
-class LinearWeights:
-    """A linear expert as the scorer needs it; see :func:`ftrl_kernel.linear_logits`.
-
-    Attributes
-    ----------
-    weights : ndarray of shape (2**bits,), float32 or float64
-    intercept : float
-    """
-
-    weights: np.ndarray
-    intercept: float
-
-
 class OnlineExpert(Protocol):
-    """What the online step asks of a learner over hashed slots."""
+    """What the online step asks of a learner over hashed slots, under K configurations."""
 
-    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
+    @property
+    def width(self) -> int:
+        """K."""
+        ...
+
+    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Any:
         """Learn rows in order: slots uint32 (n, F), labels 0/1 (n,), weights float64 (n,)."""
         ...
 
     def logits(self, slots: np.ndarray) -> np.ndarray:
-        """Return the float64 logit of every row of slots, uint32 (n, F), changing nothing."""
+        """Return log odds, float64 (n, K), of rows of slots, uint32 (n, F), changing nothing."""
+        ...
+
+    def advance(self, elapsed_us: int) -> None:
+        """Let log time pass: what was learnt so far counts for less."""
         ...
 
     def state(self) -> tuple[Arrays, Manifest]:
         """Return all that a later :func:`restore_expert` needs: plain arrays and JSON."""
         ...
 
-    def linear_weights(self) -> LinearWeights | None:
-        """Return weights whose in-order sum *is* :meth:`logits`, or None if it is not linear."""
+    def linear_weights(self, configuration: int = 0) -> LinearWeights | None:
+        """Return weights that give the :meth:`logits` of a configuration, None if not linear."""
         ...
 
 
@@ -78,7 +72,9 @@ def new_expert(settings: "OnlineSettings") -> OnlineExpert:
         If the estimator is no River classifier.
     """
     if settings.estimator == "ftrl":
-        return FTRLExpert(settings.bits, settings.alpha, settings.beta, settings.l1, settings.l2)
+        expert = FTRLExpert(settings.bits, settings.configurations(), settings.dtype)
+        control = settings.rate_control
+        return expert if control is None else ControlledExpert(expert, control)
     return RiverExpert(settings.estimator, settings.estimator_parameters, settings.bits)
 
 
@@ -93,146 +89,11 @@ def restore_expert(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Onli
     kind = manifest["expert"]
     if kind == FTRLExpert.kind:
         return FTRLExpert.restore(arrays, manifest)
+    if kind == ControlledExpert.kind:
+        return ControlledExpert.restore(arrays, manifest)
     if kind == RiverExpert.kind:
         return RiverExpert.restore(arrays, manifest)
     raise ValueError(f"no online expert {kind!r}; this version knows ftrl and river")
-
-
-class FTRLExpert:
-    """FTRL-Proximal over hashed slots (McMahan et al., KDD 2013, Algorithm 1).
-
-    Parameters
-    ----------
-    bits : int
-        2^bits slots.
-    alpha, beta, l1, l2 : float
-        Learning rate, its smoothing, and the regularisations of the paper.
-    dtype : str
-        Of the state: ``"float64"``, or ``"float32"`` for half the memory. In float32 a gradient of
-        a rare event's negative (its probability) falls below half a unit in the last place of z
-        once |z| passes about 10^7 times it, and is lost: every negative then, no positive, so the
-        learner drifts upwards.
-    """
-
-    kind = "ftrl"
-
-    def __init__(
-        self,
-        bits: int = 20,
-        alpha: float = 0.1,
-        beta: float = 1.0,
-        l1: float = 0.5,
-        l2: float = 1.0,
-        dtype: str = "float64",
-    ) -> None:
-        if not 1 <= bits <= 30:
-            raise ValueError(f"bits is {bits}; write a whole number from 1 to 30")
-        if not alpha > 0 or beta < 0 or l1 < 0 or l2 < 0:
-            raise ValueError(
-                f"alpha must be positive and beta, l1, l2 at least 0; got {alpha}, {beta}, {l1}, "
-                f"{l2}"
-            )
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype is {dtype!r}; write 'float32' or 'float64'")
-        self.bits = bits
-        self.alpha = float(alpha)
-        self.beta = float(beta)
-        self.l1 = float(l1)
-        self.l2 = float(l2)
-        self.dtype = dtype
-        self._state = np.zeros((1 << bits, 2), dtype=dtype)
-
-    @property
-    def _regularisation(self) -> tuple[float, float, float, float]:
-        return self.alpha, self.beta, self.l1, self.l2
-
-    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
-        """Learn rows in order; see :class:`OnlineExpert`."""
-        self.predict_then_learn(slots, labels, weights)
-
-    def predict_then_learn(
-        self,
-        slots: np.ndarray,
-        labels: np.ndarray,
-        weights: np.ndarray | None = None,
-        values: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Learn rows in order and return each one's logit from before its own update.
-
-        Parameters
-        ----------
-        slots : ndarray of shape (n, F), uint32
-        labels : ndarray of shape (n,), 0 or 1
-        weights : ndarray of shape (n,), optional
-            All 1 if left out; a row of weight 0 is predicted only.
-        values : ndarray of shape (n, F), optional
-            All 1 if left out.
-
-        Returns
-        -------
-        ndarray of shape (n,), float64
-
-        Raises
-        ------
-        ValueError
-            If shapes disagree, a slot is out of range, a label is neither 0 nor 1, or a weight or a
-            value is not finite (one NaN would spread to every slot it meets).
-        """
-        slots = ftrl_kernel.checked_slots(slots, len(self._state))
-        rows = len(slots)
-        targets = np.ascontiguousarray(labels, dtype=np.float64)
-        if targets.shape != (rows,) or not np.isin(targets, (0.0, 1.0)).all():
-            raise ValueError(f"labels must be {rows} zeros and ones, shape ({rows},)")
-        factors = np.ones(rows) if weights is None else np.ascontiguousarray(weights, np.float64)
-        if factors.shape != (rows,) or not np.isfinite(factors).all() or (factors < 0).any():
-            raise ValueError(f"weights must be {rows} finite numbers of at least 0")
-        out = np.empty(rows)
-        ftrl_kernel.learn(
-            self._state, slots, _checked_values(values, slots), targets, factors,
-            *self._regularisation, out,
-        )  # fmt: skip
-        return out
-
-    def logits(self, slots: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-        """Return the float64 logit of every row; see :class:`OnlineExpert`."""
-        slots = ftrl_kernel.checked_slots(slots, len(self._state))
-        out = np.empty(len(slots))
-        ftrl_kernel.predict(
-            self._state, slots, _checked_values(values, slots), *self._regularisation, out
-        )
-        return out
-
-    def linear_weights(self) -> LinearWeights:
-        """Return the dense weights, exactly 0 where ``|z| <= l1``."""
-        return LinearWeights(ftrl_kernel.weights(self._state, *self._regularisation), 0.0)
-
-    def state(self) -> tuple[Arrays, Manifest]:
-        """Return the touched slots and their ``(z, sqrt(n))``, and the parameters.
-
-        An untouched slot is (0, 0) and is not stored: an hour's checkpoint is as large as what was
-        learnt, not as the table.
-        """
-        seen = (self._state[:, 0] != 0) | (self._state[:, 1] != 0)
-        touched = np.flatnonzero(seen).astype(np.uint32)
-        manifest = {
-            "expert": self.kind,
-            "bits": self.bits,
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "l1": self.l1,
-            "l2": self.l2,
-            "dtype": self.dtype,
-        }
-        return {"slots": touched, "z_sqrt_n": self._state[touched]}, manifest
-
-    @classmethod
-    def restore(cls, arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Self:
-        """Return the expert of a :meth:`state`."""
-        expert = cls(
-            **{name: manifest[name] for name in ("bits", "alpha", "beta", "l1", "l2", "dtype")}
-        )
-        expert._state[arrays["slots"]] = arrays["z_sqrt_n"]
-        return expert
 
 
 class RiverExpert:
@@ -251,6 +112,7 @@ class RiverExpert:
     """
 
     kind = "river"
+    width = 1
 
     def __init__(self, path: str, parameters: Mapping[str, Any], bits: int = 20) -> None:
         from ad_pipeline.learners import river_state
@@ -272,13 +134,13 @@ class RiverExpert:
         river_state.learn_rows(self._model, _slot_dicts(slots), labels, weights)
 
     def logits(self, slots: np.ndarray) -> np.ndarray:
-        """Return the float64 logit of every row; see :class:`OnlineExpert`."""
+        """Return log odds, float64 (n, 1); see :class:`OnlineExpert`."""
         from ad_pipeline.learners import river_state
 
         slots = ftrl_kernel.checked_slots(slots, 1 << self.bits)
         linear = river_state.sparse_weights(self._model)
         if linear is None:
-            return river_state.probability_logits(self._model, _slot_dicts(slots))
+            return river_state.probability_logits(self._model, _slot_dicts(slots))[:, np.newaxis]
         # Summed as the scorer sums, and not by River's dot product, so that both agree to the bit.
         weights, intercept = linear
         gathered = np.fromiter(
@@ -289,9 +151,12 @@ class RiverExpert:
         out = np.empty(len(slots))
         places = np.arange(slots.size, dtype=np.uint32).reshape(slots.shape)
         ftrl_kernel.linear_logits(gathered, places, out, intercept)
-        return out
+        return out[:, np.newaxis]
 
-    def linear_weights(self) -> LinearWeights | None:
+    def advance(self, elapsed_us: int) -> None:
+        """Let time pass, which no River classifier notices."""
+
+    def linear_weights(self, configuration: int = 0) -> LinearWeights | None:
         """Return the dense weights of a generalised linear model, None for any other."""
         from ad_pipeline.learners import river_state
 
@@ -345,6 +210,14 @@ class Examples:
     weights: np.ndarray
     emit_us: np.ndarray
 
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.emit_us)
+
+    def taken(self, rows: np.ndarray | slice) -> Self:
+        """Return some of the examples, in the order in which they are named."""
+        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
 
 @dataclass(frozen=True)
 class HourScores:
@@ -352,13 +225,33 @@ class HourScores:
 
     Attributes
     ----------
-    logits : ndarray of shape (n,), float64
+    logits : ndarray of shape (n, K), float64
+        Log odds under each configuration.
     micro_batch : ndarray of shape (n,), int16
         Slice of the hour, from 0.
     """
 
     logits: np.ndarray
     micro_batch: np.ndarray
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far into an hour a learner has come.
+
+    Attributes
+    ----------
+    next_slice : int
+        Slice to score and learn next; those before it are done.
+    examples : int
+        Of the hour, learnt so far.
+    logits : ndarray of shape (n, K), float64
+        Scores of the hour's impressions, in their order; 0 for those of later slices.
+    """
+
+    next_slice: int
+    examples: int
+    logits: np.ndarray
 
 
 def labels_and_weights(
@@ -397,10 +290,14 @@ def online_hour(
     examples: Examples,
     micro_batch_us: int,
     hour_us: int,
+    begin: Position | None = None,
+    after_slice: Callable[[Position], None] | None = None,
+    chosen: Callable[[slice], Examples] | None = None,
 ) -> HourScores:
     """Run one log hour: per slice, score its impressions, then learn its examples.
 
-    An impression is scored by what was emitted before its slice began, never by its own slice.
+    An impression is scored by what was emitted before its slice began, never by its own slice. The
+    learner's clock moves at the end of each slice.
 
     Parameters
     ----------
@@ -416,6 +313,13 @@ def online_hour(
         Length of a slice, microseconds.
     hour_us : int
         Start of the hour, microseconds since the epoch.
+    begin : Position, optional
+        Where to go on; the expert is as that position left it. The hour's start if left out.
+    after_slice : callable, optional
+        Called with the position after each slice but the last.
+    chosen : callable, optional
+        Called once for each slice, with the places of the examples emitted in it; returns what is
+        learnt then. Just those if left out; see :mod:`ad_pipeline.learners.lanes`.
 
     Returns
     -------
@@ -445,27 +349,21 @@ def online_hour(
     bounds = np.arange(n_slices + 1)
     first_impression = np.searchsorted(impression_slice[order], bounds)
     first_example = np.searchsorted((examples.emit_us - hour_us) // micro_batch_us, bounds)
-    logits = np.empty(len(impressions_us))
-    for index in range(n_slices):
+    begin = begin or Position(0, 0, np.zeros((len(impressions_us), expert.width)))
+    logits, examples_learned = begin.logits, begin.examples
+    for index in range(begin.next_slice, n_slices):
         rows = order[first_impression[index] : first_impression[index + 1]]
         if len(rows):
             logits[rows] = expert.logits(impressions_slots[rows])
-        learnt = slice(first_example[index], first_example[index + 1])
-        if learnt.start < learnt.stop:
-            expert.learn(examples.slots[learnt], examples.labels[learnt], examples.weights[learnt])
+        emitted = slice(int(first_example[index]), int(first_example[index + 1]))
+        batch = examples.taken(emitted) if chosen is None else chosen(emitted)
+        if len(batch):
+            expert.learn(batch.slots, batch.labels, batch.weights)
+        expert.advance(min(micro_batch_us, HOUR_US - index * micro_batch_us))
+        examples_learned += emitted.stop - emitted.start
+        if after_slice is not None and index + 1 < n_slices:
+            after_slice(Position(index + 1, examples_learned, logits))
     return HourScores(logits, impression_slice)
-
-
-def _checked_values(values: np.ndarray | None, slots: np.ndarray) -> np.ndarray:
-    if values is None or not len(slots):
-        return ftrl_kernel.NO_VALUES
-    checked = np.ascontiguousarray(values, dtype=np.float64)
-    if checked.shape != slots.shape or not np.isfinite(checked).all():
-        raise ValueError(
-            f"values must be finite numbers of shape {slots.shape}, not {checked.shape}; write a "
-            "missing value as 0"
-        )
-    return checked
 
 
 def _slot_dicts(slots: np.ndarray) -> list[dict[int, float]]:

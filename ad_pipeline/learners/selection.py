@@ -96,14 +96,17 @@ def choose(
     distinct, hour = np.unique(hours, return_inverse=True)
     if len(distinct) < MINIMUM_HOURS or len(candidates) == 1 or not 0 < labels.sum() < len(labels):
         return candidates[0], _untried([c.name for c in candidates])
-    fold = np.arange(len(distinct)) * min(folds, len(distinct)) // len(distinct)
-    by_hour = np.zeros((len(candidates), len(distinct)))
-    for held in np.unique(fold):
-        out = fold[hour] == held
-        for place, candidate in enumerate(candidates):
-            fitted = candidate.fit(inputs[~out], labels[~out])
-            losses = np.logaddexp(0.0, np.where(labels[out] == 1, -1.0, 1.0) * fitted(inputs[out]))
-            by_hour[place] += np.bincount(hour[out], weights=losses, minlength=len(distinct))
+    signs = np.where(labels == 1, -1.0, 1.0)
+    by_hour = np.array(
+        [
+            np.bincount(
+                hour,
+                weights=np.logaddexp(0.0, signs * out_of_fold(each, inputs, labels, hours, folds)),
+                minlength=len(distinct),
+            )
+            for each in candidates
+        ]
+    )
     totals = by_hour.sum(axis=1)
     best = int(np.argmin(totals))
     trials, errors = _against(by_hour, best, [c.name for c in candidates], len(labels))
@@ -113,6 +116,35 @@ def choose(
         if totals[place] - totals[best] <= standard_errors * errors[place]
     ]
     return candidates[kept[0]], trials
+
+
+def out_of_fold(
+    candidate: Candidate, inputs: np.ndarray, labels: np.ndarray, hours: np.ndarray, folds: int
+) -> np.ndarray:
+    """Return what a candidate says of each row when it was fitted to the other folds only.
+
+    Parameters
+    ----------
+    candidate : Candidate
+    inputs : ndarray of shape (n, …)
+    labels : ndarray of shape (n,), 0 or 1
+    hours : ndarray of shape (n,), int64
+        The hour of each row; folds are runs of neighbouring hours, as for :func:`choose`.
+    folds : int
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+        Logits. With one hour there is no other fold, and all rows are fitted to all.
+    """
+    distinct, hour = np.unique(hours, return_inverse=True)
+    fold = (np.arange(len(distinct)) * min(folds, len(distinct)) // max(len(distinct), 1))[hour]
+    logits = np.empty(len(labels))
+    for held in np.unique(fold):
+        out = fold == held
+        fitting = ~out if len(distinct) > 1 else out
+        logits[out] = candidate.fit(inputs[fitting], labels[fitting])(inputs[out])
+    return logits
 
 
 def challenge(

@@ -10,7 +10,9 @@ References
 LightGBM 4, ``Tree::Decision`` (``include/LightGBM/tree.h``) and the text model format.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numba import njit
@@ -88,6 +90,39 @@ class Forest:
             self.leaf, out,
         )  # fmt: skip
         return out
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return the trees as a few arrays, each row of which is one of the attributes."""
+        return {
+            "trees": np.stack([self.first_node, self.first_leaf, self.is_leaf.astype(np.int64)]),
+            "nodes": np.stack([self.feature, self.decision, self.left, self.right]),
+            "thresholds": self.threshold,
+            "categories": np.stack([self.bitset_start, self.bitset_length]),
+            "bitset": self.bitset,
+            "leaves": self.leaf,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], n_features: int) -> Self:
+        """Return the trees of :meth:`to_arrays`, as views of the arrays given."""
+        first_node, first_leaf, is_leaf = np.asarray(arrays["trees"])
+        feature, decision, left, right = np.asarray(arrays["nodes"])
+        bitset_start, bitset_length = np.asarray(arrays["categories"])
+        return cls(
+            n_features=n_features,
+            first_node=first_node,
+            first_leaf=first_leaf,
+            is_leaf=is_leaf.astype(np.bool_),
+            feature=feature,
+            decision=decision,
+            left=left,
+            right=right,
+            threshold=np.asarray(arrays["thresholds"]),
+            bitset_start=bitset_start,
+            bitset_length=bitset_length,
+            bitset=np.asarray(arrays["bitset"]),
+            leaf=np.asarray(arrays["leaves"]),
+        )
 
 
 def parse_forest(text: str) -> Forest:

@@ -22,16 +22,23 @@ from ad_pipeline.checkpoints import resolve
 from ad_pipeline.clocks import HOUR_US, hour_of
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.as_served import read_as_served
-from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense, slots
+from ad_pipeline.features.encoding import (
+    FeatureContract,
+    category_hashes,
+    dense,
+    slots,
+    text_hashes,
+)
 from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import recount, snapshot_hour
 from ad_pipeline.learners.batch_hours import open_batch_model
 from ad_pipeline.learners.ensemble import mixed_probabilities
 from ad_pipeline.learners.ensembles import open_ensemble
+from ad_pipeline.learners.exported_weights import exported
 from ad_pipeline.learners.online_hours import open_expert
 from ad_pipeline.monitoring.parity import Parity, compare_features, compare_scores, features_of
 from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, TABLES, candidate_replay_rows
-from ad_pipeline.serving.bundle import BATCH, ONLINE, Bundle, open_bundle
+from ad_pipeline.serving.bundle import BATCH, ONLINE, Bundle, GoalModels, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.decisions import EVERYTHING
 from ad_pipeline.serving.replay import SNAPSHOT_COLUMN
@@ -152,7 +159,7 @@ def batch_path_probabilities(
     ----------
     deployment : Deployment
     bundle : Bundle
-        Only its names are used: no weight of it is read.
+        Only its names are used, and how weights were rounded: no weight of it is read.
     served : pyarrow.Table
         Impressions, n rows.
 
@@ -167,16 +174,28 @@ def batch_path_probabilities(
     categories = category_hashes(contract, read)
     found: dict[str, np.ndarray] = {}
     for models in bundle.goals:
-        online = open_expert(deployment.checkpoints, models.online_checkpoint).logits(tokens)
+        online = _online_logits(deployment, models, tokens)
         logits = {ONLINE: online}
         if models.batch_checkpoint is not None:
             batch = open_batch_model(deployment, models.batch_checkpoint)
             logits[BATCH] = batch.predict_logits(numbers, categories, online)
         fitted = open_ensemble(deployment, models.goal)
-        found[models.goal] = mixed_probabilities(
-            fitted.ensemble if fitted else None, logits, ONLINE
-        )
+        ensemble = fitted.ensemble if fitted else None
+        slices = text_hashes(contract, read, ensemble.sliced_by if ensemble else None)
+        found[models.goal] = mixed_probabilities(ensemble, logits, ONLINE, slices)
     return found
+
+
+def _online_logits(deployment: Deployment, models: GoalModels, tokens: np.ndarray) -> np.ndarray:
+    """Score by the checkpoint itself, or by its weights rounded as the bundle says it rounded."""
+    expert = open_expert(deployment.checkpoints, models.online_checkpoint)
+    if models.online.seed is None:
+        return np.ascontiguousarray(expert.logits(tokens)[:, models.configuration])
+    linear = expert.linear_weights(models.configuration)
+    if linear is None:
+        raise ReplayFailed(f"the checkpoint of {models.goal} has no linear weights to be rounded")
+    rounded = exported(linear, models.online.format, models.online.seed, models.goal)
+    return rounded.dense().logits(tokens)
 
 
 def _last_day(warehouse: Warehouse, deployment: Deployment) -> tuple[int, int, pa.Table]:

@@ -8,8 +8,8 @@ bundle serves, to :mod:`ad_pipeline.serving.promotion`. Nothing here reads a clo
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,22 @@ from ad_pipeline.features.encoding import (
     read_columns,
     request_columns,
     slots,
+    text_hashes,
 )
 from ad_pipeline.features.rates import RateSnapshot, counts_of
-from ad_pipeline.learners.batch import BatchModel
+from ad_pipeline.learners.batch import ExportedBatch
 from ad_pipeline.learners.ensemble import Ensemble, mixed_probabilities
-from ad_pipeline.learners.ftrl_kernel import checked_slots, linear_logits
-from ad_pipeline.learners.online import LinearWeights
+from ad_pipeline.learners.exported_mixture import ExportedMixture
+from ad_pipeline.learners.exported_weights import ExportedWeights
+from ad_pipeline.learners.ftrl_kernel import checked_slots
+from ad_pipeline.serving.audit import Audit, OpenedAudit, is_audit_file
 from ad_pipeline.serving.decisions import features_json, logged_inputs
 
 KIND = "serving.bundle"
 
 ONLINE = "online"
 BATCH = "batch"
+ENSEMBLE = "ensemble"
 
 
 class CorruptBundle(CorruptCheckpoint):
@@ -57,23 +61,40 @@ class GoalModels:
     Attributes
     ----------
     goal : str
-    online : LinearWeights
+    online : ExportedWeights
         Of the online expert.
     online_checkpoint : str
         Where they came from.
-    batch : BatchModel or None
+    batch : ExportedBatch or None
         None while the goal is too young for one.
     batch_checkpoint : str or None
     ensemble : Ensemble or None
         Mixture and calibration; None before enough rows have matured to fit one.
+    ensemble_checkpoint : str or None
+    configuration : int
+        Which of the online checkpoint's configurations is served.
+    mixture : ExportedMixture or None
+        The ensemble as mapped arrays, in an opened bundle; it is what scores there.
     """
 
     goal: str
-    online: LinearWeights
+    online: ExportedWeights
     online_checkpoint: str
-    batch: BatchModel | None
+    batch: ExportedBatch | None
     batch_checkpoint: str | None
     ensemble: Ensemble | None
+    ensemble_checkpoint: str | None = None
+    configuration: int = 0
+    mixture: ExportedMixture | None = None
+
+    @property
+    def sliced_by(self) -> str | None:
+        """The text feature by which the calibration differs; None if it does not."""
+        return None if self.ensemble is None else self.ensemble.sliced_by
+
+    def mixes(self, logits: Collection[str]) -> bool:
+        """Tell whether the mixture reads only experts that are there; else online speaks alone."""
+        return self.ensemble is not None and set(self.ensemble.experts) <= set(logits)
 
 
 @dataclass(frozen=True)
@@ -138,14 +159,23 @@ class Bundle:
         logits: dict[str, dict[str, np.ndarray]] = {}
         probabilities: dict[str, np.ndarray] = {}
         for models in self.goals:
-            online = np.empty(len(read))
-            linear_logits(models.online.weights, hashed, online, models.online.intercept)
+            online = models.online.logits(hashed)
             experts = {ONLINE: online}
             if models.batch is not None:
                 experts[BATCH] = models.batch.predict_logits(numbers, categories, online)
             logits[models.goal] = experts
-            probabilities[models.goal] = mixed_probabilities(models.ensemble, experts, ONLINE)
+            probabilities[models.goal] = mixed_probabilities(
+                models.mixture or models.ensemble,
+                experts,
+                ONLINE,
+                text_hashes(self.contract, read, models.sliced_by),
+            )
         return Scores(logits, probabilities)
+
+    @property
+    def audit(self) -> OpenedAudit:
+        """What the bundle carries for people; its files are opened when they are asked for."""
+        return OpenedAudit(self.path, self.manifest)
 
     def missing(self) -> tuple[str, ...]:
         """Return what this bundle lacks and what stands in for it, one sentence each."""
@@ -171,6 +201,7 @@ def export_bundle(
     snapshot: RateSnapshot | None = None,
     fitted_ranges: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
+    audit: Audit | None = None,
 ) -> Bundle:
     """Write a bundle, with the scores of its canaries; the same models give the same bytes.
 
@@ -193,6 +224,8 @@ def export_bundle(
         ensembles unless given.
     facts : mapping, optional
         More for the manifest: settings digest, code version.
+    audit : Audit, optional
+        What people need to read a score; without it slots have neither names nor histories.
 
     Returns
     -------
@@ -211,38 +244,23 @@ def export_bundle(
     if len(set(names)) < len(names):
         raise ValueError(f"goals named twice in {names}")
     for models in goals:
-        if models.online.weights.shape != (1 << contract.bits,):
+        if models.online.n_slots != 1 << contract.bits:
             raise ValueError(
-                f"the weights of {models.goal} have shape {models.online.weights.shape}; the "
-                f"feature contract has {1 << contract.bits} slots"
+                f"the weights of {models.goal} have {models.online.n_slots} slots; the feature "
+                f"contract has {1 << contract.bits} slots"
             )
     arrays: dict[str, np.ndarray] = {}
-    files: dict[str, bytes] = {}
     described: list[dict[str, Any]] = []
     for models in goals:
-        arrays[f"{models.goal}.weights"] = models.online.weights
-        batch_manifest = None
-        if models.batch is not None:
-            batch_arrays, batch_manifest, batch_files = models.batch.to_checkpoint()
-            arrays |= {f"{models.goal}.batch.{name}": array for name, array in batch_arrays.items()}
-            files |= {f"{models.goal}.{name}": data for name, data in batch_files.items()}
-        described.append(
-            {
-                "goal": models.goal,
-                "online": {
-                    "checkpoint": models.online_checkpoint,
-                    "intercept": models.online.intercept,
-                },
-                "batch": None
-                if batch_manifest is None
-                else {"checkpoint": models.batch_checkpoint, "manifest": batch_manifest},
-                "ensemble": None if models.ensemble is None else models.ensemble.to_json(),
-            }
-        )
+        goal_arrays, description = _goal_parts(models)
+        arrays |= goal_arrays
+        described.append(description)
     ranges = {m.goal: m.ensemble.ranges for m in goals if m.ensemble is not None}
     if fitted_ranges is not None:
         ranges = dict(fitted_ranges)
-    draft = Bundle("", root, contract, tuple(goals), dataset, label_watermark_us, ranges, {})
+    # The canaries are scored by the models themselves, and by the arrays when they are opened.
+    sources = tuple(replace(models, mixture=None) for models in goals)
+    draft = Bundle("", root, contract, sources, dataset, label_watermark_us, ranges, {})
     columns = request_columns(contract, canaries)
     read = read_columns(contract, columns)
     counts = (
@@ -258,16 +276,49 @@ def export_bundle(
         "fitted_ranges": ranges,
         "snapshot_lag_hours": contract.rate_lag_hours,
         "facts": dict(facts or {}),
+        "audit": None if audit is None else audit.to_json(),
         "canaries": {
             "features": [json.loads(text) for text in features_json(contract, columns, counts)],
             "scores": _listed(draft.score(read, counts)),
         },
     }
+    files = {} if audit is None else audit.files()
     written = write_checkpoint(root, KIND, arrays, manifest, files)
     return open_bundle(root, written.digest)
 
 
-def open_bundle(root: Path, digest: str) -> Bundle:
+def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what scores one goal as arrays, and the rest of it for the manifest."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def add(part: str, given: Mapping[str, np.ndarray]) -> None:
+        arrays.update({f"{models.goal}.{part}.{name}": array for name, array in given.items()})
+
+    add(ONLINE, models.online.to_arrays())
+    batch, mixture = None, None
+    if models.batch is not None:
+        batch_arrays, batch = models.batch.to_arrays()
+        add(BATCH, batch_arrays)
+    if models.ensemble is not None:
+        mixture_arrays, mixture = ExportedMixture.of(models.ensemble).to_arrays()
+        add(ENSEMBLE, mixture_arrays)
+    return arrays, {
+        "goal": models.goal,
+        "online": {
+            "checkpoint": models.online_checkpoint,
+            "configuration": models.configuration,
+            "weights": models.online.to_json(),
+        },
+        "batch": None
+        if batch is None
+        else {"checkpoint": models.batch_checkpoint, "manifest": batch},
+        "ensemble": None if models.ensemble is None else models.ensemble.to_json(),
+        "ensemble_checkpoint": models.ensemble_checkpoint,
+        "mixture": mixture,
+    }
+
+
+def open_bundle(root: Path, digest: str, *, to_score: bool = False) -> Bundle:
     """Open a bundle after verifying every file's SHA-256 and every canary's scores.
 
     Parameters
@@ -275,6 +326,8 @@ def open_bundle(root: Path, digest: str) -> Bundle:
     root : Path
         Root of the bundles.
     digest : str
+    to_score : bool
+        Leave alone the files that no score needs; whoever explains one verifies them then.
 
     Raises
     ------
@@ -285,16 +338,16 @@ def open_bundle(root: Path, digest: str) -> Bundle:
         otherwise than when the bundle was written.
     """
     try:
-        checkpoint = read_checkpoint(root, digest)
+        checkpoint = read_checkpoint(root, digest, unread=is_audit_file if to_score else None)
     except CorruptCheckpoint as error:
         raise CorruptBundle(str(error)) from error
     return _opened(checkpoint)
 
 
-def open_bundle_folder(folder: Path) -> Bundle:
+def open_bundle_folder(folder: Path, *, to_score: bool = False) -> Bundle:
     """Open a bundle by its folder, wherever it was copied to; see :func:`open_bundle`."""
     try:
-        checkpoint = open_folder(folder)
+        checkpoint = open_folder(folder, unread=is_audit_file if to_score else None)
     except CorruptCheckpoint as error:
         raise CorruptBundle(str(error)) from error
     return _opened(checkpoint)
@@ -329,34 +382,26 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
 
 def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalModels:
     goal = described["goal"]
-    batch, batch_checkpoint = None, None
-    if described["batch"] is not None:
-        batch_checkpoint = described["batch"]["checkpoint"]
-        prefix = f"{goal}."
-        batch = BatchModel.from_checkpoint(
-            {
-                name.removeprefix(f"{prefix}batch."): array
-                for name, array in checkpoint.arrays.items()
-                if name.startswith(f"{prefix}batch.")
-            },
-            described["batch"]["manifest"],
-            {
-                name.removeprefix(prefix): path
-                for name, path in checkpoint.files.items()
-                if name.startswith(prefix)
-            },
-        )
-    ensemble = described["ensemble"]
+
+    def part(name: str) -> dict[str, np.ndarray]:
+        prefix = f"{goal}.{name}."
+        return {
+            full.removeprefix(prefix): array
+            for full, array in checkpoint.arrays.items()
+            if full.startswith(prefix)
+        }
+
+    batch, ensemble, mixture = described["batch"], described["ensemble"], described["mixture"]
     return GoalModels(
         goal=goal,
-        online=LinearWeights(
-            np.asarray(checkpoint.arrays[f"{goal}.weights"]),
-            described["online"]["intercept"],
-        ),
+        online=ExportedWeights.from_arrays(part(ONLINE), described["online"]["weights"]),
         online_checkpoint=described["online"]["checkpoint"],
-        batch=batch,
-        batch_checkpoint=batch_checkpoint,
+        batch=None if batch is None else ExportedBatch.from_arrays(part(BATCH), batch["manifest"]),
+        batch_checkpoint=None if batch is None else batch["checkpoint"],
         ensemble=None if ensemble is None else Ensemble.from_json(ensemble),
+        ensemble_checkpoint=described["ensemble_checkpoint"],
+        configuration=described["online"]["configuration"],
+        mixture=None if mixture is None else ExportedMixture.from_arrays(part(ENSEMBLE), mixture),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ad_pipeline.checkpoints import point, resolve
+from ad_pipeline.checkpoints import point, read_checkpoint, resolve, unswept
 from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
@@ -27,11 +27,20 @@ from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners import batch_hours, online_hours
 from ad_pipeline.learners.ensembles import FittedEnsemble, open_ensemble
+from ad_pipeline.learners.exported_weights import SlotHistory, exported
+from ad_pipeline.learners.controlled_expert import ControlledExpert
+from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.online import OnlineExpert
+from ad_pipeline.serving.audit import Audit, ReadTokens
 from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle, open_bundle
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import PromotionVerdict, decide, history, promote, verdict
+from ad_pipeline.serving.proof import UnfaithfulExport, prove_bundle
 
 CANDIDATE = "candidate"
+LAST_UPDATE = "last_update_hours"
+"""Array of an online checkpoint: hour of the last update of each of its ``slots``, int32."""
+
 COMPARED_ROWS = 120_000
 """Rows a goal's comparison reads at most, drawn by hash: an interval of hours needs no more."""
 
@@ -76,7 +85,12 @@ class JudgedCandidate:
 
 
 def build_candidate(
-    deployment: Deployment, hour_us: int, canaries: Sequence[Mapping[str, Any]]
+    deployment: Deployment,
+    hour_us: int,
+    canaries: Sequence[Mapping[str, Any]],
+    *,
+    read_tokens: ReadTokens | None = None,
+    configurations: Mapping[str, int] | None = None,
 ) -> Bundle:
     """Write the state that an hour left as a bundle and point ``candidate`` at it.
 
@@ -87,11 +101,20 @@ def build_candidate(
         The last log hour learnt, microseconds.
     canaries : sequence of mappings
         A few raw requests; see :func:`ad_pipeline.serving.bundle.export_bundle`.
+    read_tokens : callable, optional
+        Gives what fell into the exported slots up to the hour; without it the bundle can explain a
+        score by slots only.
+    configurations : mapping of str to int, optional
+        Which configuration of the online learner serves each goal; the first unless named.
 
     Raises
     ------
     MissingCheckpoint
         If the hour has not been learnt.
+    UnfaithfulExport
+        If the bundle is not the models it was made of; ``candidate`` stays where it was.
+    WeightsOutOfRange
+        If weights do not fit into the format of ``settings.export.weights``.
     UnservableExpert
         If an online expert has no linear form, so that a scorer could not carry it.
     """
@@ -99,18 +122,33 @@ def build_candidate(
     goals = [goal.name for goal in dataset.goals_in_chain_order()]
     fitted = {goal: open_ensemble(deployment, goal) for goal in goals}
     snapshot = resolve(deployment.snapshots, snapshot_pointer(hour_us))
-    built = export_bundle(
-        deployment.bundles,
-        contract=FeatureContract.from_dataset(dataset),
-        goals=[_models(deployment, goal, hour_us, fitted[goal]) for goal in goals],
-        dataset=dataset.name,
-        label_watermark_us=hour_us + HOUR_US,
-        fitted_ranges={goal: found.ranges for goal, found in fitted.items() if found},
-        canaries=canaries,
-        snapshot=read_snapshot(deployment.snapshots, snapshot),
-        facts={"settings": dataset.settings.digest(), "hour": hour_key(hour_us)},
-    )
-    point(deployment.bundles, CANDIDATE, built.digest)
+    chosen = configurations or {}
+    made = [_models(deployment, goal, hour_us, chosen.get(goal, 0), fitted[goal]) for goal in goals]
+    audit = None
+    if read_tokens is not None:
+        audit = Audit.collect(
+            {models.goal: models.online for models, _ in made},
+            {models.goal: history for models, history in made if history is not None},
+            read_tokens,
+            dataset.settings.export.dictionary_tokens,
+        )
+    with unswept(deployment.bundles):
+        built = export_bundle(
+            deployment.bundles,
+            contract=FeatureContract.from_dataset(dataset),
+            goals=[models for models, _ in made],
+            dataset=dataset.name,
+            label_watermark_us=hour_us + HOUR_US,
+            fitted_ranges={goal: found.ranges for goal, found in fitted.items() if found},
+            canaries=canaries,
+            snapshot=read_snapshot(deployment.snapshots, snapshot),
+            facts={"settings": dataset.settings.digest(), "hour": hour_key(hour_us)},
+            audit=audit,
+        )
+        faults = [fault for proof in prove_bundle(deployment, built) for fault in proof.faults]
+        if faults:
+            raise UnfaithfulExport("; ".join(faults))
+        point(deployment.bundles, CANDIDATE, built.digest)
     return built
 
 
@@ -231,16 +269,51 @@ def judge_goal(
 
 
 def _models(
-    deployment: Deployment, goal: str, hour_us: int, fitted: FittedEnsemble | None
-) -> GoalModels:
+    deployment: Deployment,
+    goal: str,
+    hour_us: int,
+    configuration: int,
+    fitted: FittedEnsemble | None,
+) -> tuple[GoalModels, SlotHistory | None]:
     online_digest = resolve(deployment.checkpoints, online_hours.pointer(goal, hour_us))
-    linear = online_hours.open_expert(deployment.checkpoints, online_digest).linear_weights()
+    expert = online_hours.open_expert(deployment.checkpoints, online_digest)
+    linear = expert.linear_weights(configuration)
     if linear is None:
         raise UnservableExpert(
             f"the online expert of {goal} ({deployment.dataset.settings.online.estimator}) has no "
             "linear weights to export; it stays an expert of the predictions only"
         )
+    settings = deployment.dataset.settings
+    weights = exported(linear, settings.export.weights, settings.seed, goal)
     batch_digest = batch_hours.digest_after(deployment, goal, hour_us)
     batch = None if batch_digest is None else batch_hours.open_batch_model(deployment, batch_digest)
-    ensemble = None if fitted is None else fitted.ensemble
-    return GoalModels(goal, linear, online_digest, batch, batch_digest, ensemble)
+    models = GoalModels(
+        goal=goal,
+        online=weights,
+        online_checkpoint=online_digest,
+        batch=None if batch is None else batch.exported,
+        batch_checkpoint=batch_digest,
+        ensemble=None if fitted is None else fitted.ensemble,
+        ensemble_checkpoint=None if fitted is None else fitted.digest,
+        configuration=configuration,
+    )
+    return models, _history(deployment, models, expert)
+
+
+def _history(
+    deployment: Deployment, models: GoalModels, expert: OnlineExpert
+) -> SlotHistory | None:
+    """Return what a checkpoint says of the exported slots; None of a learner that keeps no n."""
+    if not isinstance(expert, FTRLExpert | ControlledExpert):
+        return None
+    slots = models.online.slots
+    arrays = read_checkpoint(
+        deployment.checkpoints, models.online_checkpoint, verify=False
+    ).arrays  # verified when the expert was opened
+    last_update_hours = np.full(len(slots), -1, np.int32)
+    if LAST_UPDATE in arrays:
+        # A configuration with fewer bits shares its slots; only those that were met have an hour.
+        met = np.asarray(arrays["slots"])
+        known = np.isin(slots, met, assume_unique=True)
+        last_update_hours[known] = arrays[LAST_UPDATE][np.searchsorted(met, slots[known])]
+    return SlotHistory(expert.accumulated(models.configuration, slots), last_update_hours)

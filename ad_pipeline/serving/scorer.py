@@ -119,7 +119,8 @@ class Scorer:
         pointer = read_pointer(serving, CURRENT)
         if pointer is None:
             raise NothingServed(f"{serving / CURRENT} does not exist; promote a bundle first")
-        scorer = cls(open_bundle(folders.bundles, pointer.digest), _published(folders))
+        bundle = open_bundle(folders.bundles, pointer.digest, to_score=True)
+        scorer = cls(bundle, _published(folders))
         scorer._folders = folders
         return scorer
 
@@ -147,7 +148,7 @@ class Scorer:
             raise NothingServed(f"{self._folders.serving / CURRENT} is gone; promote a bundle")
         bundle = self.bundle
         if pointer.digest != bundle.digest:
-            bundle = open_bundle(self._folders.bundles, pointer.digest)
+            bundle = open_bundle(self._folders.bundles, pointer.digest, to_score=True)
         snapshot = _published(self._folders, self.snapshot)
         if bundle is self.bundle and snapshot is self.snapshot:
             return False

@@ -21,13 +21,15 @@ from hypothesis import strategies as st
 from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US, hour_of
 from ad_pipeline.datasets import Dataset, Goal
 from ad_pipeline.examples.label_join import join_labels, replace_goal
+from ad_pipeline.examples.subsampling import draw_of, is_kept
 from ad_pipeline.examples.tables import (
     LABEL_STATES,
     LABELLED_IMPRESSIONS,
     TABLES,
     TRAINING_EXAMPLES,
 )
-from ad_pipeline.warehouse import Table, Warehouse, select
+from ad_pipeline.settings import ExampleSettings, Settings
+from ad_pipeline.warehouse import Table, Warehouse, rows_of, select
 
 START_US = 500_000 * HOUR_US
 HOURS = 24
@@ -35,6 +37,8 @@ END_US = START_US + HOURS * HOUR_US
 STEP_US = 5 * MINUTE_US  # a coarse clock, so that moments coincide often
 
 Rows = dict[str, set[tuple[Any, ...]]]
+
+EVERYTHING = Settings()
 
 
 # --- facts -------------------------------------------------------------------------------------
@@ -45,6 +49,7 @@ class Impression:
     key: str
     occurred_us: int
     received_us: int
+    request: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ def drawn_facts(rng: random.Random, impressions: int) -> Facts:
     for number in range(impressions):
         occurred_us = START_US + rng.randrange(0, 96) * STEP_US
         late_us = rng.choice([0, 0, 1, 4, 13, 40]) * STEP_US
-        shown.append(Impression(f"i{number}", occurred_us, occurred_us + late_us))
+        request = rng.choice([None, "", f"q{number // 3}"])
+        shown.append(Impression(f"i{number}", occurred_us, occurred_us + late_us, request))
         for goal in ("click", "install", "open", "view"):
             for _ in range(rng.choice([0, 1, 1, 2, 3])):
                 engaged_us = max(START_US, occurred_us + rng.randrange(-3, 50) * STEP_US)
@@ -158,7 +164,9 @@ def drawn_facts(rng: random.Random, impressions: int) -> Facts:
 # --- the oracle --------------------------------------------------------------------------------
 
 
-def expected(goals: Sequence[Goal], facts: Facts, end_us: int = END_US) -> Rows:
+def expected(
+    goals: Sequence[Goal], facts: Facts, end_us: int = END_US, drawn: Settings = EVERYTHING
+) -> Rows:
     """Work out all rows before ``end_us`` from all facts received before it."""
     known = facts.received_by(end_us - 1)
     engagements: dict[tuple[str, str], list[Engagement]] = defaultdict(list)
@@ -170,7 +178,7 @@ def expected(goals: Sequence[Goal], facts: Facts, end_us: int = END_US) -> Rows:
         retracted_us[retraction.engagement] = min(earlier_us, retraction.received_us)
     rows: Rows = {table.name: set() for table in TABLES}
     for impression in known.impressions:
-        _tell(goals, impression, engagements, retracted_us, end_us, rows)
+        _tell(goals, impression, engagements, retracted_us, end_us, rows, drawn)
     return rows
 
 
@@ -181,6 +189,7 @@ def _tell(
     retracted_us: dict[str, int],
     end_us: int,
     rows: Rows,
+    drawn: Settings,
 ) -> None:
     serving_us = impression.received_us
     at_once = (impression.occurred_us, impression.received_us, "")
@@ -199,7 +208,7 @@ def _tell(
         ]
 
     for goal in goals:
-        states: list[tuple[str, int, str]] = []
+        states: list[tuple[str, int, str, int]] = []
         seen_anchor[goal.name] = final_anchor[goal.name] = None
 
         anchor = seen_anchor[goal.anchor]
@@ -236,16 +245,22 @@ def _tell(
                     emitted.append(("retraction", 0, engagement.key, retracted_us[engagement.key]))
             emitted = [row for row in emitted if row[3] < end_us]
             for kind, label, source, us in emitted:
+                weight = 1.0
+                if kind in ("negative", "confirmed_negative"):
+                    draw = draw_of(drawn, goal.name)
+                    if not is_kept(draw, impression.request, impression.key):
+                        continue
+                    weight = 1 / draw["negative_rate"]
                 rows[TRAINING_EXAMPLES.name].add(
                     (
                         goal.name, impression.key, kind, label, goal.observation_us, source,
-                        anchor_us, us, serving_us,
+                        anchor_us, us, serving_us, weight,
                     )
                 )  # fmt: skip
-            states.append(("pending", known_us, cause))
+            states.append(("pending", known_us, cause, anchor_us))
             named = {"negative": "provisional_negative", "retraction": "retracted"}
             states += [
-                (named.get(kind, kind), us, source)
+                (named.get(kind, kind), us, source, anchor_us)
                 for kind, _, source, us in emitted
                 if kind != "confirmed_negative"
             ]
@@ -278,18 +293,19 @@ def _tell(
                     )
                 )  # fmt: skip
                 name = "matured_positive" if first else "matured_negative"
-                states.append((name, matured_us, first.key if first else ""))
+                states.append((name, matured_us, first.key if first else "", anchor_us))
                 if first:
                     final_anchor[goal.name] = (first.occurred_us, matured_us)
         rows[LABEL_STATES.name] |= {
-            (goal.name, impression.key, state, us, source) for state, us, source in states
+            (goal.name, impression.key, state, us, source, anchor_us, serving_us)
+            for state, us, source, anchor_us in states
         }
 
 
 # --- the SQL -----------------------------------------------------------------------------------
 
 EVENTS = {
-    "events.impressions": "impression_id VARCHAR",
+    "events.impressions": "impression_id VARCHAR, request_id VARCHAR",
     "events.engagements": "event_id VARCHAR, impression_id VARCHAR, goal VARCHAR, value BIGINT",
     "events.retractions": "event_id VARCHAR, engagement_event_id VARCHAR, reason VARCHAR",
 }
@@ -303,7 +319,8 @@ def filled(connection: duckdb.DuckDBPyConnection, facts: Facts) -> duckdb.DuckDB
         connection.execute(f"CREATE TABLE {name} ({columns}, {CLOCKS})")
     rows = {
         "events.impressions": [
-            (i.key, i.occurred_us, i.received_us, i.received_us) for i in facts.impressions
+            (i.key, i.request, i.occurred_us, i.received_us, i.received_us)
+            for i in facts.impressions
         ],
         "events.engagements": [
             (e.key, e.impression, e.goal, 0, e.occurred_us, e.received_us, e.received_us)
@@ -341,6 +358,7 @@ def run(
     last_hour: int = HOURS,
     *,
     queries: dict[str, str] | None = None,
+    drawn: Settings = EVERYTHING,
 ) -> None:
     """Compute the hours [first, last), counted from the start."""
     for goal in goals:
@@ -349,6 +367,7 @@ def run(
                 connection,
                 table,
                 goal,
+                draw_of(drawn, goal.name),
                 START_US + first_hour * HOUR_US,
                 START_US + last_hour * HOUR_US,
                 query=(queries or {}).get(table.name),
@@ -562,6 +581,7 @@ def test_many_logs_hour_by_hour_are_those_of_the_oracle() -> None:
 
 HORIZON = "$start_us - $window_us - $lateness_us"
 SHORT = "$start_us - $window_us"
+SINCE_START = "received_us >= $start_us"
 
 
 @pytest.mark.slow
@@ -588,7 +608,22 @@ SHORT = "$start_us - $window_us"
         ),
         (LABELLED_IMPRESSIONS, f"AND received_us >= {HORIZON}", f"AND received_us >= {SHORT}"),
         (LABELLED_IMPRESSIONS, f"AND matured_us >= {HORIZON}", f"AND matured_us >= {SHORT}"),
-        (LABEL_STATES, f"AND emit_us >= {HORIZON}", "AND emit_us >= $start_us"),
+        (
+            LABEL_STATES,
+            "AND emit_us >= $start_us - $observation_us - $window_us - $lateness_us",
+            "AND emit_us >= $start_us - $observation_us",
+        ),
+        (LABEL_STATES, "AND received_us >= $start_us - $observation_us", f"AND {SINCE_START}"),
+        (
+            LABEL_STATES,
+            "AND parent.known_us >= $start_us - $observation_us",
+            "AND parent.known_us >= $start_us",
+        ),
+        (
+            LABEL_STATES,
+            f"engagement.received_us >= {HORIZON}",
+            "engagement.received_us >= $start_us",
+        ),
     ],
 )
 def test_a_scan_that_is_too_short_is_caught(table: Table, honest: str, short: str) -> None:
@@ -603,10 +638,13 @@ def test_a_scan_that_is_too_short_is_caught(table: Table, honest: str, short: st
         with warehouse_of(facts) as connection:
             for hour in range(HOURS):
                 run(connection, goals, hour, hour + 1, queries=queries)
-            clean = connection.execute(
-                "SELECT count(*) = count(DISTINCT (goal, impression_id, kind, source_event_id)) "
-                "FROM examples.training_examples"
-            ).fetchone() == (True,)
+            clean = all(
+                connection.execute(
+                    f"SELECT count(*) = count(DISTINCT ({', '.join(table.key)})) FROM {table.name}"
+                ).fetchone()
+                == (True,)
+                for table in TABLES
+            )
             return not clean or found(connection) != expected(goals, facts)
 
     assert any(is_caught(seed) for seed in range(40))
@@ -701,13 +739,14 @@ class GoalsOnly:
     """What the label join asks of a dataset."""
 
     goals: tuple[Goal, ...]
+    settings: Settings
 
     def goals_in_chain_order(self) -> tuple[Goal, ...]:
         return self.goals
 
 
 def dataset_of(*goals: Goal) -> Dataset:
-    return GoalsOnly(goals)  # type: ignore[return-value]
+    return GoalsOnly(goals, EVERYTHING)  # type: ignore[return-value]
 
 
 def test_the_runner_chunks_a_range_counts_by_hour_and_may_be_repeated(tmp_path: Path) -> None:
@@ -741,3 +780,132 @@ def test_half_an_hour_and_a_wait_past_maturity_are_refused(tmp_path: Path) -> No
     patient = CLICK.model_copy(update={"observation_us": 3 * HOUR_US})
     with pytest.raises(ValueError, match="at most window \\+ lateness"):
         join_labels(warehouse, dataset_of(patient), START_US, END_US)
+
+
+# --- thinned negatives --------------------------------------------------------------------------
+
+
+def thinned(rate: float, by_goal: dict[str, float] | None = None, seed: int = 1) -> Settings:
+    examples = ExampleSettings(negative_rate=rate, negative_rate_by_goal=by_goal or {})
+    return Settings(seed=seed, examples=examples)
+
+
+@few
+@given(
+    seed=seeds,
+    rate=st.sampled_from([0.05, 0.3, 0.8, 1.0]),
+    of_installs=st.sampled_from([0.1, 0.5, 1.0]),
+    cuts=st.lists(st.integers(1, HOURS - 1), unique=True, max_size=4),
+)
+def test_thinned_tables_are_those_of_the_oracle_in_any_split(
+    seed: int, rate: float, of_installs: float, cuts: list[int]
+) -> None:
+    """The labels and their states are those of the whole log: only examples are thinned."""
+    rng = seeded(seed)
+    goals, facts = drawn_goals(rng), drawn_facts(rng, 40)
+    drawn = thinned(rate, {"install": of_installs}, seed % 5)
+    with warehouse_of(facts) as connection:
+        for first, last in pairwise([0, *sorted(cuts), HOURS]):
+            run(connection, goals, first, last, drawn=drawn)
+        rows = found(connection)
+    whole = expected(goals, facts)
+    assert rows == expected(goals, facts, drawn=drawn)
+    for table in (LABELLED_IMPRESSIONS, LABEL_STATES):
+        assert rows[table.name] == whole[table.name]
+
+
+@pytest.mark.parametrize(
+    ("honest", "faulty"),
+    [
+        ("1 / $negative_rate ELSE 1 END", "1 ELSE 1 END"),
+        ("(nullif(request_id, ''), impression_id)", "(request_id, impression_id)"),
+        ("(nullif(request_id, ''), impression_id)", "(impression_id, request_id)"),
+        ("(nullif(shown.request_id, ''), parent", "(parent.impression_id, parent"),
+        (
+            "AND ($negative_rate >= 1 OR md5($draw || anchors.drawn_id) < $kept_below)\n    UNION "
+            "ALL\n    SELECT\n        impression_id",
+            "UNION ALL SELECT impression_id",
+        ),
+        ("md5($draw || anchors", "md5(anchors"),
+    ],
+    ids=[
+        "a kept negative weighs 1",
+        "an empty request id is a request",
+        "impressions are drawn, not requests",
+        "a chain goal draws impressions",
+        "confirmed negatives are all kept",
+        "the seed does not enter the draw",
+    ],
+)
+def test_a_faulty_draw_is_caught(honest: str, faulty: str) -> None:
+    """Negative control of the comparison above."""
+    text = select(TRAINING_EXAMPLES.name)
+    assert honest in text
+    goals = (
+        goal_of("click", "impression", HOUR_US, HOUR_US, HOUR_US // 2, "first"),
+        goal_of("install", "click", 2 * HOUR_US, HOUR_US, HOUR_US // 2, "first"),
+    )
+    facts, drawn = drawn_facts(seeded(8), 200), thinned(0.3)
+    right = expected(goals, facts, drawn=drawn)
+    for queries, same in (({}, True), ({TRAINING_EXAMPLES.name: text.replace(honest, faulty)}, 0)):
+        with warehouse_of(facts) as connection:
+            run(connection, goals, queries=queries, drawn=drawn)
+            assert (found(connection) == right) == same
+
+
+def test_a_request_has_one_fate_in_all_its_negatives_and_what_is_kept_stays_at_a_higher_rate() -> (
+    None
+):
+    facts = drawn_facts(seeded(9), 300)
+    requests = {i.key: i.request or i.key for i in facts.impressions}
+    goals = drawn_goals(seeded(9))
+    kept: list[set[str]] = []
+    for rate in (0.2, 0.6, 1.0):
+        with warehouse_of(facts) as connection:
+            run(connection, goals, drawn=thinned(rate))
+            rows = connection.execute(
+                "SELECT impression_id FROM examples.training_examples "
+                "WHERE kind IN ('negative', 'confirmed_negative')"
+            ).fetchall()
+        kept.append({requests[key] for (key,) in rows})
+        draw = draw_of(thinned(rate), "click")
+        assert kept[-1] == {r for r in kept[-1] if is_kept(draw, r, "")}
+    assert kept[0] < kept[1] < kept[2]
+
+
+def test_sql_and_python_draw_alike_and_every_negative_weighs_one_in_expectation() -> None:
+    """Over 200,000 requests the share kept is within 4.5 standard deviations of the rate."""
+    n, rate = 200_000, 0.1
+    draw = draw_of(thinned(rate, seed=-3), "click")
+    with duckdb.connect() as connection:
+        rows = rows_of(
+            connection,
+            "SELECT 'é-' || number AS id, md5($draw || 'é-' || number) < $kept_below AS kept "
+            "FROM range(200000) AS numbers(number)",
+            draw,
+        )
+    kept = rows.column("kept").to_pylist()
+    assert kept == [is_kept(draw, key, "other") for key in rows.column("id").to_pylist()]
+    weight = sum(kept) / draw["negative_rate"] / n
+    assert abs(weight - 1) < 4.5 * ((1 - rate) / (rate * n)) ** 0.5
+    halved = draw_of(thinned(rate / 2, seed=-3), "click")
+    wrong = sum(kept) / halved["negative_rate"] / n  # the control: another rate's weight
+    assert abs(wrong - 1) > 4.5 * ((1 - rate) / (rate * n)) ** 0.5
+
+
+def test_the_draw_is_of_seed_and_request_and_never_changes() -> None:
+    """Written down, so that no new version of anything keeps other rows of an old log."""
+    draw = draw_of(thinned(0.5, {"install": 1.0}), "click")
+    assert draw == {
+        "negative_rate": 0.5,
+        "draw": "1 examples.training_examples.negatives ",
+        "kept_below": "8000000000000000",
+    }
+    assert [is_kept(draw, f"q{n}", "i") for n in range(10)] == [
+        False, False, True, False, True, True, False, False, False, True,
+    ]  # fmt: skip
+    other = draw_of(thinned(0.5, seed=2), "click")
+    pairs = [(is_kept(draw, f"q{n}", "i"), is_kept(other, f"q{n}", "i")) for n in range(4_000)]
+    assert all(900 < pairs.count((a, b)) < 1_100 for a in (True, False) for b in (True, False))
+    everything = draw_of(thinned(0.5, {"install": 1.0}), "install")
+    assert all(is_kept(everything, None, f"i{n}") for n in range(1_000))

@@ -122,7 +122,7 @@ def test_what_is_no_binary_model_and_a_row_of_another_width_are_refused(model: B
     with pytest.raises(ValueError, match="no LightGBM model"):
         trees.parse_forest("tree\nversion=v4\nnum_class=3\n")
     with pytest.raises(ValueError, match="the model has 6"):
-        model.forest.logits(np.zeros((1, 5)))
+        model.exported.forest.logits(np.zeros((1, 5)))
     with pytest.raises(ValueError, match="price"):
         model.predict_logits(np.zeros((1, 2)), np.zeros((1, 2), np.uint64), np.zeros(1))
 

@@ -1,14 +1,18 @@
 """Calibration: monotone, the same for one row as for many, and modest when positives are few."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ad_pipeline.evaluation import metrics
 from ad_pipeline.learners.calibration import (
     IDENTITY,
+    LOWEST_SLOPE,
+    SHRUNK_SD,
     Calibration,
     Kind,
     fit_calibration,
@@ -16,7 +20,7 @@ from ad_pipeline.learners.calibration import (
 )
 from ad_pipeline.learners.logistic import fit_logistic, row_losses
 
-KINDS: list[Kind] = ["identity", "shift", "platt", "isotonic"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def draw(
@@ -57,6 +61,72 @@ def test_a_greater_logit_never_gets_a_smaller_probability(
     assert (np.diff(calibration.apply(grid)) > 0).all()  # strictly: no ranking is lost
 
 
+@settings(max_examples=30, deadline=None)
+@given(kind=st.sampled_from(KINDS), seed=st.integers(0, 50), slope=st.floats(-2.0, 2.0))
+def test_auc_does_not_move_by_a_bit(kind: Kind, seed: int, slope: float) -> None:
+    """On logits; of scores that rank backwards too, and of scores that say nothing."""
+    logits, labels, _ = draw(seed, 4_000, slope, 0.2)
+    ties = np.round(logits, 1)  # many rows of one score
+    for scores in (logits, ties):
+        calibrated = fit_kind(kind, scores, labels).apply(scores)
+        before, after = (ranks(each) for each in (scores, calibrated))
+        assert metrics.roc_auc(labels, after) == metrics.roc_auc(labels, before)
+
+
+def test_a_map_that_ties_scores_moves_auc() -> None:
+    """The negative control of the test above: a line with slope 0."""
+    logits, labels, _ = draw(1, 4_000)
+    tied = Calibration("platt", 0.0, 0.0, 0.3).apply(logits)
+    assert metrics.roc_auc(labels, ranks(logits)) > 0.6
+    assert metrics.roc_auc(labels, ranks(tied)) == 0.5
+
+
+def ranks(logits: np.ndarray) -> np.ndarray:
+    """Return scores as probabilities that keep order and ties exactly, float64 (n,)."""
+    _, place = np.unique(logits, return_inverse=True)
+    return (1.0 + place) / (2.0 + place.max())
+
+
+@pytest.mark.parametrize("kind", ["platt", "beta", "shrunk"])
+def test_scores_that_rank_backwards_get_the_lowest_slope_and_not_none(kind: Kind) -> None:
+    logits, labels, _ = draw(8, 60_000, slope=-1.0, shift=-6.0)
+    calibration = fit_kind(kind, logits, labels)
+    lowest = min(calibration.slope, calibration.upper_slope)
+    assert lowest >= LOWEST_SLOPE
+    if kind != "shrunk":  # which is held close to 1
+        assert lowest == LOWEST_SLOPE
+
+
+def test_the_beta_map_finds_the_slopes_of_both_ends() -> None:
+    """Kull, Silva Filho and Flach: logit q = a ln p - b ln (1 - p) + c."""
+    generator = np.random.default_rng(9)
+    logits = generator.normal(0.0, 2.0, 400_000)
+    p = 1 / (1 + np.exp(-logits))
+    truth = 0.5 * np.log(p) - 1.5 * np.log1p(-p) + 0.3
+    labels = (generator.random(len(p)) < 1 / (1 + np.exp(-truth))).astype(np.uint8)
+    beta = fit_kind("beta", logits, labels)
+    assert (beta.slope, beta.upper_slope, beta.shift) == pytest.approx((0.5, 1.5, 0.3), abs=0.02)
+    assert beta.apply(logits) == pytest.approx(truth, abs=0.2)
+    platt = fit_kind("platt", logits, labels).apply(logits)
+    assert row_losses(beta.apply(logits), labels).mean() < row_losses(platt, labels).mean() - 0.003
+
+
+def test_a_beta_map_of_equal_slopes_is_their_line() -> None:
+    grid = np.linspace(-40, 40, 999)
+    line = Calibration("platt", 0.7, 0.7, 0.2).apply(grid)
+    nearly = Calibration("beta", 0.7, 0.7 + 1e-13, 0.2).apply(grid)
+    assert nearly == pytest.approx(line, abs=1e-10)
+
+
+def test_the_shrunk_line_goes_the_way_that_its_prior_lets_it() -> None:
+    """With all logits equal only the shift can move: by I / (I + precision) of the way, about."""
+    logits = np.zeros(4_000)
+    labels = (np.arange(4_000) % 4 == 0).astype(np.uint8)
+    way = fit_kind("shrunk", logits, labels).shift / fit_kind("platt", logits, labels).shift
+    information, precision = 4_000 * 0.22, 1 / SHRUNK_SD**2
+    assert way == pytest.approx(information / (information + precision), abs=0.05)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_json_keeps_every_bit(kind: Kind) -> None:
     logits, labels, _ = draw(2, 30_000, 0.7, 0.4, 1.0)
@@ -69,9 +139,9 @@ def test_json_keeps_every_bit(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("truth", "expected"),
     [
-        ({}, {"identity"}),
-        ({"shift": 0.5}, {"shift"}),
-        ({"slope": 0.6, "shift": -1.2}, {"platt"}),
+        ({}, {"shrunk"}),
+        ({"shift": 1.5}, {"shift"}),
+        ({"slope": 0.4, "shift": -1.2}, {"platt", "beta"}),
         ({"bend": 4.0, "shift": -1.5, "slope": 0.3}, {"isotonic"}),
     ],
 )
@@ -79,19 +149,37 @@ def test_the_simplest_map_that_the_data_ask_for_is_chosen(truth: dict, expected:
     logits, labels, hours = draw(3, 120_000, **truth)
     calibration, trials = fit_calibration(logits, labels, hours, 5)
     assert calibration.kind in expected
-    assert [trial.name for trial in trials] == KINDS
+    assert tuple(trial.name for trial in trials) == KINDS[1:]
     assert labels.sum() / (1 / (1 + np.exp(-calibration.apply(logits)))).sum() == pytest.approx(
         1.0, abs=0.03
     )
 
 
-def test_a_sound_score_is_left_alone_when_positives_are_few() -> None:
-    """Of 40 sound scores with about 400 positives, at most a few are touched."""
-    kinds = []
+def test_a_sound_score_is_hardly_touched_when_positives_are_few() -> None:
+    """Of 40 sound scores with about 400 positives: what it costs on average, and at the worst."""
+    fresh, fresh_labels, _ = draw(99, 200_000)
+    sound = row_losses(fresh, fresh_labels).mean()
+    kinds, costs = [], []
     for seed in range(40):
         logits, labels, hours = draw(100 + seed, 6_000)
-        kinds.append(fit_calibration(logits, labels, hours, 5)[0].kind)
-    assert kinds.count("identity") >= 36
+        found = fit_calibration(logits, labels, hours, 5)[0]
+        kinds.append(found.kind)
+        costs.append(row_losses(found.apply(fresh), fresh_labels).mean() / sound - 1)
+    assert kinds.count("shrunk") >= 38
+    assert np.mean(costs) < 0.0005
+    assert np.max(costs) < 0.004
+
+
+def test_a_few_hundred_positives_bring_a_score_that_is_off_closer() -> None:
+    """The negative control of the test above: what the identity would have kept."""
+    fresh, fresh_labels, _ = draw(99, 200_000, shift=0.15)
+    kept = row_losses(fresh, fresh_labels).mean()
+    gains = []
+    for seed in range(40):
+        given = draw(100 + seed, 6_000, shift=0.15)
+        found = fit_calibration(*given, 5)[0]
+        gains.append(1 - row_losses(found.apply(fresh), fresh_labels).mean() / kept)
+    assert np.mean(gains) > 0.001
 
 
 def test_fewer_than_a_hundred_positives_calibrate_nothing() -> None:

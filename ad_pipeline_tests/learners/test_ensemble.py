@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.learners.calibration_layer import CalibrationLayer, fit_layer
 from ad_pipeline.learners.ensemble import Ensemble, fit_ensemble, split_ranges
 from ad_pipeline.learners.logistic import row_losses
 from ad_pipeline.settings import EnsembleSettings
@@ -41,6 +42,17 @@ def draw(
     ]
     logits = {"online": views[0], "batch": views[1] + bias}
     return logits, labels.astype(np.uint8), START + hour * HOUR_US
+
+
+def naming(mixture: str) -> EnsembleSettings:
+    """Return settings that ask for a mixture."""
+    return EnsembleSettings.model_validate({"mixture": mixture})
+
+
+def young(logits: dict[str, np.ndarray], hours: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the logits with none of the batch expert before the calibration range."""
+    scored = hours >= split_ranges(hours, SETTINGS).calibration.start_us
+    return logits | {"batch": np.where(scored, logits["batch"], np.nan)}
 
 
 def relative_excess(
@@ -108,9 +120,10 @@ def test_labels_of_the_calibration_range_leave_the_mixture_alone() -> None:
     assert (a.kind, a.weights, a.intercept) == (b.kind, b.weights, b.intercept)
 
 
-def test_one_row_gives_the_bits_it_gives_among_many_also_after_json() -> None:
+@pytest.mark.parametrize("mixture", ["auto", "online", "batch", "average", "voting", "stacked"])
+def test_one_row_gives_the_bits_it_gives_among_many_also_after_json(mixture: str) -> None:
     logits, labels, hours = draw(3, 3_000, (0.5, 0.45), bias=0.4)
-    ensemble = fit_ensemble(logits, labels, hours, SETTINGS)
+    ensemble = fit_ensemble(logits, labels, hours, naming(mixture))
     back = Ensemble.from_json(json.loads(json.dumps(ensemble.to_json(), allow_nan=False)))
     assert back == ensemble
     many = ensemble.apply(logits)
@@ -171,8 +184,8 @@ def test_a_log_with_next_to_no_positives_keeps_one_expert_as_it_is(positives: in
     rare = np.zeros_like(labels)
     rare[np.flatnonzero(labels)[:: max(1, labels.sum() // max(positives, 1))][:positives]] = 1
     ensemble = fit_ensemble(logits, rare, hours, SETTINGS)
-    assert ensemble.calibration.kind == "identity"
-    assert ensemble.kind in ("online", "batch", "average", "stacked")
+    assert ensemble.calibration.overall.kind == "identity"
+    assert ensemble.kind in ("online", "batch", "average", "voting", "stacked")
     assert np.isfinite(ensemble.apply(logits)).all()
 
 
@@ -183,6 +196,99 @@ def test_a_missing_expert_is_an_error_and_a_missing_logit_shows() -> None:
         ensemble.apply({"online": logits["online"]})
     gap = {"online": np.array([np.nan]), "batch": np.array([-3.0])}
     assert np.isnan(ensemble.apply(gap)).all()
+
+
+@pytest.mark.parametrize("mixture", ["online", "batch", "average", "voting", "stacked"])
+def test_the_mixture_that_the_settings_name_is_taken_whatever_the_rows_say(mixture: str) -> None:
+    """The negative control: left to the rows, the noise is in no mixture."""
+    logits, labels, hours = draw(11, 2_000, (0.3, 0.3))
+    logits["batch"] = np.random.default_rng(11).normal(-4, 1, len(labels))
+    ensemble = fit_ensemble(logits, labels, hours, naming(mixture))
+    assert ensemble.kind == mixture
+    assert ensemble.facts["asked_for"] == mixture
+    if mixture in ("average", "voting"):
+        assert ensemble.shares == {"batch": 0.5, "online": 0.5}
+    chosen = fit_ensemble(logits, labels, hours, SETTINGS)
+    assert chosen.kind == "online"
+    assert chosen.facts["left_out"]["batch"].startswith("adds nothing to online")
+
+
+@pytest.mark.parametrize("mixture", ["batch", "average", "voting", "stacked"])
+def test_a_mixture_waits_for_an_expert_that_has_not_scored_enough(mixture: str) -> None:
+    logits, labels, hours = draw(12, 1_000, (0.5, 0.5))
+    logits["batch"] = np.full(len(labels), np.nan)
+    ensemble = fit_ensemble(logits, labels, hours, naming(mixture))
+    assert (ensemble.kind, ensemble.experts) == ("online", ("online",))
+    assert ensemble.facts["asked_for"] == mixture
+    assert "batch" in ensemble.facts["left_out"]
+
+
+def test_voting_is_the_mean_of_the_probabilities_and_averaging_the_mean_of_the_logits() -> None:
+    logits, labels, hours = draw(13, 2_000, (0.6, 0.6), shared=0.0)
+    voting, average = (
+        fit_ensemble(logits, labels, hours, naming(each)) for each in ("voting", "average")
+    )
+    mean = sum(1 / (1 + np.exp(-values)) for values in logits.values()) / 2
+    voted = voting.mix(logits)
+    np.testing.assert_allclose(1 / (1 + np.exp(-voted)), mean, rtol=1e-12)
+    averaged = (logits["online"] + logits["batch"]) / 2
+    np.testing.assert_allclose(average.mix(logits), averaged, rtol=1e-12)
+    assert np.abs(voted - averaged).max() > 0.1
+    far = {"online": np.array([-900.0, 900.0, 900.0]), "batch": np.array([-800.0, 800.0, -800.0])}
+    expected = [-800.0 - np.log(2), 800.0 + np.log(2), 0.0]
+    np.testing.assert_allclose(voting.mix(far), expected, rtol=1e-12, atol=1e-12)
+    assert np.isnan(voting.mix(far | {"batch": np.full(3, np.nan)})).all()
+
+
+def test_weights_that_sum_to_another_number_than_one_have_shares_and_a_centre() -> None:
+    logits, labels, hours = draw(14, 3_000, (0.5, 0.5))
+    ensemble = fit_ensemble(logits, labels, hours, naming("stacked"))
+    assert sum(ensemble.shares.values()) == pytest.approx(1.0)
+    centre = sum(ensemble.shares[name] * logits[name] for name in ensemble.experts)
+    np.testing.assert_allclose(ensemble.centre(logits), centre, rtol=1e-12)
+    assert not np.allclose(ensemble.mix(logits), centre)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_noise_in_the_place_of_a_young_expert_is_in_no_mixture(seed: int) -> None:
+    """It has scored no positive of the fit range; a good expert that is as young is mixed."""
+    logits, labels, hours = draw(seed, 2_400, (0.6, 0.6), shared=0.0)
+    drawn = np.random.default_rng(seed).normal(logits["batch"].mean(), 0.8, len(labels))
+    spoilt = fit_ensemble(young(logits | {"batch": drawn}, hours), labels, hours, SETTINGS)
+    assert spoilt.facts["positives"]["fit"] == 0
+    assert spoilt.facts["mixed_on"] == ["fit", "calibration"]
+    assert (spoilt.kind, spoilt.experts) == ("online", ("online",))
+    good = fit_ensemble(young(logits, hours), labels, hours, SETTINGS)
+    assert set(good.experts) == {"online", "batch"}
+    assert good.kind in ("average", "voting", "stacked")
+    assert good.facts["left_out"] == {}
+
+
+def test_a_copy_of_an_expert_is_in_no_mixture() -> None:
+    logits, labels, hours = draw(15, 2_000, (0.5, 0.5))
+    ensemble = fit_ensemble(logits | {"batch": logits["online"]}, labels, hours, SETTINGS)
+    assert len(ensemble.experts) == 1
+    assert len(ensemble.facts["left_out"]) == 1
+
+
+def test_a_stack_that_was_fitted_on_the_calibration_range_is_calibrated_on_what_it_had_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The negative control: of a stack fitted elsewhere, the calibration reads the stack itself."""
+    read: list[np.ndarray] = []
+
+    def seen(logits: np.ndarray, *others: object) -> tuple[CalibrationLayer, dict[str, object]]:
+        read.append(logits)
+        return fit_layer(logits, *others)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+    monkeypatch.setattr("ad_pipeline.learners.ensemble.fit_layer", seen)
+    logits, labels, hours = draw(16, 2_000, (0.5, 0.5))
+    later = split_ranges(hours, SETTINGS).calibration.holds(hours)
+    for scores, crossed in ((young(logits, hours), True), (logits, False)):
+        ensemble = fit_ensemble(scores, labels, hours, naming("stacked"))
+        own = ensemble.mix({name: values[later] for name, values in scores.items()})
+        assert np.array_equal(read[-1], own) is not crossed
+        np.testing.assert_allclose(read[-1], own, atol=0.3)
 
 
 @pytest.mark.parametrize(
@@ -211,4 +317,4 @@ def test_over_many_seeds_losses_are_rare(positives: int) -> None:
             given = draw(1_000 + seed, positives, noise, shared)
             excess.append(relative_excess(fit_ensemble(*given, SETTINGS), *given))
     assert np.mean(excess) < 0.0003
-    assert np.mean(np.array(excess) > 0.001) < 0.15
+    assert np.mean(np.array(excess) > 0.001) < 0.2

@@ -12,14 +12,14 @@ from river import checks, compose, datasets, evaluate, metrics, preprocessing
 
 from ad_pipeline.learners.ftrl import FTRLClassifier
 
-MODELS = [FTRLClassifier(bits=14), FTRLClassifier(bits=14, dtype="float32", l1=0.0, alpha=0.5)]
+MODELS = [FTRLClassifier(**parameters) for parameters in FTRLClassifier._unit_test_params()]
 
 
 @pytest.mark.parametrize(
     ("model", "check"),
     [
-        pytest.param(model, check, id=f"{type(model).__name__}-{model.dtype}:{check.__name__}")
-        for model in MODELS
+        pytest.param(model, check, id=f"{place}:{check.__name__}")
+        for place, model in enumerate(MODELS)
         for check in checks.yield_checks(model)
         if check.__name__ not in model._unit_test_skips()
     ],

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
 from ad_pipeline.learners import ftrl_kernel, river_state
+from ad_pipeline.learners.ftrl_expert import FTRLExpert
 from ad_pipeline.learners.online import (
     Examples,
-    FTRLExpert,
     OnlineExpert,
     RiverExpert,
     labels_and_weights,
@@ -46,14 +46,20 @@ def expert_of(name: str) -> OnlineExpert:
 class Recorder:
     """An expert that answers with how many examples it has learnt."""
 
+    width = 1
+
     def __init__(self) -> None:
         self.learnt: list[int] = []
+        self.passed_us = 0
 
     def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
         self.learnt += slots[:, 0].tolist()
 
     def logits(self, slots: np.ndarray) -> np.ndarray:
-        return np.full(len(slots), float(len(self.learnt)))
+        return np.full((len(slots), 1), float(len(self.learnt)))
+
+    def advance(self, elapsed_us: int) -> None:
+        self.passed_us += elapsed_us
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -79,9 +85,10 @@ def test_a_score_knows_exactly_the_examples_emitted_before_its_slice(
         HOUR,
     )
     slice_start = at - (at - HOUR) % (minutes * MINUTE_US)
-    assert scores.logits.tolist() == [int((emit_us < start).sum()) for start in slice_start]
+    assert scores.logits[:, 0].tolist() == [int((emit_us < start).sum()) for start in slice_start]
     assert scores.micro_batch.tolist() == ((at - HOUR) // (minutes * MINUTE_US)).tolist()
     assert recorder.learnt == list(range(len(emit_us)))  # each once, in order, to the last
+    assert recorder.passed_us == HOUR_US
 
 
 def test_a_row_outside_the_hour_and_examples_out_of_order_are_refused() -> None:
@@ -191,7 +198,7 @@ def test_the_logits_of_rivers_logistic_regression_are_those_of_its_own_probabili
     expert.learn(slots, stream.labels, np.ones(400))
     rows = [{int(s): float((row == s).sum()) for s in row} for row in slots]
     theirs = river_state.probability_logits(expert._model, rows)
-    assert expert.logits(slots) == pytest.approx(theirs, abs=1e-9)
+    assert expert.logits(slots)[:, 0] == pytest.approx(theirs, abs=1e-9)
     assert np.ptp(theirs) > 0.1
 
 

@@ -11,7 +11,7 @@ import pytest
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
 from ad_pipeline.events.contract import ACCOUNTING
-from ad_pipeline.examples.tables import LABELLED_IMPRESSIONS, TRAINING_EXAMPLES
+from ad_pipeline.examples.tables import LABEL_STATES, LABELLED_IMPRESSIONS
 from ad_pipeline.learners.ensemble import Ensemble, fit_ensemble
 from ad_pipeline.learners.ensembles import fit_ensembles
 from ad_pipeline.learners.logistic import row_losses
@@ -213,7 +213,7 @@ def test_an_expert_that_breaks_after_the_last_maturity_is_dropped(
     assert facts["changed"]
     assert facts["chosen"] == "online"
     assert facts["hours"] >= 20
-    assert {trial["name"] for trial in facts["mixtures"]} >= {"online", "batch", "average"}
+    assert {trial["name"] for trial in facts["mixtures"]} >= {"online", "batch"}
 
 
 @pytest.mark.parametrize("noise", [(0.3, 0.7), (1.0, 0.4), (0.5, 0.5)])
@@ -262,7 +262,13 @@ def test_the_calibration_is_that_of_the_mixture_that_came_out() -> None:
 # --- the SQL -----------------------------------------------------------------------------------
 
 GOAL = "purchase"
-TABLES = (TRAINING_EXAMPLES, LABELLED_IMPRESSIONS, ONLINE_PREDICTIONS, BATCH_PREDICTIONS)
+STATES = {
+    "negative": "provisional_negative",
+    "retraction": "retracted",
+    "confirmed_negative": "matured_negative",
+}
+"""What a label is in when an example of a kind is emitted, where the name is another."""
+TABLES = (LABEL_STATES, LABELLED_IMPRESSIONS, ONLINE_PREDICTIONS, BATCH_PREDICTIONS)
 PARAMETERS = {
     "goal": GOAL,
     "now_us": 1_000,
@@ -293,12 +299,11 @@ def emit(
 ) -> None:
     for kind, emit_us, event in emissions:
         connection.execute(
-            "INSERT INTO examples.training_examples BY NAME SELECT $goal AS goal, $i AS "
-            "impression_id, $kind AS kind, CAST($kind LIKE '%positive' AS TINYINT) AS label, "
-            "10 AS wait_us, $event AS source_event_id, $anchor AS anchor_us, $emit AS emit_us, "
-            "$anchor - 5 AS serving_us",
+            "INSERT INTO examples.label_states BY NAME SELECT $goal AS goal, $i AS "
+            "impression_id, $state AS state, $event AS source_event_id, $anchor AS anchor_us, "
+            "$emit AS state_us, $anchor - 5 AS serving_us",
             {
-                "goal": goal, "i": impression, "kind": kind, "event": event,
+                "goal": goal, "i": impression, "state": STATES.get(kind, kind), "event": event,
                 "anchor": anchor_us, "emit": emit_us,
             },
         )  # fmt: skip
@@ -382,7 +387,7 @@ def test_no_provisional_row_uses_a_fact_received_at_or_after_the_moment() -> Non
         assert any(1 in labels.values() and 0 in labels.values() for labels in full)
         for now_us, expected in zip(moments, full, strict=True):
             connection.execute(
-                "DELETE FROM examples.training_examples WHERE emit_us >= $now", {"now": now_us}
+                "DELETE FROM examples.label_states WHERE state_us >= $now", {"now": now_us}
             )
             connection.execute(
                 "DELETE FROM learners.batch_predictions WHERE serving_us >= $now", {"now": now_us}
@@ -431,13 +436,13 @@ def written(world: dict[str, np.ndarray], folder: Path, sealed_us: int = NOW) ->
     late = label & (delay > OBSERVATION_US)
     first = {
         "goal": GOAL, "impression_id": ids, "anchor_us": anchor, "serving_us": anchor,
-        "kind": np.where(label & ~late, "immediate_positive", "negative"),
-        "emit_us": anchor + OBSERVATION_US, "source_event_id": np.where(label & ~late, ids, ""),
+        "state": np.where(label & ~late, "immediate_positive", "provisional_negative"),
+        "state_us": anchor + OBSERVATION_US, "source_event_id": np.where(label & ~late, ids, ""),
     }  # fmt: skip
     then = {
         "goal": GOAL, "impression_id": ids[late], "anchor_us": anchor[late],
-        "serving_us": anchor[late], "kind": "delayed_positive",
-        "emit_us": (anchor + delay)[late], "source_event_id": ids[late],
+        "serving_us": anchor[late], "state": "delayed_positive",
+        "state_us": (anchor + delay)[late], "source_event_id": ids[late],
     }  # fmt: skip
     final = {
         "goal": GOAL, "impression_id": ids, "anchor_us": anchor, "serving_us": anchor,
@@ -449,8 +454,8 @@ def written(world: dict[str, np.ndarray], folder: Path, sealed_us: int = NOW) ->
     }
     with warehouse.writer() as connection:
         for table, columns in (
-            (TRAINING_EXAMPLES, first),
-            (TRAINING_EXAMPLES, then),
+            (LABEL_STATES, first),
+            (LABEL_STATES, then),
             (LABELLED_IMPRESSIONS, final),
             (ONLINE_PREDICTIONS, scores["online"]),
             (BATCH_PREDICTIONS, scores["batch"]),

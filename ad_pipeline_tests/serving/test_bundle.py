@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ad_pipeline.checkpoints import MissingCheckpoint, point, resolve, write_checkpoint
+from ad_pipeline.checkpoints import (
+    CorruptCheckpoint,
+    MissingCheckpoint,
+    point,
+    resolve,
+    write_checkpoint,
+)
 from ad_pipeline.serving.bundle import (
     KIND,
     CorruptBundle,
@@ -18,20 +24,19 @@ from ad_pipeline.serving.bundle import (
 from ad_pipeline_tests.full_disk import files_of_at_most
 from ad_pipeline_tests.serving import worlds
 
+PARTS = (
+    *(f"online.{name}.npy" for name in ("present", "rank", "values")),
+    *(f"batch.{name}.npy" for name in ("trees", "nodes", "thresholds", "categories", "bitset")),
+    *(f"batch.{name}.npy" for name in ("leaves", "category_firsts", "category_hashes")),
+    "batch.category_codes.npy",
+    *(f"ensemble.{name}.npy" for name in ("mixture", "maps", "firsts", "table", "slices")),
+    "history.arrow",
+)
+AUDIT = ("dictionary.arrow", "click.history.arrow", "purchase.history.arrow")
 FILES = (
     "manifest.json",
-    "click.weights.npy",
-    "click.model.txt",
-    "click.batch.category_hashes_000.npy",
-    "click.batch.category_hashes_001.npy",
-    "click.batch.category_codes_000.npy",
-    "click.batch.category_codes_001.npy",
-    "purchase.weights.npy",
-    "purchase.model.txt",
-    "purchase.batch.category_hashes_000.npy",
-    "purchase.batch.category_hashes_001.npy",
-    "purchase.batch.category_codes_000.npy",
-    "purchase.batch.category_codes_001.npy",
+    "dictionary.arrow",
+    *(f"{goal}.{part}" for goal in ("click", "purchase") for part in PARTS),
 )
 
 
@@ -81,10 +86,10 @@ def test_weights_replaced_together_with_their_sums_are_caught_by_the_canaries(
     arrays = {
         path.name.removesuffix(".npy"): np.load(path) for path in world.bundle.path.glob("*.npy")
     }
-    files = {path.name: path.read_bytes() for path in world.bundle.path.glob("*.txt")}
+    files = {path.name: path.read_bytes() for path in world.bundle.path.glob("*.arrow")}
     same = write_checkpoint(tmp_path, KIND, arrays, manifest, files)
     assert open_bundle(tmp_path, same.digest).digest == world.bundle.digest
-    arrays["click.weights"] = arrays["click.weights"] * (1 + 1e-12)
+    arrays["click.online.values"] = arrays["click.online.values"] * (1 + 1e-12)
     other = write_checkpoint(tmp_path, KIND, arrays, manifest, files)
     with pytest.raises(CorruptBundle, match="canary"):
         open_bundle(tmp_path, other.digest)
@@ -93,7 +98,7 @@ def test_weights_replaced_together_with_their_sums_are_caught_by_the_canaries(
 def test_the_same_models_give_the_same_bytes_wherever_they_are_written(
     world: worlds.World, tmp_path: Path
 ) -> None:
-    again = worlds.write(tmp_path, world.models, world.requests, world.due.counts)
+    again = worlds.build(tmp_path).bundle
     assert again.digest == world.bundle.digest
     for path in world.bundle.path.iterdir():
         assert (again.path / path.name).read_bytes() == path.read_bytes()
@@ -106,10 +111,52 @@ def test_a_bundle_copied_elsewhere_opens_by_its_folder(world: worlds.World, tmp_
     assert (opened.digest, opened.manifest) == (world.bundle.digest, world.bundle.manifest)
 
 
-def test_weights_are_memory_mapped(world: worlds.World) -> None:
-    weights = open_bundle(world.bundles, world.bundle.digest).goals[0].online.weights
-    assert isinstance(weights.base, np.memmap) or isinstance(weights, np.memmap)
-    assert not weights.flags.writeable
+def test_everything_that_scores_is_memory_mapped(world: worlds.World) -> None:
+    models = open_bundle(world.bundles, world.bundle.digest).goals[0]
+    assert models.batch is not None
+    assert models.mixture is not None
+    forest = models.batch.forest
+    for array in (
+        *models.online.to_arrays().values(),
+        *(forest.feature, forest.left, forest.threshold, forest.leaf, forest.bitset_start),
+        *models.batch.category_hashes,
+        *models.mixture.to_arrays()[0].values(),
+    ):
+        base = array
+        while not isinstance(base, np.memmap) and base.base is not None:
+            base = base.base
+        assert isinstance(base, np.memmap)
+        assert not array.flags.writeable
+
+
+@pytest.mark.parametrize("name", AUDIT)
+def test_a_scorer_reads_no_byte_of_what_is_for_people_and_who_explains_does(
+    world: worlds.World, own_bundles: Path, name: str
+) -> None:
+    path = own_bundles / "objects" / world.bundle.digest / name
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    opened = open_bundle(own_bundles, world.bundle.digest, to_score=True)
+    goal = name.partition(".")[0]
+    with pytest.raises(CorruptCheckpoint, match=name.replace(".", r"\.")):
+        opened.audit.tokens([0]) if goal == "dictionary" else opened.audit.history(goal)
+    path.unlink()
+    with pytest.raises(CorruptCheckpoint, match=name.replace(".", r"\.")):
+        open_bundle(own_bundles, world.bundle.digest, to_score=True)
+
+
+def test_the_manifest_says_what_the_export_of_the_weights_saved(world: worlds.World) -> None:
+    for described, models in zip(world.bundle.manifest["goals"], world.models, strict=True):
+        said = described["online"]["weights"]
+        goal = models.goal
+        arrays = [
+            np.load(world.bundle.path / f"{goal}.online.{part}.npy")
+            for part in ("present", "rank", "values")
+        ]
+        assert said["format"] == "exact"
+        assert said["bytes"] == sum(array.nbytes for array in arrays)
+        assert said["source"]["dense_bytes"] == 8 << worlds.CONTRACT.bits
+        assert said["coordinates"] == np.count_nonzero(world.sources[goal].online.weights)
+        assert 0 < world.bundle.manifest["audit"]["collisions"][goal] < said["coordinates"]
 
 
 def test_the_manifest_names_where_everything_came_from(world: worlds.World) -> None:
@@ -154,7 +201,11 @@ def test_a_bundle_without_goals_or_canaries_or_with_other_slots_is_refused(
 
 @pytest.mark.parametrize(
     ("limit", "torn"),
-    [(0, "click.weights.npy"), (9_000, "click.model.txt"), (30_000, "purchase.model.txt")],
+    [
+        (0, "click.online.present.npy"),
+        (4_000, "purchase.batch.nodes.npy"),
+        (9_000, "manifest.json"),
+    ],
 )
 def test_a_full_disk_leaves_the_old_bundle_and_no_half_of_the_new_one(
     world: worlds.World, own_bundles: Path, limit: int, torn: str

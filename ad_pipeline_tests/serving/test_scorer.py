@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ad_pipeline.checkpoints import CorruptCheckpoint
 from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.evaluation import metrics
 from ad_pipeline.features.encoding import (
     category_hashes,
     dense,
@@ -27,6 +28,9 @@ from ad_pipeline.features.encoding import (
     slots,
 )
 from ad_pipeline.features.rates import WrongSnapshot, counts_of, write_snapshot
+from ad_pipeline.hashing import hash_strings, seed_of
+from ad_pipeline.learners.calibration import Calibration
+from ad_pipeline.learners.calibration_layer import Correction
 from ad_pipeline.learners.ftrl_kernel import linear_logits
 from ad_pipeline.serving import pointers, promotion
 from ad_pipeline.serving.bundle import CorruptBundle
@@ -128,7 +132,7 @@ def test_a_score_equals_the_batch_path_run_from_the_models_themselves(world: wor
     decisions = Scorer(world.bundle, world.due).score_requests(world.requests)
     for models in world.models:
         online = np.empty(len(read))
-        linear_logits(models.online.weights, slots(worlds.CONTRACT, read, counts), online)
+        linear_logits(models.online.dense().weights, slots(worlds.CONTRACT, read, counts), online)
         assert models.batch is not None
         assert models.ensemble is not None
         batch = models.batch.predict_logits(
@@ -142,6 +146,40 @@ def test_a_score_equals_the_batch_path_run_from_the_models_themselves(world: wor
             models.ensemble.apply({"online": online, "batch": batch}),
         )
         assert np.ptp(decisions.probabilities[models.goal]) > 0.01
+
+
+def test_a_slice_has_its_own_calibration_and_one_request_scores_as_among_many(
+    world: worlds.World,
+) -> None:
+    """Nulls are a slice too; a publisher without a correction has the overall map."""
+    seed = seed_of("publisher")
+    shifts = {'p"1': 0.7, None: -0.4}
+    corrected = {text: int(hash_strings(pa.array([text], pa.string()), seed)[0]) for text in shifts}
+    corrections = tuple(
+        Correction(corrected[text], str(text), Calibration("shift", shift=shifts[text]), 50, 40)
+        for text in sorted(corrected, key=lambda text: corrected[text])
+    )
+    sliced = []
+    for models in world.models:
+        assert models.ensemble is not None
+        layer = replace(models.ensemble.calibration, column="publisher", corrections=corrections)
+        sliced.append(replace(models, ensemble=replace(models.ensemble, calibration=layer)))
+    bundle = worlds.write(world.bundles, tuple(sliced), world.requests, world.due.counts)
+    scorer = Scorer(bundle, world.due)
+    many = scorer.score_requests(world.requests)
+    before = Scorer(world.bundle, world.due).score_requests(world.requests)
+    publishers = [request["publisher"] for request in world.requests]
+    assert {*shifts} < {*publishers}
+    for models in sliced:
+        was, now = (metrics.logits_of(each.probabilities[models.goal]) for each in (before, many))
+        expected = [shifts.get(publisher, 0.0) for publisher in publishers]
+        assert now - was == pytest.approx(np.array(expected), abs=1e-9)
+        described = next(g for g in bundle.manifest["goals"] if g["goal"] == models.goal)
+        version = described["ensemble"]["calibration"]["version"]
+        assert version == models.ensemble.calibration.version
+        assert version not in json.dumps(world.bundle.manifest)
+    for row in range(0, len(world.requests), 17):
+        assert scorer.score(world.requests[row]) == many.one(row)
 
 
 def test_decisions_written_as_json_read_back_to_the_same_bits_and_the_same_scores(
@@ -301,7 +339,7 @@ def test_the_scorer_follows_the_pointers_and_keeps_what_it_has_if_they_lead_nowh
     assert scorer.refresh()
     assert scorer.bundle.digest == world.bundle.digest
     assert scorer.snapshot is opened
-    path = own_bundles / "objects" / world.young.digest / "click.weights.npy"
+    path = own_bundles / "objects" / world.young.digest / "click.online.values.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     pointers.move_pointer(serving, "current", pointers.Pointer(world.young.digest, 9))
     with pytest.raises(CorruptBundle):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ad_pipeline.clocks import HOUR_US, hour_start
+from ad_pipeline.features.dictionary import new_tokens, standing_tokens
 from ad_pipeline.features.encoding import (
     FeatureContract,
     RateGoal,
@@ -28,10 +30,13 @@ from ad_pipeline.features.rates import (
 )
 from ad_pipeline.learners.batch import BatchModel, train_batch_model
 from ad_pipeline.learners.ensemble import Ensemble, fit_ensemble
-from ad_pipeline.learners.online import FTRLExpert
+from ad_pipeline.learners.exported_weights import ExportedWeights, SlotHistory
+from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.serving.audit import Audit
 from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle
+from ad_pipeline.serving.proof import Sources
 from ad_pipeline.serving.scorer import PublishedSnapshot
-from ad_pipeline.settings import BatchSettings, EnsembleSettings
+from ad_pipeline.settings import BatchSettings, Configuration, EnsembleSettings
 
 START_US = hour_start("2026-11-02-05:00")
 """The snapshots count the hours from here; requests come three hours later."""
@@ -64,6 +69,10 @@ class World:
     early, due : PublishedSnapshot
         Of the first hour and of the one that training would use for the served hour.
     models : tuple of GoalModels
+    sources : dict of str to Sources
+        What the models were made of, by goal.
+    histories : dict of str to SlotHistory
+        Of the exported slots, by goal; when they were learnt is made up.
     bundle : Bundle
     young : Bundle
         The same without batch models and ensembles.
@@ -76,6 +85,8 @@ class World:
     early: PublishedSnapshot
     due: PublishedSnapshot
     models: tuple[GoalModels, ...]
+    sources: dict[str, Sources]
+    histories: dict[str, SlotHistory]
     bundle: Bundle
     young: Bundle
 
@@ -157,26 +168,45 @@ def build(root: Path) -> World:
         }
     )
     models: list[GoalModels] = []
+    sources: dict[str, Sources] = {}
+    histories: dict[str, SlotHistory] = {}
     for goal, target in labels.items():
-        expert = FTRLExpert(bits=CONTRACT.bits, alpha=0.3, l1=0.05, l2=0.1)
-        online = expert.predict_then_learn(hashed, target)
+        expert = FTRLExpert(CONTRACT.bits, [Configuration(alpha=0.3, l1=0.05, l2=0.1)])
+        online = expert.predict_then_learn(hashed, target)[:, 0]
         batch = train_batch_model(
             numbers, categories, online, target, train, ~train, CONTRACT.dense_names,
             CONTRACT.categorical, settings,
         )  # fmt: skip
         assert isinstance(batch, BatchModel)
         batch_logits = batch.predict_logits(numbers, categories, online)
+        source = Sources(expert.linear_weights(), batch, mixture(online, batch_logits, target))
+        sources[goal] = source
+        weights = ExportedWeights.exact(source.online)
+        kept = weights.slots
+        histories[goal] = SlotHistory(
+            expert.accumulated(0, kept), (START_US // HOUR_US + kept % 3).astype(np.int32)
+        )
         models.append(
             GoalModels(
                 goal=goal,
-                online=expert.linear_weights(),
+                online=weights,
                 online_checkpoint="a" * 64,
-                batch=batch,
+                batch=batch.exported,
                 batch_checkpoint="b" * 64,
-                ensemble=mixture(online, batch_logits, target),
+                ensemble=source.ensemble,
+                ensemble_checkpoint="c" * 64,
             )
         )
-    young = [replace(model, batch=None, batch_checkpoint=None, ensemble=None) for model in models]
+    young = [
+        replace(model, batch=None, batch_checkpoint=None, ensemble=None, ensemble_checkpoint=None)
+        for model in models
+    ]
+    audit = Audit.collect(
+        {model.goal: model.online for model in models},
+        histories,
+        partial(tokens_of, columns),
+        limit=10_000,
+    )
     return World(
         bundles=root / "bundles",
         snapshots=snapshots,
@@ -185,7 +215,9 @@ def build(root: Path) -> World:
         early=published[0],
         due=published[1],
         models=tuple(models),
-        bundle=write(root / "bundles", tuple(models), requests, snapshot),
+        sources=sources,
+        histories=histories,
+        bundle=write(root / "bundles", tuple(models), requests, snapshot, audit=audit),
         young=write(root / "bundles", tuple(young), requests, snapshot),
     )
 
@@ -196,6 +228,7 @@ def write(
     requests: list[dict[str, Any]],
     snapshot: RateSnapshot | None,
     watermark_us: int = SERVED_US,
+    audit: Audit | None = None,
 ) -> Bundle:
     """Write a bundle of these models; another watermark is another bundle."""
     return export_bundle(
@@ -206,6 +239,24 @@ def write(
         label_watermark_us=watermark_us,
         canaries=requests[:4],
         snapshot=snapshot,
+        audit=audit,
+    )
+
+
+def tokens_of(columns: dict[str, pa.Array], slots: np.ndarray) -> pa.Table:
+    """Return what falls into some slots, as the warehouse's inverse dictionary would say."""
+    met = [
+        new_tokens(CONTRACT, columns),
+        standing_tokens(CONTRACT, START_US).drop_columns("first_hour_us"),
+    ]
+    every = pa.concat_tables(met).to_pylist()
+    asked = set(slots.tolist())
+    rows = sorted((row["slot"], row["feature"], row["value"]) for row in every)
+    chosen = [row for row in rows if row[0] in asked]
+    schema = met[0].schema
+    return pa.table(
+        [pa.array([row[place] for row in chosen], schema.types[place]) for place in range(3)],
+        schema=schema,
     )
 
 

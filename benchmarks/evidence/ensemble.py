@@ -4,7 +4,8 @@ The ensembles are the product's: fitted by ``learners.ensembles`` on matured row
 test range that no fit has seen, against both experts' scores at serving time. The best expert of
 hindsight is chosen on that very test range, which favours it. Two controls replace the batch
 expert: by noise (the ensemble may lose nothing against the online expert alone, calibrated the same
-way) and by a copy of the online expert (no gain may be found).
+way) and by a copy of the online expert (no gain may be found). Beside what the product chooses
+stands every mixture that the settings can name.
 
     python -m benchmarks.evidence.ensemble [--seeds N] [--fresh] [--budget]
 """
@@ -28,6 +29,9 @@ GOALS = ("click", "purchase")
 MARKET, NOISE, COPY = "market", "noise for batch", "copy for batch"
 TOLERANCE = 0.001
 """Relative log loss below which a control counts as nothing lost and nothing found."""
+
+NAMED = ("average", "voting", "stacked", "online", "batch")
+"""Mixtures that ``settings.ensemble.mixture`` can name."""
 
 REPLICATES = 400
 
@@ -78,6 +82,9 @@ def _market(market: MarketRows) -> Values:
     }
     for name, said in opponents.items():
         values |= _difference(f"v_{name}", labels, ensemble, said, hours)
+    for mixture in NAMED:
+        said = _fitted(logits, market, mixture)[tested]
+        values |= _difference(f"{mixture}_v_best", labels, said, experts[best], hours)
     return values
 
 
@@ -104,11 +111,10 @@ def _logits(market: MarketRows) -> dict[str, np.ndarray]:
     return {name: np.where(there, values, np.nan) for name, values in found.items()}
 
 
-def _fitted(logits: dict[str, np.ndarray], market: MarketRows) -> np.ndarray:
+def _fitted(logits: dict[str, np.ndarray], market: MarketRows, mixture: str = "auto") -> np.ndarray:
     """Fit an ensemble as the product does, without provisional rows, and apply it; shape (n,)."""
-    ensemble = fit_ensemble(
-        logits, market.column("label"), market.column("matured_us"), _dataset_settings().ensemble
-    )
+    settings = _dataset_settings().ensemble.model_copy(update={"mixture": mixture})
+    ensemble = fit_ensemble(logits, market.column("label"), market.column("matured_us"), settings)
     return ensemble.apply(logits)
 
 
@@ -130,10 +136,14 @@ def _dataset_settings():
 
 STUDY = Study(
     name="ensemble",
-    settings={"markets": small_markets.settings(), "replicates": REPLICATES},
+    settings={
+        "markets": small_markets.settings(),
+        "replicates": REPLICATES,
+        "mixtures": NAMED,
+    },
     seeds=dict.fromkeys((MARKET, NOISE, COPY), SEEDS),
     run=run,
-    seconds=2.0,
+    seconds=4.0,
     shared=lambda arm, seed: small_markets.shared(DRIFTING, seed),
 )
 
@@ -174,7 +184,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
 
 
 def details(results: Sequence[Result]) -> list[str]:
-    """Return every seed's own figures, with its bootstrap interval."""
+    """Return every seed's own figures, with its bootstrap interval, and the named mixtures."""
     rows = []
     for result in results:
         if result.arm != MARKET:
@@ -203,7 +213,23 @@ def details(results: Sequence[Result]) -> list[str]:
         "Each seed's own test range, with 95 % intervals of a paired bootstrap over its hours:",
         "",
         *table_lines(header, rows),
+        "",
+        "Mixtures that the settings can name instead of the choice, calibrated alike, against the "
+        "better expert of hindsight; means over the seeds with Student's t interval:",
+        "",
+        *table_lines(["goal", "as chosen", *NAMED], _named_rows(results)),
     ]
+
+
+def _named_rows(results: Sequence[Result]) -> list[list[str]]:
+    rows = []
+    for goal in GOALS:
+        found = [
+            mean_over_seeds(values_of(results, MARKET, f"{goal}/{name}"))
+            for name in ("v_best", *(f"{mixture}_v_best" for mixture in NAMED))
+        ]
+        rows.append([goal, *(f"{percent(each.value)} ({percent_range(each)})" for each in found)])
+    return rows
 
 
 def _with_bounds(values: dict[str, float], name: str) -> str:

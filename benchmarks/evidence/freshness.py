@@ -4,8 +4,10 @@ Impressions of a small market's last two days are scored by the same online lear
 to 10 minutes ago (the serving predictions), 1, 3, 6 and 24 hours ago, and on some hours of the last
 day by batch models 1, 6 and 24 hours old. All are compared by log loss of the same matured rows. An
 older state has also learnt less; so every age is repeated with a learner that was given the same
-number of hours of examples whatever its age. The control of every difference is the same difference
-in a market without new ads and without drift, where it must be about nothing.
+number of hours of examples whatever its age. And one learner that never stops is exported daily,
+every 5 hours, hourly and every 5 minutes, as a bidder would get it. The control of every difference
+is the same difference in a market without new ads and without drift, where it must be about
+nothing.
 
     python -m benchmarks.evidence.freshness [--seeds N] [--fresh] [--budget]
 """
@@ -21,7 +23,15 @@ from ad_pipeline.evaluation.intervals import paired_difference
 from benchmarks import small_markets
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
 from benchmarks.seed_intervals import Estimate, mean_over_seeds
-from benchmarks.small_markets import AGES, BATCH_AGES, DRIFTING, SEEDS, STATIONARY, MarketRows
+from benchmarks.small_markets import (
+    AGES,
+    BATCH_AGES,
+    DRIFTING,
+    REFRESH_MINUTES,
+    SEEDS,
+    STATIONARY,
+    MarketRows,
+)
 from benchmarks.studies import Result, Study, Values, command_line, values_of
 
 GOALS = ("click", "purchase")
@@ -33,6 +43,7 @@ NOTHING = 0.002
 """Relative log loss that counts as about nothing in the stationary market."""
 
 FRESHEST = "online_logit"
+PACES = {1440: "daily", 300: "every 5 h", 60: "hourly", 5: "every 5 min"}
 
 
 def run(arm: str, seed: int) -> Values:
@@ -47,7 +58,8 @@ def run(arm: str, seed: int) -> Values:
     -------
     dict of str to float
         By goal, day and state: normalized entropy "ne", and log loss relative to the freshest with
-        the bounds of the paired bootstrap over hours of serving.
+        the bounds of the paired bootstrap over hours of serving; that of a refresh is relative to
+        the next faster one.
     """
     values: Values = {}
     for goal, market in small_markets.market_rows(arm, seed).items():
@@ -57,6 +69,7 @@ def run(arm: str, seed: int) -> Values:
             serving_us = market.column("serving_us")
             of_day = (serving_us >= start_us) & (serving_us < start_us + DAY_US)
             values |= _compared(f"{goal}/{day}", market, of_day)
+            values |= _refreshed(f"{goal}/{day}", market, of_day)
         trained = np.isfinite(market.column(f"batch_{BATCH_AGES[0]}h"))
         values |= _batch(f"{goal}/batch", market, trained)
     return values
@@ -71,6 +84,17 @@ def _compared(prefix: str, market: MarketRows, rows: np.ndarray) -> Values:
         values |= _relative(f"{prefix}/{name}", market, rows, name, FRESHEST)
         name = f"equal_{age}h"
         values |= _relative(f"{prefix}/{name}", market, rows, name, f"equal_{AGES[0]}h")
+    return values
+
+
+def _refreshed(prefix: str, market: MarketRows, rows: np.ndarray) -> Values:
+    names = {minutes: f"refreshed_{minutes}m" for minutes in REFRESH_MINUTES}
+    rows = rows & np.isfinite(market.column(names[REFRESH_MINUTES[0]]))
+    values: Values = {}
+    for name in names.values():
+        values |= _entropy(f"{prefix}/{name}", market, rows, name)
+    for slower, faster in pairwise(REFRESH_MINUTES):
+        values |= _relative(f"{prefix}/{names[slower]}", market, rows, names[slower], names[faster])
     return values
 
 
@@ -168,7 +192,34 @@ def claims(results: Sequence[Result]) -> list[Claim]:
                 )
             )
         made.append(_monotone(results, goal))
+        made.append(_neighbours(results, goal))
     return made
+
+
+def _neighbours(results: Sequence[Result], goal: str) -> Claim:
+    """Return the claim about every pace of export against the next faster one."""
+    names = {minutes: f"{goal}/drift/refreshed_{minutes}m" for minutes in REFRESH_MINUTES[:-1]}
+    found = {minutes: _mean(results, DRIFTING, name) for minutes, name in names.items()}
+    still = {minutes: _mean(results, STATIONARY, name) for minutes, name in names.items()}
+    right = sum(each.low > 0 for each in found.values())
+    return Claim(
+        key=f"freshness.{goal}.drift.refresh",
+        says=(
+            "Exporting faster lowers the log loss or leaves it within its interval at every step "
+            f"(daily, 5 h, 1 h, 5 min), and lowers it at one at least: {goal}s, day of the drift."
+        ),
+        figure=", ".join(f"{PACES[slower]} {percent(found[slower].value)}" for slower in names),
+        interval=", ".join(percent_range(each) for each in found.values()),
+        seeds=seed_text(SEEDS),
+        met=right > 0 and all(each.high >= 0 for each in found.values()),
+        control="in the stationary market: "
+        + ", ".join(f"{percent(each.value)} ({percent_range(each)})" for each in still.values()),
+        control_met=all(
+            about_nothing(still[slower], found[slower].value)
+            for slower in names
+            if found[slower].excludes_zero
+        ),
+    )
 
 
 def _monotone(results: Sequence[Result], goal: str) -> Claim:
@@ -235,7 +286,31 @@ def details(results: Sequence[Result]) -> list[str]:
             where = "stationary" if world == STATIONARY else "day of the drift"
             rows.append([goal, where, "batch", *cells])
     header = ["goal", "market", "state", *(f"up to {age} h" for age in AGES)]
-    return [*lines, *table_lines(header, rows)]
+    return [*lines, *table_lines(header, rows), "", *_paces(results)]
+
+
+def _paces(results: Sequence[Result]) -> list[str]:
+    """Return normalized entropy by pace of export, and what each pace costs against the next."""
+    rows = []
+    for goal in GOALS:
+        for world, day, where in (
+            (DRIFTING, "drift", "day of the drift"),
+            (DRIFTING, "ordinary", "ordinary day"),
+            (STATIONARY, "drift", "stationary"),
+        ):
+            cells = []
+            for minutes in REFRESH_MINUTES:
+                name = f"{goal}/{day}/refreshed_{minutes}m"
+                entropy = f"{_mean(results, world, f'{name}/ne').value:.4f}"
+                last = minutes == REFRESH_MINUTES[-1]
+                cells.append(entropy if last else f"{entropy}; {_cell(results, world, name)}")
+            rows.append([goal, where, *cells])
+    return [
+        "The online learner exported at several paces: normalized entropy; log loss against the "
+        "next faster pace with its interval, + is worse.",
+        "",
+        *table_lines(["goal", "market", *(PACES[m] for m in REFRESH_MINUTES)], rows),
+    ]
 
 
 def _cell(results: Sequence[Result], world: str, name: str) -> str:
@@ -292,8 +367,11 @@ SECTION = Section(
         f"learner trained on the last {small_markets.EQUAL_HOURS} hours before it, whatever its "
         "age ('equal learning'). Batch models are trained for "
         f"{len(small_markets.BATCH_HOURS_OF_DAY)} hours of the last day only; they read the online "
-        "logit given at serving, which is fresh at any age of theirs. The control of each claim is "
-        "the same difference in the stationary market. It was made stricter after the first run: "
+        "logit given at serving, which is fresh at any age of theirs. Paces of export are compared "
+        "each with the next faster one: copies of one learner that starts with the log and never "
+        "stops, taken daily, every 5 hours, hourly and every 5 minutes. The control of each claim "
+        "is the same difference in the stationary market. It was made stricter after the first "
+        "run: "
         "before, all claims about 24 h shared the control at equal learning, and a control could "
         f"be as large as {100 * NOTHING:g} % whatever the figure; now it must also stay below half "
         "of the figure. In the stationary market the daily cycle remains, which a state of another "

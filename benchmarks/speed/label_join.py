@@ -30,6 +30,7 @@ from ad_pipeline.datasets import Dataset, Deployment, load_dataset
 from ad_pipeline.events.contract import LOG_TABLES, event_tables
 from ad_pipeline.events.ingest import deduplication, ingest_hours, make_goals
 from ad_pipeline.examples.label_join import join_labels
+from ad_pipeline.examples.subsampling import draw_of
 from ad_pipeline.examples.tables import TABLES
 from ad_pipeline.simulation.spec import START_US
 from ad_pipeline.warehouse import Warehouse, bound, one_row, select
@@ -182,6 +183,7 @@ def bare(folder: Path) -> Side:
     goal = dataset.goals[0]
     start_us, end_us = _hours(dataset)
     parameters = {
+        **draw_of(dataset.settings, goal.name),
         "start_us": start_us,
         "end_us": end_us,
         "horizon_us": dataset.horizon_us,

@@ -9,6 +9,8 @@ contestants taking turns inside every run:
 - Parquet to a model on disk, as whole processes, beside Vowpal Wabbit from text and from cache;
 - the kernel beside River's FTRL, which gets its dictionaries ready made.
 
+Beside them stand the switches of the learner, of :mod:`benchmarks.speed.online_switches`.
+
 What each time holds is said in the line of its figure. Contestants that disagree about the loss
 are NOT COMPARABLE: the module says so and ends with status 1.
 
@@ -29,39 +31,43 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numba import njit
 
-from ad_pipeline.checkpoints import write_checkpoint
 from ad_pipeline.features.encoding import slots
-from ad_pipeline.learners import ftrl_kernel
-from ad_pipeline.learners.online import FTRLExpert
+from ad_pipeline.learners import ftrl_kernel, slot_memory
+from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.settings import Configuration
 from benchmarks.click_log import (
-    CATEGORIES,
-    LABEL,
     ClickLog,
     feature_contract,
     write_parquet_and_vw_text,
     write_vw_slots,
 )
 from benchmarks.figures import Figure, print_figures
+from benchmarks.speed import learn_parquet
+from benchmarks.speed.learn_parquet import (
+    BITS,
+    STATE_DTYPE,
+    columns_of,
+    labels_of,
+    log_loss,
+    open_parquet,
+    peak_mb,
+)
+from benchmarks.speed.online_switches import measure_switches
 
-BITS = 22
 ROWS = 4_000_000
 LOG = ClickLog(seed=11)
 TUNING_CHUNK = 1_000
 """First chunk of the rows that settings are tuned on; the measured rows end long before."""
 
 SLOTS_TOLERANCE = 1e-5
-"""On the progressive log loss over the same slots; Vowpal Wabbit's state is float32."""
+"""On the progressive log loss over the same slots; both states are float32."""
 
 TOKENS_TOLERANCE = 5e-4
 """Over the same tokens: two hash functions put other tokens into one slot."""
@@ -69,12 +75,18 @@ TOKENS_TOLERANCE = 5e-4
 RIVER_TOLERANCE = 2e-3
 """River's FTRL steps with weights one update behind and keeps some that should be 0."""
 
+_IMPORTS = (
+    "import gc; gc.disable()\n"
+    "from ad_pipeline import hashing\n"
+    "from ad_pipeline.checkpoints import write_checkpoint\n"
+    "from ad_pipeline.learners.ftrl_expert import FTRLExpert\n"
+    "import pyarrow.parquet\n"
+    "hashing.seed_of('Numba makes itself ready at the first call')"
+)
+
 CONTESTANTS = (
     "kernel", "kernel_vw", "few", "few_river", "whole", "whole_text", "whole_cache",
 )  # fmt: skip
-
-READERS = 2
-"""Threads that decode and hash ahead of the learner."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,11 @@ class Setting:
     beta: float
     l1: float
     l2: float
+
+    @property
+    def configuration(self) -> Configuration:
+        """The same as the product's settings say it."""
+        return Configuration(**asdict(self))
 
 
 GRID = tuple(
@@ -126,6 +143,8 @@ class Measured:
         Seconds of decoding and of hashing all rows with one thread, and of Python with imports.
     vw : str
         Which Vowpal Wabbit.
+    switches : sequence of Figure
+        Of :mod:`benchmarks.speed.online_switches`.
     """
 
     rows: int
@@ -138,6 +157,7 @@ class Measured:
     hash_s: float
     import_s: float
     vw: str
+    switches: Sequence[Figure]
 
     def seconds(self, name: str) -> float:
         """Return the median time of a contestant."""
@@ -163,6 +183,8 @@ class Measured:
 class Processes:
     """Runs whole processes as after `pip install`: with Python's bytecode written beforehand.
 
+    BLAS gets one thread: no contestant computes with it, and its threads would spin beside them.
+
     Parameters
     ----------
     bytecode : Path
@@ -170,7 +192,11 @@ class Processes:
     """
 
     def __init__(self, bytecode: Path) -> None:
-        self.environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(bytecode)}
+        self.environment = {
+            **os.environ,
+            "PYTHONPYCACHEPREFIX": str(bytecode),
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def run(self, *command: str) -> tuple[float, str]:
@@ -237,36 +263,14 @@ class VowpalWabbit:
         return Timed(seconds, float(found[1]))
 
 
-def learn_parquet(parquet: Path, setting: Setting, checkpoints: Path) -> dict[str, float]:
-    """Learn a Parquet log in this process and leave a checkpoint: the path of the product.
-
-    Row groups are decoded and hashed by two threads, ahead of the one that learns them in order.
-
-    Returns
-    -------
-    dict of str to float
-        ``loss``, the mean progressive log loss, and ``peak_mb``.
-    """
-    expert = FTRLExpert(BITS, **asdict(setting))
-    losses: list[float] = []
-    rows = 0
-    for row_slots, labels in _encoded_groups(parquet):
-        logits = expert.predict_then_learn(row_slots, labels)
-        losses.append(log_loss(logits, labels) * len(labels))
-        rows += len(labels)
-    arrays, manifest = expert.state()
-    write_checkpoint(checkpoints, "learners.online_model", arrays, {"expert": manifest})
-    return {"loss": math.fsum(losses) / rows, "peak_mb": _peak_mb()}
-
-
 def learn_parquet_in_a_fresh_process(
     processes: Processes, parquet: Path, setting: Setting
 ) -> tuple[Timed, dict[str, float]]:
-    """Run :func:`learn_parquet` as a process of its own, imports and all; Numba's cache is warm."""
+    """Run :mod:`benchmarks.speed.learn_parquet`, imports and all; Numba's cache is warm."""
     with tempfile.TemporaryDirectory(dir=parquet.parent) as checkpoints:
         seconds, said = processes.run(
-            sys.executable, "-m", __spec__.name, "--learn", str(parquet),
-            "--setting", json.dumps(asdict(setting)), "--checkpoints", checkpoints,
+            sys.executable, "-m", learn_parquet.__name__, str(parquet),
+            "--configuration", json.dumps(asdict(setting)), "--checkpoints", checkpoints,
         )  # fmt: skip
     found = json.loads(said)
     return Timed(seconds, found["loss"]), found
@@ -274,9 +278,9 @@ def learn_parquet_in_a_fresh_process(
 
 def learn_slots(setting: Setting, row_slots: np.ndarray, labels: np.ndarray) -> Timed:
     """Learn hashed rows with the product's expert, its checks of slots and labels included."""
-    expert = FTRLExpert(BITS, **asdict(setting))
+    expert = FTRLExpert(BITS, (setting.configuration,), STATE_DTYPE)
     start = time.perf_counter()
-    logits = expert.predict_then_learn(row_slots, labels)
+    logits = expert.predict_then_learn(row_slots, labels)[:, 0]
     return Timed(time.perf_counter() - start, log_loss(logits, labels))
 
 
@@ -297,16 +301,10 @@ def learn_with_river(setting: Setting, rows: list[dict[int, float]], labels: lis
 
 def touch_slots(row_slots: np.ndarray) -> float:
     """Return the seconds that bare reads and writes of the slots take, prefetched as the kernel."""
-    state = np.ones((1 << BITS, 2))
+    state = slot_memory.aligned_zeros((1 << BITS, 2), STATE_DTYPE)
     start = time.perf_counter()
-    _touch(state, row_slots)
+    _touch(state.reshape(-1), row_slots, (0.0,))
     return time.perf_counter() - start
-
-
-def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean log loss of logits, float64 (n,), against labels 0/1 (n,)."""
-    margins = np.where(labels > 0, -logits, logits)
-    return float((np.maximum(margins, 0.0) + np.log(1.0 + np.exp(-np.abs(margins)))).mean())
 
 
 def tuned(train: Callable[[Setting], Timed]) -> tuple[Setting, float]:
@@ -371,6 +369,11 @@ def measure(rows: int, runs: int, folder: Path, note: Callable[[str], None]) -> 
         timed["few_river"].append(learn_with_river(ours, river_dicts, river_labels))
     core_text.with_suffix(".cache").unlink()
     note("hashed rows measured")
+    grid = [ours, *(setting for setting in GRID if setting != ours)][:8]
+    switches = measure_switches(
+        [setting.configuration for setting in grid], core_slots, core_labels, runs
+    )
+    note("switches measured")
 
     write_parquet_and_vw_text(LOG.chunks(rows), parquet, text)
     vw.whole_process(theirs, *cached(text))
@@ -395,8 +398,9 @@ def measure(rows: int, runs: int, folder: Path, note: Callable[[str], None]) -> 
         whole_runs=whole_runs,
         decode_s=decode_s,
         hash_s=hash_s,
-        import_s=processes.run(sys.executable, "-c", f"import {__spec__.name}")[0],
+        import_s=processes.run(sys.executable, "-c", _IMPORTS)[0],
         vw=vw.says,
+        switches=switches,
     )
 
 
@@ -422,25 +426,25 @@ def figures_of(measured: Measured) -> list[Figure]:
             "core_vw_cache_ratio",
             m.ratio("kernel_vw", "kernel"),
             f"{m.core_rows:,} hashed rows x 39, progressive, one thread, beside Vowpal Wabbit from "
-            f"its binary cache, reading included, imports not ({m.vw})",
-            5.0,
+            f"its binary cache, reading included, imports not; both states {STATE_DTYPE} ({m.vw})",
+            8.0,
             limit=f"the touch-and-write alone would give {m.seconds('kernel_vw') / touch_s:.1f}",
         ),
         Figure(
             "touch_ratio",
             statistics.median(touch_ratios),
             "the same rows beside a loop that only touches and writes their slots, prefetched",
-            4.0,
+            2.5,
             "lower",
-            f"{m.core_rows / touch_s:,.0f} rows/s at 39 reads and writes of 16 bytes a row",
+            f"{m.core_rows / touch_s:,.0f} rows/s at 39 reads and writes of 8 bytes a row",
         ),
         Figure(
             "vw_text_ratio",
             m.ratio("whole_text", "whole"),
             f"{m.rows:,} rows, Parquet to checkpoint, whole process with imports (Numba's cache "
-            "warm), two threads reading and one learning, beside Vowpal Wabbit from text, whole "
+            "warm), one thread reading ahead and one learning, beside Vowpal Wabbit from text, whole "
             "process, one reading and one learning",
-            3.0,
+            4.0,
             limit=parts,
         ),
         Figure(
@@ -448,7 +452,7 @@ def figures_of(measured: Measured) -> list[Figure]:
             m.ratio("whole_cache", "whole"),
             "the same beside Vowpal Wabbit from its cache, whole process; making the cache is in "
             "no one's time",
-            1.5,
+            2.0,
             limit=parts,
         ),
         Figure(
@@ -458,6 +462,7 @@ def figures_of(measured: Measured) -> list[Figure]:
             f"first {m.river_rows:,}, its dictionaries ready made",
             100.0,
         ),
+        *m.switches,
         Figure("core_rows_per_s", m.core_rows / kernel_s, "our kernel, checks of input included"),
         Figure("core_vw_rows_per_s", m.core_rows / m.seconds("kernel_vw"), "Vowpal Wabbit"),
         Figure("touch_rows_per_s", m.core_rows / touch_s, "the bare touch-and-write"),
@@ -491,7 +496,7 @@ def figures_of(measured: Measured) -> list[Figure]:
             "peak memory of our whole process, MB",
             better="lower",
         ),
-        Figure("peak_mb", _peak_mb(), "peak memory of this benchmark, MB", better="lower"),
+        Figure("peak_mb", peak_mb(), "peak memory of this benchmark, MB", better="lower"),
     ]
 
 
@@ -501,6 +506,7 @@ def incomparable(figures: Mapping[str, float]) -> list[str]:
         "core_loss_difference": SLOTS_TOLERANCE,
         "whole_loss_difference": TOKENS_TOLERANCE,
         "river_loss_difference": RIVER_TOLERANCE,
+        "grid8_loss_difference": 0.0,
     }
     return [
         f"NOT COMPARABLE: {key} is {figures[key]:.2e}, allowed are {tolerance:g}"
@@ -515,14 +521,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of the whole processes")
-    parser.add_argument("--learn", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--setting", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoints", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.learn is not None:
-        said = learn_parquet(arguments.learn, Setting(**arguments.setting), arguments.checkpoints)
-        sys.stdout.write(json.dumps(said))
-        return
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(
             arguments.rows,
@@ -538,17 +537,17 @@ def main() -> None:
 
 
 @njit(nogil=True)  # not cached: Numba would not see a change of `prefetch`, which stands elsewhere
-def _touch(state: np.ndarray, row_slots: np.ndarray) -> None:
+def _touch(state: np.ndarray, row_slots: np.ndarray, lanes: tuple[float, ...]) -> None:
     rows, width = row_slots.shape
     for row in range(rows):
         ahead = row + ftrl_kernel.ROWS_AHEAD
         if ahead < rows:
             for feature in range(width):
-                ftrl_kernel.prefetch(state, row_slots[ahead, feature])
+                slot_memory.prefetch(state, row_slots[ahead, feature], lanes)
         for feature in range(width):
-            slot = row_slots[row, feature]
-            state[slot, 0] += 1.0
-            state[slot, 1] += 1.0
+            first = 2 * np.int64(row_slots[row, feature])
+            state[first] += 1.0
+            state[first + 1] += 1.0
 
 
 def _vw_arguments(setting: Setting) -> list[str]:
@@ -569,48 +568,13 @@ def cached(text: Path) -> tuple[str, ...]:
     return "-d", str(text), "--cache_file", str(text.with_suffix(".cache"))
 
 
-def columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Return a table's columns by name, as encoding takes them."""
-    return dict(zip(table.column_names, table.columns, strict=True))
-
-
-def _labels(table: pa.Table) -> np.ndarray:
-    """Return the labels, uint8 (n,); Arrow's own `to_numpy` would import pandas."""
-    labels = table.column(LABEL).combine_chunks()
-    return np.frombuffer(labels.buffers()[1], np.uint8, len(labels), labels.offset)
-
-
 def hashed_rows(rows: int, first_chunk: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows and hash them: slots (n, 39) without the constant, labels (n,)."""
     contract = feature_contract(BITS)
     chunks = list(LOG.chunks(rows, first_chunk))
     row_slots = [slots(contract, columns_of(chunk))[:, 1:] for chunk in chunks]
-    labels = [_labels(chunk) for chunk in chunks]
+    labels = [labels_of(chunk) for chunk in chunks]
     return np.ascontiguousarray(np.concatenate(row_slots)), np.concatenate(labels)
-
-
-def open_parquet(parquet: Path) -> pq.ParquetFile:
-    """Open a log so that its categories stay dictionaries."""
-    return pq.ParquetFile(parquet, read_dictionary=list(CATEGORIES), memory_map=True)
-
-
-def _encoded_groups(parquet: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield slots (n, 40) and labels (n,) of each row group, in order, a few groups ahead."""
-    contract = feature_contract(BITS)
-
-    def encoded(group: int) -> tuple[np.ndarray, np.ndarray]:
-        table = open_parquet(parquet).read_row_group(group, use_threads=False)
-        return slots(contract, columns_of(table)), _labels(table)
-
-    groups = iter(range(open_parquet(parquet).num_row_groups))
-    with ThreadPoolExecutor(READERS) as readers:
-        ahead: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque(
-            readers.submit(encoded, group) for group in itertools.islice(groups, READERS + 1)
-        )
-        while ahead:
-            found = ahead.popleft().result()
-            ahead.extend(readers.submit(encoded, group) for group in itertools.islice(groups, 1))
-            yield found
 
 
 def _decode_and_hash_seconds(parquet: Path) -> tuple[float, float]:
@@ -625,12 +589,6 @@ def _decode_and_hash_seconds(parquet: Path) -> tuple[float, float]:
         decode_s += decoded - start
         hash_s += time.perf_counter() - decoded
     return decode_s, hash_s
-
-
-def _peak_mb() -> float:
-    """Return the peak of this program alone: getrusage's is at least that of the parent's fork."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else math.nan
 
 
 def _say(line: str) -> None:

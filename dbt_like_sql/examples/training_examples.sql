@@ -11,6 +11,12 @@
 -- A chain goal is anchored at its parent's first positive, known when that was emitted; the parent's
 -- hours up to the range's end, and this goal's hours before its start, must be in the table already.
 --
+-- Negatives and confirmed negatives are thinned (McMahan et al., KDD 2013, section 6.1): those of a
+-- request are kept if the MD5 of the draw and the request's id, as text, is below the bound, and
+-- weigh the inverse of the share that is kept. An impression without a request is drawn by its own
+-- id. Hexadecimal texts of one length compare as the numbers they stand for, so that no engine needs
+-- 128 bits; ad_pipeline/examples/subsampling.py computes the same in Python.
+--
 -- Why the scans may be this short, with horizon = window + lateness: occurred_us <= received_us; an
 -- engagement is never of an earlier log hour than its impression; observation <= horizon; and a
 -- child's horizon is at least its parent's. So an anchor that still emits in the range was known
@@ -36,6 +42,7 @@ WITH parent_positives AS (
 anchors AS (
     SELECT
         impression_id,
+        coalesce(nullif(request_id, ''), impression_id) AS drawn_id,
         occurred_us AS anchor_us,
         received_us AS known_us,
         received_us AS serving_us,
@@ -48,6 +55,7 @@ anchors AS (
     UNION ALL
     SELECT
         parent.impression_id,
+        coalesce(nullif(shown.request_id, ''), parent.impression_id) AS drawn_id,
         engagement.occurred_us AS anchor_us,
         parent.known_us,
         parent.serving_us,
@@ -56,6 +64,10 @@ anchors AS (
     FROM parent_positives AS parent
     INNER JOIN events.engagements AS engagement
         ON engagement.event_id = parent.source_event_id
+    LEFT JOIN events.impressions AS shown
+        ON $negative_rate < 1
+        AND shown.impression_id = parent.impression_id
+        AND shown.received_us = parent.serving_us
     WHERE parent.place = 1
         AND parent.known_us >= $start_us - $window_us - $lateness_us
         AND engagement.received_us >= $start_us - $window_us - $lateness_us
@@ -148,6 +160,7 @@ emissions AS (
         AND anchors.known_us >= $start_us - $observation_us
         AND anchors.first_emit_us >= $start_us
         AND anchors.first_emit_us < $end_us
+        AND ($negative_rate >= 1 OR md5($draw || anchors.drawn_id) < $kept_below)
     UNION ALL
     SELECT
         anchors.impression_id,
@@ -165,6 +178,7 @@ emissions AS (
         AND anchors.anchor_us < $end_us - $window_us - $lateness_us
         AND anchors.matured_us >= $start_us
         AND anchors.matured_us < $end_us
+        AND ($negative_rate >= 1 OR md5($draw || anchors.drawn_id) < $kept_below)
     UNION ALL
     SELECT
         impression_id,
@@ -203,6 +217,10 @@ SELECT
     source_event_id,
     anchor_us,
     emit_us,
-    serving_us
+    serving_us,
+    CAST(
+        CASE WHEN kind IN ('negative', 'confirmed_negative') THEN 1 / $negative_rate ELSE 1 END
+        AS DOUBLE
+    ) AS weight
 FROM emissions
 ORDER BY emit_us, impression_id, kind, source_event_id

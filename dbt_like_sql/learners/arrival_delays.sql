@@ -6,7 +6,8 @@
 -- by the delay of their first emission, whatever it said: from then on they are provisional rows.
 -- ``observed`` counts the first positive of an anchor by the delay of its emission, and takes it off
 -- again at the delay of its retraction; positives that were not final are in it, because they are in
--- provisional labels too. The horizon parameter reaches from maturity back to serving.
+-- provisional labels too. The horizon parameter reaches from maturity back to serving. All of it is
+-- read off the label states: the training examples of negatives may be thinned.
 WITH matured AS (
     SELECT
         impression_id,
@@ -20,18 +21,21 @@ WITH matured AS (
 
 emitted AS (
     SELECT
-        examples.impression_id,
-        examples.kind,
-        examples.source_event_id,
-        examples.emit_us - examples.anchor_us AS delay_us,
+        states.impression_id,
+        states.state,
+        states.source_event_id,
+        states.state_us - states.anchor_us AS delay_us,
         matured.label
-    FROM examples.training_examples AS examples
+    FROM examples.label_states AS states
     INNER JOIN matured
-        ON matured.impression_id = examples.impression_id
-    WHERE examples.goal = $goal
-        AND examples.emit_us >= $start_us - $horizon_us
-        AND examples.emit_us < $end_us
-        AND examples.emit_us <= matured.matured_us
+        ON matured.impression_id = states.impression_id
+    WHERE states.goal = $goal
+        AND states.state IN (
+            'provisional_negative', 'immediate_positive', 'delayed_positive', 'retracted'
+        )
+        AND states.state_us >= $start_us - $horizon_us
+        AND states.state_us < $end_us
+        AND states.state_us <= matured.matured_us
 ),
 
 positives AS (
@@ -43,7 +47,7 @@ positives AS (
             PARTITION BY impression_id ORDER BY delay_us, source_event_id
         ) AS place
     FROM emitted
-    WHERE kind IN ('immediate_positive', 'delayed_positive')
+    WHERE state IN ('immediate_positive', 'delayed_positive')
 ),
 
 changes AS (
@@ -52,7 +56,7 @@ changes AS (
         0 AS observed,
         1 AS emitted
     FROM emitted
-    WHERE kind IN ('immediate_positive', 'negative')
+    WHERE state IN ('immediate_positive', 'provisional_negative')
         AND label = 1
     UNION ALL
     SELECT
@@ -69,7 +73,7 @@ changes AS (
     FROM emitted AS retractions
     INNER JOIN positives
         ON positives.source_event_id = retractions.source_event_id
-    WHERE retractions.kind = 'retraction'
+    WHERE retractions.state = 'retracted'
         AND positives.place = 1
 )
 

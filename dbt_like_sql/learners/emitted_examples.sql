@@ -8,7 +8,8 @@ SELECT
     impressions.*,
     examples.kind,
     examples.source_event_id,
-    examples.emit_us
+    examples.emit_us,
+    examples.weight AS example_weight
 FROM examples.training_examples AS examples
 INNER JOIN events.impressions AS impressions
     ON impressions.impression_id = examples.impression_id

@@ -5,6 +5,8 @@
 -- Not stored: the ensemble compares its mixtures on it between maturities. The label is 1 while the
 -- first positive of the anchor has been emitted and not been retracted; arrival_delays counts the
 -- same thing on matured rows. Logits are those given at serving time; null where there was none.
+-- Read off the label states, which hold the first emission of every anchor; the training examples
+-- of negatives may be thinned.
 -- An anchor that matures at or after the moment lies less than window + lateness before it, and all
 -- of its emissions lie between the two. The horizon parameter reaches from maturity back to serving.
 -- A chain goal's final label may hang on another engagement of the parent than the one that was
@@ -12,16 +14,19 @@
 WITH emitted AS (
     SELECT
         impression_id,
-        kind,
+        state,
         source_event_id,
         anchor_us,
-        emit_us,
+        state_us,
         serving_us
-    FROM examples.training_examples
+    FROM examples.label_states
     WHERE goal = $goal
+        AND state IN (
+            'provisional_negative', 'immediate_positive', 'delayed_positive', 'retracted'
+        )
         AND anchor_us >= $now_us - $window_us - $lateness_us
-        AND emit_us >= $now_us - $window_us - $lateness_us
-        AND emit_us < $now_us
+        AND state_us >= $now_us - $window_us - $lateness_us
+        AND state_us < $now_us
 ),
 
 positives AS (
@@ -29,10 +34,10 @@ positives AS (
         impression_id,
         source_event_id,
         row_number() OVER (
-            PARTITION BY impression_id ORDER BY emit_us, source_event_id
+            PARTITION BY impression_id ORDER BY state_us, source_event_id
         ) AS place
     FROM emitted
-    WHERE kind IN ('immediate_positive', 'delayed_positive')
+    WHERE state IN ('immediate_positive', 'delayed_positive')
 ),
 
 standing AS (
@@ -40,7 +45,7 @@ standing AS (
     FROM positives
     LEFT JOIN emitted AS retractions
         ON retractions.source_event_id = positives.source_event_id
-        AND retractions.kind = 'retraction'
+        AND retractions.state = 'retracted'
     WHERE positives.place = 1
         AND retractions.source_event_id IS NULL
 ),
@@ -76,6 +81,6 @@ LEFT JOIN (
     WHERE goal = $goal AND serving_us >= $now_us - $horizon_us AND serving_us < $now_us
 ) AS batch
     ON batch.impression_id = anchors.impression_id
-WHERE anchors.kind IN ('immediate_positive', 'negative')
+WHERE anchors.state IN ('immediate_positive', 'provisional_negative')
     AND final.impression_id IS NULL
 ORDER BY anchors.serving_us, anchors.impression_id

@@ -1,25 +1,98 @@
 """The experts, what they said when it counted, and the ensemble that mixes them."""
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+from pydantic import Field
 
-from ad_pipeline.clocks import HOUR_US, hours_between, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_key, hour_start, hours_between, timestamp
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.hourly_metadata import describe_hour, rows_by_hour
 from ad_pipeline.defs.lineage import column_schema, table_spec
 from ad_pipeline.defs.partitions import HORIZON, HOURLY, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.defs.shown import label, rounded, short, whole
+from ad_pipeline.defs.shown import label, rounded, short, table, whole
 from ad_pipeline.learners.batch_hours import score_hours, train_hours
 from ad_pipeline.learners.ensembles import fit_ensembles
+from ad_pipeline.learners.grid_hours import select_hours
+from ad_pipeline.learners.grid_selection import configuration_names
 from ad_pipeline.learners.online_hours import learn_hours
 from ad_pipeline.learners.predictions import unite_predictions
-from ad_pipeline.learners.tables import BATCH_PREDICTIONS, ONLINE_PREDICTIONS, RETRAINS, TABLES
+from ad_pipeline.learners.recovery import begin, finish
+from ad_pipeline.learners.retention import prune
+from ad_pipeline.learners.tables import (
+    BATCH_PREDICTIONS,
+    GRID_PREDICTIONS,
+    GRID_SELECTION,
+    HOUR_GUARDS,
+    ONLINE_PREDICTIONS,
+    QUARANTINED_HOURS,
+    RATE_MOVES,
+    RECOVERIES,
+    RETRAINS,
+    TABLES,
+)
+from ad_pipeline.serving.retention import checkpoints_in_use, sweep_bundles
 
 RATES = dg.AssetDep(["features", "rates"], partition_mapping=HORIZON)
 IMPRESSIONS = dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON)
+LEARNT_FROM = [
+    dg.AssetDep(["learners", "online_model"], partition_mapping=PREVIOUS_HOUR),
+    dg.AssetDep(["learners", "quarantined_hours"], partition_mapping=SAME_HOUR),
+    dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
+    IMPRESSIONS,
+    RATES,
+]
+
+
+class Quarantine(dg.Config):
+    """Hours to leave out of the online model, or to accept, before the hours of this run."""
+
+    hours: dict[str, str] = Field(
+        default_factory=dict, description="Goal to its hour, such as click: '2026-03-02-07:00'."
+    )
+    accept: bool = Field(default=False, description="Learn them although their guard tripped.")
+    cause: str = Field(default="a person", description="Who decides, and why.")
+    evidence: str = Field(default="{}", description="What the decision rests on, JSON.")
+
+
+@dg.multi_asset(
+    name="quarantine",
+    specs=[table_spec(QUARANTINED_HOURS)],
+    backfill_policy=SINGLE_RUN,
+)
+def quarantine(
+    context: dg.AssetExecutionContext, config: Quarantine, deployment: DeploymentResource
+):
+    """Decide about suspect hours and take the online model back to before them; mostly nothing.
+
+    The hours of this run are learnt next, by the step of the online learner.
+    """
+    start_us, end_us = hours(context)
+    warehouse = deployment.warehouse
+    warehouse.create(TABLES)
+    if config.hours:
+        begun = begin(
+            warehouse,
+            deployment.paths,
+            {goal: hour_start(key) for goal, key in config.hours.items()},
+            config.cause,
+            json.loads(config.evidence),
+            "accepted" if config.accept else "left_out",
+            (start_us, end_us),
+        )
+        for one in begun:
+            context.log.info(
+                f"online model of {one.goal} taken back to before {timestamp(one.start_us)}"
+            )
+    decided = dict(rows_by_hour(warehouse, QUARANTINED_HOURS, start_us, end_us))
+    for hour_us in hours_between(start_us, end_us):
+        rows = {"dagster/row_count": decided.get(hour_us, 0)}
+        describe_hour(context, ["learners", "quarantined_hours"], hour_us, rows)
+    return dg.MaterializeResult()
 
 
 @dg.multi_asset(
@@ -27,12 +100,7 @@ IMPRESSIONS = dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON)
     specs=[
         dg.AssetSpec(
             ["learners", "online_model"],
-            deps=[
-                dg.AssetDep(["learners", "online_model"], partition_mapping=PREVIOUS_HOUR),
-                dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
-                IMPRESSIONS,
-                RATES,
-            ],
+            deps=LEARNT_FROM,
             group_name="learners",
             kinds={"numba"},
             partitions_def=HOURLY,
@@ -41,16 +109,9 @@ IMPRESSIONS = dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON)
                 "continues from the previous hour's, learnt from the examples emitted in the hour."
             ),
         ),
-        table_spec(
-            ONLINE_PREDICTIONS,
-            deps=[
-                dg.AssetDep(["learners", "online_model"], partition_mapping=PREVIOUS_HOUR),
-                dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
-                IMPRESSIONS,
-                RATES,
-            ],
-            kinds={"numba"},
-        ),
+        table_spec(GRID_PREDICTIONS, deps=LEARNT_FROM, kinds={"numba"}),
+        table_spec(RATE_MOVES, deps=LEARNT_FROM, kinds={"river"}),
+        table_spec(HOUR_GUARDS, deps=LEARNT_FROM, kinds={"numba"}),
     ],
     backfill_policy=SINGLE_RUN,
 )
@@ -60,11 +121,15 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
     models: dict[int, dict[str, float | int | str]] = {}
     checkpoints: dict[int, dict[str, str]] = {}
     scored: dict[int, dict[str, float | int | str]] = {}
+    moved: dict[int, dict[str, float | int | str]] = {}
+    names = configuration_names(deployment.paths.dataset.settings.online.configurations())
     for hour in learn_hours(deployment.warehouse, deployment.paths, start_us, end_us):
         models.setdefault(hour.hour_us, {}).update(
             {
                 **{label(f"learnt {kind}", hour.goal): rows for kind, rows in hour.learned.items()},
-                label("weights that are not zero", hour.goal): hour.nonzero_weights,
+                **_by_configuration(
+                    "weights that are not zero", hour.goal, names, hour.nonzero_weights
+                ),
                 label("slots touched so far", hour.goal): hour.touched_slots,
                 label("checkpoint", hour.goal): short(hour.digest),
             }
@@ -73,14 +138,129 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
         figures = scored.setdefault(hour.hour_us, {"dagster/row_count": 0})
         figures["dagster/row_count"] = int(figures["dagster/row_count"]) + hour.scored
         figures[label("mean probability", hour.goal)] = hour.mean_probability
+        shown = moved.setdefault(hour.hour_us, {"dagster/row_count": 0})
+        shown["dagster/row_count"] = int(shown["dagster/row_count"]) + len(hour.moves)
+        shown |= _by_configuration("doublings of the rate", hour.goal, names, hour.rates)
+        for made in hour.moves:
+            context.log.info(f"{hour.goal}, {timestamp(hour.hour_us)}: {made.move}")
         if hour.hour_us % (24 * HOUR_US) == 0:
             context.log.info(f"online learner of {hour.goal}: {timestamp(hour.hour_us)} learnt")
     for hour_us in models:
         shown = models[hour_us] | {"whole digests": whole(checkpoints[hour_us])}
         describe_hour(context, ["learners", "online_model"], hour_us, shown)
-        describe_hour(context, ["learners", "online_predictions"], hour_us, scored[hour_us])
+        describe_hour(context, ["learners", "grid_predictions"], hour_us, scored[hour_us])
+        describe_hour(context, ["learners", "rate_moves"], hour_us, moved[hour_us])
     yield dg.MaterializeResult(asset_key=["learners", "online_model"])
+    yield dg.MaterializeResult(asset_key=["learners", "grid_predictions"])
+    yield dg.MaterializeResult(asset_key=["learners", "rate_moves"])
+
+
+def _by_configuration(
+    what: str, goal: str, names: list[str], values: Sequence[float]
+) -> dict[str, float]:
+    """Return a figure of each configuration under its label; one alone needs no name."""
+    if len(names) == 1:
+        return {label(what, goal): value for value in values}
+    return {label(f"{what}, {name}", goal): value for name, value in zip(names, values, strict=False)}
+
+
+@dg.multi_asset(
+    name="grid_selection",
+    specs=[
+        table_spec(
+            GRID_SELECTION,
+            deps=[
+                dg.AssetDep(["learners", "grid_selection"], partition_mapping=PREVIOUS_HOUR),
+                dg.AssetDep(["learners", "grid_predictions"], partition_mapping=HORIZON),
+                dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
+            ],
+            kinds={"numpy"},
+        ),
+        table_spec(
+            ONLINE_PREDICTIONS,
+            deps=[
+                dg.AssetDep(["learners", "grid_selection"], partition_mapping=PREVIOUS_HOUR),
+                dg.AssetDep(["learners", "grid_predictions"], partition_mapping=SAME_HOUR),
+            ],
+            kinds={"duckdb", "sql"},
+        ),
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def grid_selection(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Judge the grid on the labels that matured in each hour; the best serves from the next on."""
+    start_us, end_us = hours(context)
+    judged: dict[int, dict[str, float | int | str]] = {}
+    for hour in select_hours(deployment.warehouse, deployment.paths, start_us, end_us):
+        figures = judged.setdefault(hour.hour_us, {"dagster/row_count": 0})
+        figures["dagster/row_count"] = int(figures["dagster/row_count"]) + len(hour.judged)
+        figures[label("configuration", hour.goal)] = hour.chosen
+        figures[label("what it is", hour.goal)] = hour.names[hour.chosen]
+        for name, one in zip(hour.names, hour.judged, strict=True):
+            figures[label(f"excess log loss, {name}", hour.goal)] = one.excess
+        if hour.chosen != hour.serving:
+            context.log.info(
+                f"{hour.goal} after {timestamp(hour.hour_us)}: {hour.names[hour.chosen]} serves "
+                f"instead of {hour.names[hour.serving]}"
+            )
+    predicted = dict(rows_by_hour(deployment.warehouse, ONLINE_PREDICTIONS, start_us, end_us))
+    for hour_us, figures in judged.items():
+        describe_hour(context, ["learners", "grid_selection"], hour_us, figures)
+        rows = {"dagster/row_count": predicted.get(hour_us, 0)}
+        describe_hour(context, ["learners", "online_predictions"], hour_us, rows)
+    yield dg.MaterializeResult(asset_key=["learners", "grid_selection"])
     yield dg.MaterializeResult(asset_key=["learners", "online_predictions"])
+
+
+@dg.multi_asset(
+    name="recovery",
+    specs=[
+        table_spec(
+            RECOVERIES,
+            deps=[
+                dg.AssetDep(["learners", "quarantined_hours"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["learners", "hour_guards"], partition_mapping=SAME_HOUR),
+            ],
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def recovery(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Say of each roll-back whose hours were run again what came of it, and how long it took."""
+    start_us, end_us = hours(context)
+    for one in finish(deployment.warehouse, deployment.paths, _recovery_seconds(context)):
+        goal = one.rolled_back.goal
+        context.log.info(f"recovery of {goal}: {one.outcome}")
+        figures = {
+            "dagster/row_count": 1,
+            label("hours run again", goal): one.rolled_back.hours,
+            label("examples left out", goal): one.left_out_examples,
+            label("succeeded", goal): int(one.succeeded),
+            label("outcome", goal): one.outcome,
+        }
+        if one.seconds is not None:
+            figures[label("seconds", goal)] = one.seconds
+        if start_us <= one.rolled_back.hour_us < end_us:
+            describe_hour(context, ["learners", "recoveries"], one.rolled_back.hour_us, figures)
+    return dg.MaterializeResult()
+
+
+def _recovery_seconds(context: dg.AssetExecutionContext) -> float | None:
+    """Return the time from the quarantine to the last online model, as Dagster measured it.
+
+    None if this run decided nothing: then it ended what another one began.
+    """
+    asked: Any = context.run.run_config
+    if not asked.get("ops", {}).get("quarantine", {}).get("config", {}).get("hours"):
+        return None
+    steps = {
+        step.step_key: step
+        for step in context.instance.get_run_step_stats(
+            context.run_id, ["quarantine", "online_learner"]
+        )
+    }
+    began, ended = steps["quarantine"].start_time, steps["online_learner"].end_time
+    return None if began is None or ended is None else ended - began
 
 
 class Retrain(dg.Config):
@@ -227,7 +407,7 @@ def predictions(deployment: DeploymentResource) -> dg.MaterializeResult:
     deps=[
         ["learners", "predictions"],
         ["examples", "labelled_impressions"],
-        ["examples", "training_examples"],
+        ["examples", "label_states"],
     ],
     automation_condition=refresh_after_upstream(),
     description=(
@@ -250,4 +430,54 @@ def ensemble(
             for name, value in fitted.figures.items()
         }
         metadata[label("checkpoint", fitted.goal)] = short(fitted.digest)
+        version = fitted.ensemble.calibration.version
+        digests[f"calibration of {fitted.goal}"] = version
+        metadata[label("calibration version", fitted.goal)] = short(version)
     return dg.MaterializeResult(metadata=metadata | {"whole digests": whole(digests)})
+
+
+@dg.asset(
+    key=["learners", "kept_checkpoints"],
+    group_name="learners",
+    kinds={"file"},
+    backfill_policy=SINGLE_RUN,
+    deps=[["learners", "online_model"], ["serving", "bundle"], ["serving", "current"]],
+    description=(
+        "The hours whose online model is still there: every one of the last days, one of each day "
+        "before them, and what a bundle needs. The others are removed, and bundles that never "
+        "served with them."
+    ),
+)
+def kept_checkpoints(
+    context: dg.AssetExecutionContext, deployment: DeploymentResource
+) -> dg.MaterializeResult:
+    """Remove what settings.checkpoints does not keep."""
+    paths = deployment.paths
+    bundles = sweep_bundles(paths)
+    pruned = prune(paths, checkpoints_in_use(paths), _began_at(context))
+    context.log.info(
+        f"{pruned.removed_hours} hourly models and {bundles.removed} bundles removed, "
+        f"{(pruned.swept.removed_bytes + bundles.removed_bytes) / 1e6:,.0f} MB"
+    )
+    return dg.MaterializeResult(
+        metadata={
+            "checkpoints kept": pruned.swept.kept,
+            "bytes kept": pruned.swept.kept_bytes,
+            "checkpoints removed": pruned.swept.removed,
+            "bytes removed": pruned.swept.removed_bytes,
+            "bundles kept": bundles.kept,
+            "bytes of bundles": bundles.kept_bytes,
+            "hours kept": table(
+                ("goal", "hours"),
+                [(goal, ", ".join(map(hour_key, us))) for goal, us in pruned.kept_us.items()],
+            ),
+        }
+    )
+
+
+def _began_at(context: dg.AssetExecutionContext) -> list[int]:
+    """Return the hour that this run continued from: if it fails, it is run again from there."""
+    for tag in ("dagster/asset_partition_range_start", "dagster/partition"):
+        if tag in context.run.tags:
+            return [hour_start(context.run.tags[tag]) - HOUR_US]
+    return []

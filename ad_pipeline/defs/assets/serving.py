@@ -4,14 +4,17 @@ from functools import partial
 
 import dagster as dg
 
-from ad_pipeline.clocks import timestamp
+from ad_pipeline.clocks import HOUR_US, timestamp
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.partitions import SINGLE_RUN
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, whole
 from ad_pipeline.features.as_served import newest_requests, read_impressions
+from ad_pipeline.features.dictionary import tokens_of_slots
 from ad_pipeline.learners.ensembles import held_out_forecasts
+from ad_pipeline.learners.grid_hours import chosen_configurations
 from ad_pipeline.monitoring.replay import replay_passed
+from ad_pipeline.serving.bundle import Bundle
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate
 from ad_pipeline.serving.promotion import history
 
@@ -23,6 +26,7 @@ from ad_pipeline.serving.promotion import history
     backfill_policy=SINGLE_RUN,
     deps=[
         ["learners", "online_model"],
+        ["learners", "grid_selection"],
         ["learners", "batch_model"],
         ["learners", "ensemble"],
         ["features", "rates"],
@@ -39,7 +43,16 @@ def bundle(
     context: dg.AssetExecutionContext, deployment: DeploymentResource
 ) -> dg.MaterializeResult:
     """Assemble the newest state of every goal into a bundle."""
-    built = build_candidate(deployment.paths, *newest_requests(deployment.warehouse))
+    hour_us, requests = newest_requests(deployment.warehouse)
+    built = build_candidate(
+        deployment.paths,
+        hour_us,
+        requests,
+        read_tokens=partial(tokens_of_slots, deployment.warehouse, hour_us + HOUR_US),
+        configurations=chosen_configurations(
+            deployment.warehouse, deployment.paths, hour_us + HOUR_US
+        ),
+    )
     size = sum(path.stat().st_size for path in built.path.iterdir())
     context.log.info(f"bundle {short(built.digest)} with {', '.join(g.goal for g in built.goals)}")
     return dg.MaterializeResult(
@@ -47,7 +60,15 @@ def bundle(
             "bundle": short(built.digest),
             "whole digest and folder": whole({"bundle": built.digest, "folder": str(built.path)}),
             "bytes": size,
+            **{
+                label("calibration version", models.goal): short(
+                    models.ensemble.calibration.version
+                )
+                for models in built.goals
+                if models.ensemble is not None
+            },
             "labels known up to": timestamp(built.label_watermark_us),
+            **_weights_shown(built),
             **{
                 label(f"{name} hours", goal): (
                     f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
@@ -57,6 +78,26 @@ def bundle(
             },
         }
     )
+
+
+def _weights_shown(built: Bundle) -> dict[str, int | float | str]:
+    """Return what the export of the weights saved, and how often slots are shared, by goal."""
+    shown: dict[str, int | float | str] = {}
+    audit = built.manifest["audit"]
+    for models in built.goals:
+        goal, weights = models.goal, models.online
+        shown[label("exported slots", goal)] = weights.coordinates
+        shown[label("bytes of weights", goal)] = weights.nbytes
+        shown[label("bytes if dense", goal)] = weights.size.dense_bytes
+        shown[label("bytes if without zeros", goal)] = weights.size.exact_bytes
+        shown[label("bytes if q2.13", goal)] = weights.size.fixed_point_bytes
+        if audit is not None:
+            collided = audit["collisions"][goal]
+            shown[label("exported slots in collision", goal)] = collided
+            shown[label("share in collision", goal)] = rounded(
+                collided / max(weights.coordinates, 1)
+            )
+    return shown
 
 
 @dg.asset(

@@ -9,6 +9,7 @@ from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.learners.ensembles import open_ensemble
 from ad_pipeline.learners.online_hours import open_expert, pointer
+from ad_pipeline.learners.recovery import suspects
 from ad_pipeline.warehouse import one_row, select
 
 MODEL = ["learners", "online_model"]
@@ -24,6 +25,15 @@ ENSEMBLE = ["learners", "ensemble"]
             asset=MODEL,
             blocking=True,
             description="Every byte has its SHA-256, and canary rows score as when it was written.",
+        ),
+        dg.AssetCheckSpec(
+            "labels_are_as_expected",
+            asset=MODEL,
+            blocking=True,
+            description=(
+                "No hour's labels surprised the model that met them, but for hours that were left "
+                "out or accepted since."
+            ),
         ),
         dg.AssetCheckSpec(
             "every_impression_is_scored_once",
@@ -54,6 +64,14 @@ def learners_checks(deployment: DeploymentResource):
         not faults,
         "; ".join(faults)
         or f"the checkpoints of {', '.join(goals)} after {hour_key(hour_us)} are intact",
+    )
+    suspect = suspects(deployment.warehouse, paths)
+    yield found(
+        "labels_are_as_expected",
+        MODEL,
+        not suspect.hours_us,
+        suspect.described() or "every hour was judged and none is suspect",
+        suspects=len(suspect.hours_us),
     )
     yield found(
         "every_impression_is_scored_once",

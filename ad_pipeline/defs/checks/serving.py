@@ -10,6 +10,7 @@ from ad_pipeline.serving.bundle import CorruptBundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import history
+from ad_pipeline.serving.proof import prove_bundle
 
 BUNDLE = ["serving", "bundle"]
 SERVED = ["serving", "current"]
@@ -23,15 +24,39 @@ SERVED = ["serving", "current"]
             asset=BUNDLE,
             blocking=True,
             description="Every file has its SHA-256, and canary requests score as when written.",
-        )
+        ),
+        dg.AssetCheckSpec(
+            "export_equals_its_models",
+            asset=BUNDLE,
+            blocking=True,
+            description=(
+                "Every slot, node, leaf, knot and weight is that of the checkpoints it names, and "
+                "rows on both sides of every border score alike; q2.13 weights as rounded again."
+            ),
+        ),
     ],
 )
 def bundle_checks(deployment: DeploymentResource):
-    """Open the candidate as a scorer would."""
+    """Open the candidate as a scorer would, and its models beside it."""
     paths = deployment.paths
-    fault = _fault(paths.bundles, resolve(paths.bundles, CANDIDATE))
+    digest = resolve(paths.bundles, CANDIDATE)
+    fault = _fault(paths.bundles, digest)
     yield found(
         "candidate_is_intact", BUNDLE, not fault, fault or "every file is as it was written"
+    )
+    if fault:
+        yield found("export_equals_its_models", BUNDLE, False, "not compared: it is not intact")
+        return
+    proofs = prove_bundle(paths, open_bundle(paths.bundles, digest))
+    faults = [each for proof in proofs for each in proof.faults]
+    yield found(
+        "export_equals_its_models",
+        BUNDLE,
+        not faults,
+        "; ".join(faults) or "the arrays are the models of the checkpoints",
+        slots=sum(proof.slots for proof in proofs),
+        trees=sum(proof.trees for proof in proofs),
+        border_rows=sum(proof.tree_rows + proof.calibrated_rows for proof in proofs),
     )
 
 

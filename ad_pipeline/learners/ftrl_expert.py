@@ -1,0 +1,466 @@
+"""FTRL-Proximal with its state: many configurations, a clock that forgets, arrays to save.
+
+The arithmetic is in :mod:`.ftrl_kernel`; this module owns the arrays it works on, checks what is
+handed to it, and moves the clock. It hashes nothing and knows no hours, tables or River.
+
+**The clock.** With a half-life H, what was learnt t ago counts 2^(-t / H). Instead of shrinking the
+state, the scale c = 2^(t / H) of what is learnt now grows (see the kernel). Once c reaches 2^16, a
+power of two is taken out of it and of the state: exact in floating point, so neither the moment nor
+the number of such rescalings shows in any weight.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numba import njit
+
+from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.learners import ftrl_kernel as kernel
+from ad_pipeline.learners.slot_memory import aligned_zeros
+from ad_pipeline.settings import Configuration
+
+Arrays = dict[str, np.ndarray]
+Manifest = dict[str, Any]
+
+LOSSES = {
+    "logistic": kernel.LOGISTIC,
+    "probit": kernel.PROBIT,
+    "cloglog": kernel.CLOGLOG,
+    "squared": kernel.SQUARED,
+    "poisson": kernel.POISSON,
+}
+_EVENTS = ("logistic", "probit", "cloglog")
+"""Losses of labels 0 and 1 only."""
+
+RESCALE_DOUBLINGS = 16
+"""Doublings of the scale before they are taken out: far from the ends of float32."""
+
+
+@dataclass(frozen=True)
+class LinearWeights:
+    """A linear expert as the scorer needs it.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (2**bits,), float32 or float64
+    intercept : float
+    loss : str
+        What it was trained for, with its link: the score is a log odds only under ``logistic``.
+    """
+
+    weights: np.ndarray
+    intercept: float
+    loss: str = "logistic"
+
+    def logits(self, slots: np.ndarray) -> np.ndarray:
+        """Return the log odds of rows of slots, uint32 (n, F) below 2**bits; float64 (n,)."""
+        out = np.empty(len(slots))
+        kernel.linear_logits(self.weights, slots, out, self.intercept)
+        if self.loss != "logistic":
+            kernel.to_log_odds(LOSSES[self.loss], out)
+        return out
+
+
+class _Table:
+    """The state of the configurations that share a number of slots."""
+
+    def __init__(self, bits: int, places: Sequence[int], remembers: bool, dtype: str) -> None:
+        self.bits = bits
+        self.places = list(places)
+        count = len(places)
+        self.lanes = (0.0,) * count
+        self.state = aligned_zeros((1 << bits, 2, count), dtype)
+        self.momenta = np.zeros((1 << bits if remembers else 0, count), dtype=dtype)
+        self.parameters: np.ndarray | None = None
+
+
+class FTRLExpert:
+    """FTRL-Proximal over hashed slots (McMahan et al., KDD 2013, Algorithm 1).
+
+    Parameters
+    ----------
+    bits : int
+        2^bits slots. A configuration with fewer has the highest bits of the same slots.
+    configurations : sequence of Configuration
+        Learnt side by side from the same rows; each as if it were alone, to the bit.
+    dtype : str
+        Of the state: ``"float64"``, or ``"float32"`` for half the memory, rounded without bias.
+
+    Raises
+    ------
+    ValueError
+        If a configuration cannot be learnt with so many slots.
+    """
+
+    kind = "ftrl"
+
+    def __init__(
+        self,
+        bits: int = 20,
+        configurations: Sequence[Configuration] = (Configuration(),),
+        dtype: str = "float64",
+    ) -> None:
+        if not 1 <= bits <= 30:
+            raise ValueError(f"bits is {bits}; write a whole number from 1 to 30")
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype is {dtype!r}; write 'float32' or 'float64'")
+        if not configurations:
+            raise ValueError("there is no configuration to learn")
+        self.bits = bits
+        self.configurations = tuple(configurations)
+        self.dtype = dtype
+        self.rows = 0
+        count = len(self.configurations)
+        self._elapsed_us = [0] * count
+        self._doublings = [0] * count
+        self._taken_out = [0] * count
+        self._frozen = [False] * count
+        widths = [bits if each.bits is None else each.bits for each in self.configurations]
+        if max(widths) > bits:
+            raise ValueError(f"a configuration has {max(widths)} bits; there are only {bits}")
+        self._tables: list[_Table] = []
+        for width in sorted(set(widths), reverse=True):
+            places = [place for place in range(count) if widths[place] == width]
+            remembers = any(self.configurations[place].schedule == "adam" for place in places)
+            self._tables.append(_Table(width, places, remembers, dtype))
+
+    @property
+    def width(self) -> int:
+        """Configurations, K."""
+        return len(self.configurations)
+
+    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Learn rows in order; see :meth:`predict_then_learn`."""
+        return self.predict_then_learn(slots, labels, weights)
+
+    def predict_then_learn(
+        self,
+        slots: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray | None = None,
+        values: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Learn rows in order and return each one's log odds from before its own update.
+
+        Parameters
+        ----------
+        slots : ndarray of shape (n, F), uint32
+        labels : ndarray of shape (n,), 0 or 1
+            Any number under the squared loss, any of at least 0 under Poisson.
+        weights : ndarray of shape (n,) or (n, K), optional
+            Factor on the gradient, for all configurations or for each. All 1 if left out; a row of
+            weight 0 is predicted only.
+        values : ndarray of shape (n, F), optional
+            All 1 if left out.
+
+        Returns
+        -------
+        ndarray of shape (n, K), float64
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree, a slot is out of range, a label is not one of the loss, or a weight
+            or a value is not finite (one NaN would spread to every slot it meets).
+        """
+        slots = kernel.checked_slots(slots, 1 << self.bits)
+        rows = len(slots)
+        targets = self._checked_labels(labels, rows)
+        factors = self._checked_weights(weights, rows)
+        given = _checked_values(values, slots)
+        out = np.empty((rows, len(self.configurations)))
+        for table in self._tables:
+            whole = len(table.places) == len(self.configurations)
+            found = out if whole else np.empty((rows, len(table.places)))
+            kernel.learn(
+                table.state,
+                table.momenta,
+                self._slots_of(table, slots),
+                given,
+                targets,
+                factors if whole or factors.shape[1] == 1 else factors[:, table.places].copy(),
+                self._parameters(table),
+                self.rows,
+                table.lanes,
+                found,
+            )
+            if not whole:
+                out[:, table.places] = found
+        self.rows += rows
+        return out
+
+    def logits(self, slots: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+        """Return log odds, float64 (n, K), changing nothing; see :meth:`predict_then_learn`."""
+        return self._predicted(slots, values, uncertain=False)[0]
+
+    def row_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return state, momenta and parameters for the kernel's functions of one row.
+
+        For a caller who takes rows one at a time under the only configuration, makes their slots
+        himself, checks their labels and weights, and counts them in :attr:`rows`.
+        """
+        (table,) = self._tables
+        parameters = table.parameters
+        return (
+            table.state,
+            table.momenta,
+            self._parameters(table) if parameters is None else parameters,
+        )
+
+    def uncertainty(self, slots: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+        """Return how far one more observation could move each score, float64 (n, K).
+
+        ``u(x) = sum_i |x_i| / ((beta + √n_i) / alpha + l2)``: large where slots are young.
+
+        References
+        ----------
+        McMahan et al., KDD 2013, section 7.
+        """
+        return self._predicted(slots, values, uncertain=True)[1]
+
+    def _predicted(
+        self, slots: np.ndarray, values: np.ndarray | None, *, uncertain: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        slots = kernel.checked_slots(slots, 1 << self.bits)
+        given = _checked_values(values, slots)
+        rows, count = len(slots), len(self.configurations)
+        logits, widths = np.empty((rows, count)), np.empty((rows if uncertain else 0, count))
+        for table in self._tables:
+            whole = len(table.places) == count
+            found = logits if whole else np.empty((rows, len(table.places)))
+            doubt = widths if whole else np.empty((len(widths), len(table.places)))
+            kernel.predict(
+                table.state,
+                self._slots_of(table, slots),
+                given,
+                self._parameters(table),
+                table.lanes,
+                found,
+                doubt,
+            )
+            if not whole:
+                logits[:, table.places] = found
+                widths[:, table.places] = doubt
+        return logits, widths
+
+    def advance(self, elapsed_us: int | Sequence[int]) -> None:
+        """Let time pass: what was learnt so far counts for less, by each half-life.
+
+        Parameters
+        ----------
+        elapsed_us : int, or a sequence of K
+            Microseconds of log time since the last call; for all configurations, or for each.
+        """
+        each = [elapsed_us] * len(self._elapsed_us) if isinstance(elapsed_us, int) else elapsed_us
+        if len(each) != len(self._elapsed_us) or min(each) < 0:
+            raise ValueError(f"time passes forwards, for all or for each: {elapsed_us}")
+        for place, microseconds in enumerate(each):
+            if self.configurations[place].half_life_hours is not None:
+                self._elapsed_us[place] += microseconds
+        self._take_out_doublings()
+
+    def raise_rate(self, configuration: int, doublings: int) -> None:
+        """Let what was learnt so far count 2^-doublings, so that new rows move weights more."""
+        if doublings < 0:
+            raise ValueError(f"{doublings} doublings; a rate falls by itself")
+        self._doublings[configuration] += doublings
+        self._take_out_doublings()
+
+    def freeze(self, configuration: int, frozen: bool) -> None:
+        """Predict without learning under one configuration, until it is thawed."""
+        self._frozen[configuration] = frozen
+        self._forget_parameters()
+
+    def rate(self, configuration: int) -> float:
+        """Return by how many doublings the clock has raised the rate, as a float."""
+        whole, part = self._growth(configuration)
+        return whole + self._taken_out[configuration] + part
+
+    def linear_weights(self, configuration: int = 0) -> LinearWeights:
+        """Return the dense weights of a configuration, exactly 0 where ``|z| <= l1``.
+
+        One with fewer bits is spread over all the slots that share one of its own.
+        """
+        table, place = self._table_of(configuration)
+        narrow = kernel.weights(table.state, self._parameters(table), place)
+        return LinearWeights(
+            np.repeat(narrow, 1 << (self.bits - table.bits)),
+            0.0,
+            self.configurations[configuration].loss,
+        )
+
+    def accumulated(self, configuration: int, slots: np.ndarray) -> np.ndarray:
+        """Return n of some slots, the squared gradients they have met, float64; 0 if not admitted.
+
+        Parameters
+        ----------
+        configuration : int
+        slots : ndarray of shape (m,), uint32
+        """
+        table, place = self._table_of(configuration)
+        root = table.state[slots >> np.uint32(self.bits - table.bits), 1, place].astype(np.float64)
+        scale = self._parameters(table)[place, kernel.SCALE]
+        return np.square(np.maximum(root, 0.0) / scale)
+
+    def state(self) -> tuple[Arrays, Manifest]:
+        """Return the touched slots with their state, and everything else as JSON.
+
+        An untouched slot is all zeros and is not stored: a checkpoint is as large as what was
+        learnt, not as the table.
+        """
+        arrays: Arrays = {}
+        for table in self._tables:
+            touched = _touched(table.state)
+            name = _suffix(table.bits, self.bits)
+            arrays[f"slots{name}"] = touched
+            arrays[f"z_sqrt_n{name}"] = table.state[touched]
+            if len(table.momenta):
+                arrays[f"momenta{name}"] = table.momenta[touched]
+        manifest = {
+            "expert": self.kind,
+            "bits": self.bits,
+            "dtype": self.dtype,
+            "rows": self.rows,
+            "configurations": [each.model_dump(mode="json") for each in self.configurations],
+            "elapsed_us": list(self._elapsed_us),
+            "doublings": list(self._doublings),
+            "taken_out": list(self._taken_out),
+            "frozen": list(self._frozen),
+        }
+        return arrays, manifest
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Self:
+        """Return the expert of a :meth:`state`."""
+        configurations = [Configuration(**each) for each in manifest["configurations"]]
+        expert = cls(manifest["bits"], configurations, manifest["dtype"])
+        expert.rows = manifest["rows"]
+        expert._elapsed_us = list(manifest["elapsed_us"])
+        expert._doublings = list(manifest["doublings"])
+        expert._taken_out = list(manifest["taken_out"])
+        expert._frozen = list(manifest["frozen"])
+        for table in expert._tables:
+            name = _suffix(table.bits, expert.bits)
+            touched = arrays[f"slots{name}"]
+            table.state[touched] = arrays[f"z_sqrt_n{name}"]
+            if len(table.momenta):
+                table.momenta[touched] = arrays[f"momenta{name}"]
+        return expert
+
+    def _table_of(self, configuration: int) -> tuple[_Table, int]:
+        for table in self._tables:
+            if configuration in table.places:
+                return table, table.places.index(configuration)
+        raise IndexError(f"no configuration {configuration}; there are {len(self.configurations)}")
+
+    def _slots_of(self, table: _Table, slots: np.ndarray) -> np.ndarray:
+        # A slot is the highest bits of a hash, so fewer bits are the highest of those.
+        return slots if table.bits == self.bits else slots >> np.uint32(self.bits - table.bits)
+
+    def _growth(self, configuration: int) -> tuple[int, float]:
+        """Return the doublings in the scale, whole ones and a part of one."""
+        whole, part = self._doublings[configuration] - self._taken_out[configuration], 0.0
+        hours = self.configurations[configuration].half_life_hours
+        if hours is not None:
+            half_life_us = max(round(hours * HOUR_US), 1)
+            passed, rest = divmod(self._elapsed_us[configuration], half_life_us)
+            whole, part = whole + passed, rest / half_life_us
+        return whole, part
+
+    def _take_out_doublings(self) -> None:
+        self._forget_parameters()
+        for table in self._tables:
+            for column, place in enumerate(table.places):
+                spare = self._growth(place)[0] // RESCALE_DOUBLINGS * RESCALE_DOUBLINGS
+                if spare > 0:
+                    factor = math.ldexp(1.0, -spare)
+                    kernel.rescale(table.state, table.momenta, column, factor)
+                    self._taken_out[place] += spare
+
+    def _parameters(self, table: _Table) -> np.ndarray:
+        """Return the kernel's parameters of a table's configurations, scaled by their clocks.
+
+        They are made once and kept until a clock moves or a configuration is frozen.
+        """
+        if table.parameters is not None:
+            return table.parameters
+        found = np.zeros((len(table.places), kernel.N_PARAMETERS))
+        for row, place in zip(found, table.places, strict=True):
+            each = self.configurations[place]
+            whole, part = self._growth(place)
+            scale = math.ldexp(2.0**part, whole)
+            row[kernel.ALPHA] = each.alpha
+            row[kernel.BETA] = scale * (each.beta + each.alpha * each.l2)
+            row[kernel.L1] = scale * each.l1
+            row[kernel.SCALE] = scale
+            row[kernel.FORGETTING] = 0.0 if each.schedule == "adagrad" else each.forgetting
+            row[kernel.MOMENTUM] = each.momentum if each.schedule == "adam" else 0.0
+            row[kernel.ADMISSION_COUNT] = each.admission_count if each.admission == "count" else 1
+            row[kernel.ADMISSION_SHARE] = (
+                each.admission_probability if each.admission == "poisson" else 1.0
+            )
+            row[kernel.LOSS] = LOSSES[each.loss]
+            row[kernel.LEARNING] = 0.0 if self._frozen[place] else 1.0
+        table.parameters = found
+        return found
+
+    def _forget_parameters(self) -> None:
+        for table in self._tables:
+            table.parameters = None
+
+    def _checked_labels(self, labels: np.ndarray, rows: int) -> np.ndarray:
+        targets = np.ascontiguousarray(labels, dtype=np.float64)
+        if targets.shape != (rows,):
+            raise ValueError(f"labels must be {rows} numbers, shape ({rows},)")
+        losses = {each.loss for each in self.configurations}
+        if losses & set(_EVENTS) and not ((targets == 0.0) | (targets == 1.0)).all():
+            raise ValueError(f"labels must be {rows} zeros and ones, shape ({rows},)")
+        if not np.isfinite(targets).all() or ("poisson" in losses and (targets < 0).any()):
+            raise ValueError("labels must be finite, and counts at least 0")
+        return targets
+
+    def _checked_weights(self, weights: np.ndarray | None, rows: int) -> np.ndarray:
+        if weights is None:
+            return np.ones((rows, 1))
+        factors = np.ascontiguousarray(weights, np.float64)
+        factors = factors[:, np.newaxis] if factors.ndim == 1 else factors
+        if factors.shape not in ((rows, 1), (rows, len(self.configurations))):
+            raise ValueError(
+                f"weights must be {rows} numbers, or {len(self.configurations)} for each row"
+            )
+        if not np.isfinite(factors).all() or (factors < 0).any():
+            raise ValueError(f"weights must be {rows} finite numbers of at least 0")
+        return factors
+
+
+def _suffix(bits: int, most: int) -> str:
+    return "" if bits == most else f"_{bits}_bits"
+
+
+def _checked_values(values: np.ndarray | None, slots: np.ndarray) -> np.ndarray:
+    if values is None or not len(slots):
+        return kernel.NO_VALUES
+    checked = np.ascontiguousarray(values, dtype=np.float64)
+    if checked.shape != slots.shape or not np.isfinite(checked).all():
+        raise ValueError(
+            f"values must be finite numbers of shape {slots.shape}, not {checked.shape}; write a "
+            "missing value as 0"
+        )
+    return checked
+
+
+@njit(cache=True, nogil=True)
+def _touched(state: np.ndarray) -> np.ndarray:
+    """Return the slots whose state is not all zeros, ascending, uint32."""
+    found = np.empty(state.shape[0], dtype=np.uint32)
+    count = 0
+    for slot in range(state.shape[0]):
+        for k in range(state.shape[2]):
+            if state[slot, 0, k] != 0 or state[slot, 1, k] != 0:
+                found[count] = slot
+                count += 1
+                break
+    return found[:count].copy()

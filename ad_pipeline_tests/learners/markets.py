@@ -1,0 +1,61 @@
+"""Small simulated markets up to where the online learner begins: labels joined, rates published."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ad_pipeline.datasets import Deployment
+from ad_pipeline.events.ingest import ingest_hours
+from ad_pipeline.events.ledger import register_files
+from ad_pipeline.examples.label_join import join_labels
+from ad_pipeline.features.encoding import FeatureContract
+from ad_pipeline.features.rates import advance_hours
+from ad_pipeline.learners.online_checkpoints import KIND
+from ad_pipeline.simulation.spec import MarketplaceSpec
+from ad_pipeline.warehouse import Warehouse
+from ad_pipeline_tests.defs.left_behind import LeftBehind, left_behind
+from ad_pipeline_tests.defs.markets import TINY, Market, make_market, write_days
+
+LEARNT = ("table learners.", f"checkpoints/pointers/{KIND}", "checkpoints/objects/")
+
+
+def ready_market(
+    folder: Path,
+    seed: int = TINY.seed,
+    days: int = TINY.days,
+    settings: Mapping[str, Any] | None = None,
+    spec: MarketplaceSpec = TINY,
+) -> Market:
+    """Return a market whose hours are ready to be learnt.
+
+    Parameters
+    ----------
+    folder : Path
+    seed, days : int
+        Of the market.
+    settings : mapping, optional
+        Laid over those of a small market.
+    spec : MarketplaceSpec
+    """
+    market = make_market(folder, replace(spec, seed=seed, days=days), settings)
+    write_days(market, range(days))
+    deployment = market.deployment
+    dataset, warehouse = deployment.dataset, Warehouse(deployment.warehouse)
+    span = (market.start_us, market.end_us)
+    register_files(warehouse, deployment)
+    ingest_hours(warehouse, deployment, *span)
+    join_labels(warehouse, dataset, *span)
+    contract = FeatureContract.from_dataset(dataset)
+    for _ in advance_hours(warehouse, deployment.snapshots, contract, dataset, *span):
+        pass
+    return market
+
+
+def learnt(deployment: Deployment) -> LeftBehind:
+    """Return what the online learner left: its tables, and every checkpoint that is pointed at."""
+    return {
+        name: digest
+        for name, digest in left_behind(deployment).items()
+        if name.startswith(LEARNT)
+    }
