@@ -1295,7 +1295,11 @@ def _check_calibration_slice(entries: Mapping[str, _Place], dataset: Dataset) ->
     if name is None or name in texts:
         return
     near = difflib.get_close_matches(name, texts, n=1)
-    raise entries["settings"].at(("ensemble", "calibration_slice")).error(
-        f"{name!r} is neither a categorical feature nor an entity",
-        f"write {near[0]!r}" if near else "list it under features.categorical first",
+    raise (
+        entries["settings"]
+        .at(("ensemble", "calibration_slice"))
+        .error(
+            f"{name!r} is neither a categorical feature nor an entity",
+            f"write {near[0]!r}" if near else "list it under features.categorical first",
+        )
     )

@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
 MISSING = b"\xff"
 """What a null hashes as. The byte 0xFF is in no UTF-8 text, so no value is taken for a null."""
@@ -240,7 +241,8 @@ def _read_segments(
         first = segment.offset + start - segment.start
         last = first + end - start
         to = out[start - low : end - low, place]
-        nothing = missing[segment.column]
+        nothing: Any = missing[segment.column]
+        seed: Any = seeds[segment.column]
         bitmap_bytes = 0 if segment.validity == 0 else (last + 7) >> 3
         validity = carray(pointer(segment.validity), bitmap_bytes, np.uint8)
         if segment.kind == _DICTIONARY:
@@ -258,7 +260,6 @@ def _read_segments(
                 codes = carray(pointer(segment.places), last, np.uint64)
                 _take_hashes(of_values, codes, validity, first, nothing, shift, to)
         elif segment.kind == _TEXTS:
-            seed = seeds[segment.column]
             data = carray(pointer(segment.data), segment.size, np.uint8)
             if segment.width == 4:
                 offsets = carray(pointer(segment.places), last + 1, np.int32)
@@ -507,7 +508,8 @@ class TextColumns:
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             _, offsets, data = chunk.buffers()
             width = 4 if pa.types.is_string(kind) else 8
-            return _TEXTS, width, offsets.address, *((data.address, data.size) if data else (0, 0))
+            address, size = (data.address, data.size) if data else (0, 0)
+            return _TEXTS, width, offsets.address, address, size
         if pa.types.is_dictionary(kind):
             dictionary = TextColumns([chunk.dictionary], [int(self._seeds[column])])
             of_values = dictionary.hashes(0, len(chunk.dictionary))
@@ -847,7 +849,8 @@ class NamedValues:
             None if a name is no text, a text has no UTF-8, or a value is neither a text nor a
             finite number of Python's or NumPy's common types: whoever asked must look for himself.
         """
-        found = read_named_values(id(row), *self.arrays_for(row), 64 - bits)
+        known, room, slots, values = self.arrays_for(row)
+        found = read_named_values(id(row), known, room, slots, values, 64 - bits)
         return None if found < 0 else self._rows[found]
 
 

@@ -11,11 +11,12 @@ and keep the second short. What the tables mean belongs to the rooms; their SELE
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -319,6 +320,54 @@ def rows_of(
     # What an earlier execute() left unread would make sql() refuse.
     connection.complete()
     return connection.sql(query, params=bound(query, parameters or {})).to_arrow_table()
+
+
+_ARROW_TYPES = {
+    "BIGINT": pa.int64(),
+    "INTEGER": pa.int32(),
+    "SMALLINT": pa.int16(),
+    "TINYINT": pa.int8(),
+    "DOUBLE": pa.float64(),
+    "VARCHAR": pa.string(),
+    "BOOLEAN": pa.bool_(),
+    "DOUBLE[]": pa.list_(pa.float64()),
+}
+
+
+def arrow_rows(table: Table, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return records as an Arrow table with a table's columns and types, NaN as null.
+
+    Parameters
+    ----------
+    table : Table
+    rows : iterable of mapping
+        Column name to value.
+
+    Returns
+    -------
+    pyarrow.Table
+        May be empty; the columns are there all the same.
+
+    Raises
+    ------
+    ValueError
+        If a record has a column that the table does not declare, or lacks one.
+    """
+    records = list(rows)
+    for record in records:
+        if set(record) != set(table.column_names):
+            raise ValueError(
+                f"{table.name} has columns {table.column_names}, a row has {tuple(record)}"
+            )
+    schema = pa.schema([(column.name, _ARROW_TYPES[column.type]) for column in table.columns])
+    return pa.Table.from_pylist(
+        [{name: _null_if_nan(value) for name, value in record.items()} for record in records],
+        schema=schema,
+    )
+
+
+def _null_if_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def one_row(

@@ -6,6 +6,8 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -144,7 +146,7 @@ NAMED = st.dictionaries(
 )  # fmt: skip
 
 
-def read_by_columns(row: dict[str, object], bits: int) -> tuple[list[int], list[float]]:
+def read_by_columns(row: Mapping[str, Any], bits: int) -> tuple[list[int], list[float]]:
     """Return slots and values of a row by the functions that hash columns."""
     slots: list[int] = []
     values: list[float] = []
@@ -152,9 +154,9 @@ def read_by_columns(row: dict[str, object], bits: int) -> tuple[list[int], list[
         value, seed = row[name], hashing.seed_of(name)
         if value is None or value != value:
             continue
-        taken = hashing.hash_values([value], seed) if isinstance(value, str) else np.uint64(seed)
-        slots += [int(np.ravel(hashing.slot_of(taken, bits))[0])]
-        values += [1.0 if isinstance(value, str) else float(value)]  # pyright: ignore[reportArgumentType]
+        taken = [seed] if not isinstance(value, str) else hashing.hash_values([value], seed)
+        slots += hashing.slot_of(np.array(taken, np.uint64), bits).tolist()
+        values += [1.0 if isinstance(value, str) else float(value)]
     return slots, values
 
 

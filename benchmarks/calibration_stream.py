@@ -1,9 +1,10 @@
 """A made stream of scored rows with enough positives to look at deciles of slices.
 
-Two experts see the same truth through different noise and misreport it: both are too flat below the
-mean and too steep above it, and neither knows that publishers differ. Nothing drifts, so that what is
-left after calibration is the calibration's own error. The product's ensemble is fitted to it, with
-and without maps of slices. What a market with drift makes of it is :mod:`benchmarks.small_markets`.
+Two experts see the same truth through different noise and misreport it: both are too flat below
+the mean and too steep above it, and neither knows that publishers differ. Nothing drifts, so that
+what is left after calibration is the calibration's own error. The product's ensemble is fitted to
+it, with and without maps of slices. What a market with drift makes of it is
+:mod:`benchmarks.small_markets`.
 """
 
 from dataclasses import asdict, dataclass

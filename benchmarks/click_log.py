@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_pipeline.features.encoding import MISSING_WORD, FeatureContract, number_words
+from ad_pipeline.features.encoding import FeatureContract, number_words
+from ad_pipeline.features.encoding_kernels import MISSING_WORD
 
 CATEGORIES = tuple(f"c{place:02d}" for place in range(1, 27))
 NUMBERS = tuple(f"n{place:02d}" for place in range(1, 14))

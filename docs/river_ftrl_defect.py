@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from river import linear_model, optim
@@ -32,7 +32,7 @@ _BETWEEN_MARKS = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
 EVENTS = 10_000
 FEATURES = 20
 SEEDS = (1, 2, 3)
-PARAMETERS = {"alpha": 0.1, "beta": 1.0, "l1": 1.0, "l2": 0.0}
+PARAMETERS: dict[str, Any] = {"alpha": 0.1, "beta": 1.0, "l1": 1.0, "l2": 0.0}
 BITS = 16
 
 
@@ -103,7 +103,7 @@ def learnt_by_us(numbers: np.ndarray, labels: np.ndarray) -> Learnt:
     return _held(weights, z, float(loss))
 
 
-def _held(weights: Mapping[int, float], z: Mapping[int, float], loss: float) -> Learnt:
+def _held(weights: Mapping[Any, float], z: Mapping[Any, float], loss: float) -> Learnt:
     l1 = PARAMETERS["l1"]
     non_zero = [number for number, weight in weights.items() if weight != 0.0]
     inside = sum(abs(z[number]) <= l1 for number in non_zero)
@@ -126,7 +126,7 @@ LEARNERS: dict[str, Callable[[np.ndarray, np.ndarray], Learnt]] = {
 
 def weights_after_each_update(updates: int) -> list[tuple[float, float]]:
     """Learn one feature's click again and again, without L1; return River's weight and ours."""
-    parameters = PARAMETERS | {"l1": 0.0}
+    parameters: dict[str, Any] = {**PARAMETERS, "l1": 0.0}
     theirs = linear_model.LogisticRegression(optim.FTRLProximal(**parameters), intercept_lr=0.0)
     ours = FTRLClassifier(bits=1, **parameters)
     found: list[tuple[float, float]] = []

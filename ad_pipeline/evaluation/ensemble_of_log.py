@@ -14,8 +14,8 @@ from ad_pipeline.evaluation.ages import loss_by_age
 from ad_pipeline.evaluation.ensemble_plots import ensemble_over_time
 from ad_pipeline.evaluation.held_out import HeldOut
 from ad_pipeline.evaluation.spread import Spread, pooled, spread_of_ensemble
-from ad_pipeline.evaluation.tables import ENSEMBLE_HOURS, LOSS_BY_AGE, TABLES, arrow_rows
-from ad_pipeline.warehouse import Warehouse
+from ad_pipeline.evaluation.tables import ENSEMBLE_HOURS, LOSS_BY_AGE, TABLES
+from ad_pipeline.warehouse import Warehouse, arrow_rows
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import pyarrow as pa
 from ad_pipeline.evaluation import metrics
 from ad_pipeline.evaluation.intervals import PairedDifference, paired_difference
 from ad_pipeline.evaluation.report import report_rows
-from ad_pipeline.evaluation.tables import REPORT, arrow_rows
+from ad_pipeline.evaluation.tables import REPORT
 from ad_pipeline.evaluation.truth import distance_to_truth, read_truth
 from ad_pipeline.settings import Settings
+from ad_pipeline.warehouse import arrow_rows
 
 ENSEMBLE = "ensemble"
 BASE_RATE = "base rate"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, arrow_rows
+from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS
+from ad_pipeline.warehouse import arrow_rows
 
 EXPERTS = ("online", "batch")
 """Experts with a column ``<expert>_logit`` in the scored rows."""

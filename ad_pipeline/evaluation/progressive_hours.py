@@ -11,8 +11,8 @@ import pyarrow as pa
 from ad_pipeline.datasets import Dataset
 from ad_pipeline.evaluation.progressive import EXPERTS, progressive_metrics
 from ad_pipeline.evaluation.spread import spread_of_even_mixture
-from ad_pipeline.evaluation.tables import EXPERT_SPREAD, PROGRESSIVE_METRICS, TABLES, arrow_rows
-from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
+from ad_pipeline.evaluation.tables import EXPERT_SPREAD, PROGRESSIVE_METRICS, TABLES
+from ad_pipeline.warehouse import Warehouse, arrow_rows, replace_hours, rows_of, select
 
 
 @dataclass(frozen=True)

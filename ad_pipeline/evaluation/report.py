@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from ad_pipeline.evaluation import metrics
 from ad_pipeline.evaluation.intervals import interval
-from ad_pipeline.evaluation.tables import REPORT, arrow_rows
+from ad_pipeline.evaluation.tables import REPORT
+from ad_pipeline.warehouse import arrow_rows
 
 
 def report_rows(

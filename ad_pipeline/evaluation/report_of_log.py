@@ -12,8 +12,8 @@ import pyarrow as pa
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.held_out import HeldOut, held_out_rows
 from ad_pipeline.evaluation.plots import calibration_plot, metrics_over_time
-from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, REPORT, TABLES, arrow_rows
-from ad_pipeline.warehouse import Warehouse, rows_of
+from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS, REPORT, TABLES
+from ad_pipeline.warehouse import Warehouse, arrow_rows, rows_of
 
 
 @dataclass(frozen=True)

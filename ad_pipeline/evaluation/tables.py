@@ -5,12 +5,6 @@ Only definitions: what fills them is in :mod:`ad_pipeline.evaluation.progressive
 that an average in SQL leaves it out.
 """
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import pyarrow as pa
-
 from ad_pipeline.warehouse import Column, Table
 
 _MEASURES = (
@@ -135,49 +129,3 @@ LOSS_BY_AGE = Table(
 )
 
 TABLES = (PROGRESSIVE_METRICS, REPORT, EXPERT_SPREAD, ENSEMBLE_HOURS, LOSS_BY_AGE)
-
-_ARROW_TYPES = {
-    "BIGINT": pa.int64(),
-    "INTEGER": pa.int32(),
-    "SMALLINT": pa.int16(),
-    "TINYINT": pa.int8(),
-    "DOUBLE": pa.float64(),
-    "VARCHAR": pa.string(),
-    "BOOLEAN": pa.bool_(),
-}
-
-
-def arrow_rows(table: Table, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Return records as an Arrow table with a table's columns and types, NaN as null.
-
-    Parameters
-    ----------
-    table : Table
-    rows : iterable of mapping
-        Column name to value.
-
-    Returns
-    -------
-    pyarrow.Table
-        May be empty; the columns are there all the same.
-
-    Raises
-    ------
-    ValueError
-        If a record has a column that the table does not declare, or lacks one.
-    """
-    records = list(rows)
-    for record in records:
-        if set(record) != set(table.column_names):
-            raise ValueError(
-                f"{table.name} has columns {table.column_names}, a row has {tuple(record)}"
-            )
-    schema = pa.schema([(column.name, _ARROW_TYPES[column.type]) for column in table.columns])
-    return pa.Table.from_pylist(
-        [{name: _null_if_nan(value) for name, value in record.items()} for record in records],
-        schema=schema,
-    )
-
-
-def _null_if_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

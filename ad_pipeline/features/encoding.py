@@ -20,14 +20,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
-from numba import carray, njit
 
 from ad_pipeline import hashing
+from ad_pipeline.features import encoding_kernels as kernels
 
 if TYPE_CHECKING:
     from ad_pipeline.datasets import Dataset
@@ -42,21 +42,6 @@ CROSS = "\u00d7"
 
 IMPRESSION = "impression"
 """The anchor of goals that are anchored on no other goal."""
-
-MISSING_WORD = -(2**62)
-"""Bucket of a null or NaN number."""
-
-_INFINITE_WORD = 2**61
-_PRIOR_ENGAGEMENTS = 1.0
-_PRIOR_ANCHORS = 100.0
-_LOWEST_RATE = 1e-6
-_RATE_STEPS = 4
-_NUMBER_STEPS = 4
-_COUNTS_KNOWN = 1_024
-
-_ALL_MISSING, _FLOAT64, _INT64, _INT32 = range(4)
-_NUMBER_TYPES = {pa.float64(): _FLOAT64, pa.int64(): _INT64, pa.int32(): _INT32}
-"""BIGINT and INTEGER too: prices of the contract are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +257,7 @@ class FeatureContract:
     @cached_property
     def missing_slots(self) -> np.ndarray:
         """Slots of a missing number under each of :attr:`word_seeds`, uint32."""
-        return self.word_slots.of_word(MISSING_WORD)
+        return self.word_slots.of_word(kernels.MISSING_WORD)
 
     @cached_property
     def hash_places(self) -> np.ndarray:
@@ -408,7 +393,7 @@ class _OpenedColumns:
         self._held = [columns[name] for name in contract.numeric]
         self._numbers = hashing.segments_of(
             self._held,
-            lambda chunk, place: _number_contents(contract.numeric[place], chunk),
+            lambda chunk, place: kernels.number_contents(contract.numeric[place], chunk),
         )
         self._contract = contract
         # Made once for all blocks: memory that is given back and asked for again is cleared anew.
@@ -440,8 +425,8 @@ class _OpenedColumns:
             positions, places = contract.crossed_positions
             hashing.lay_slots(hashes, positions, contract.bits, encoded, places)
         first = 1 + len(contract.categorical)
-        if not _lay_number_slots(
-            self._numbers, start, end, _known_words(), contract.word_slots.known,
+        if not kernels.lay_number_slots(
+            self._numbers, start, end, kernels.known_words(), contract.word_slots.known,
             contract.missing_slots, encoded, first,
         ):  # fmt: skip
             # A number beyond 2^128: no bucket whose slot is at hand.
@@ -452,7 +437,7 @@ class _OpenedColumns:
 
     def read_numbers(self, start: int, end: int, numbers: np.ndarray) -> None:
         """Write the numbers of the rows ``[start, end)``, float64; NaN where one is missing."""
-        _read_numbers(self._numbers, start, end, numbers)
+        kernels.read_numbers(self._numbers, start, end, numbers)
 
 
 def text_hashes(
@@ -600,7 +585,7 @@ def dense(
     read = _read(contract, columns)
     counts = _counts(contract, len(read), counts)
     matrix = np.empty((len(read), len(contract.dense_names)), np.float64)
-    _dense_rows(read.numbers, counts.counts, counts.totals, contract.rate_strength, matrix)
+    kernels.dense_rows(read.numbers, counts.counts, counts.totals, contract.rate_strength, matrix)
     return matrix
 
 
@@ -627,7 +612,7 @@ def smoothed_rates(counts: np.ndarray, totals: np.ndarray, strength: float) -> n
     """
     n, entities, width = counts.shape
     rates = np.empty((n, entities, width // 2), np.float64)
-    _smoothed_rates(counts, totals, strength, rates)
+    kernels.smoothed_rates(counts, totals, strength, rates)
     return rates
 
 
@@ -714,21 +699,21 @@ def number_words(numbers: np.ndarray) -> np.ndarray:
         ``floor(log2(1 + x) * 4)`` for ``x >= 0``; ``-1 -`` that of ``-x`` for ``x < 0``.
     """
     words = np.empty(numbers.shape, np.int64)
-    _number_words(numbers, _known_words(), words)
+    kernels.number_words(numbers, kernels.known_words(), words)
     return words
 
 
 def number_label(word: int) -> str:
     """Return the range of numbers that a bucket stands for, e.g. ``[1, 1.378)``."""
-    if word == MISSING_WORD:
+    if word == kernels.MISSING_WORD:
         return hashing.MISSING_LABEL
-    if word in (_INFINITE_WORD, -1 - _INFINITE_WORD):
+    if word in (kernels.INFINITE_WORD, -1 - kernels.INFINITE_WORD):
         return "inf" if word > 0 else "-inf"
     bucket = word if word >= 0 else -1 - word
     # The highest bucket ends at 2^1024, which float64 does not have.
-    last = 1024 * _NUMBER_STEPS
+    last = 1024 * kernels.NUMBER_STEPS
     low, high = (
-        math.inf if edge >= last else 2.0 ** (edge / _NUMBER_STEPS) - 1
+        math.inf if edge >= last else 2.0 ** (edge / kernels.NUMBER_STEPS) - 1
         for edge in (bucket, bucket + 1)
     )
     return f"[{low:.4g}, {high:.4g})" if word >= 0 else f"(-{high:.4g}, -{low:.4g}]"
@@ -736,10 +721,10 @@ def number_label(word: int) -> str:
 
 def rate_words() -> dict[int, str]:
     """Return every bucket that a rate can fall into, and the range it stands for."""
-    edge = math.log((1 - _LOWEST_RATE) / _LOWEST_RATE) * _RATE_STEPS
+    edge = math.log((1 - kernels.LOWEST_RATE) / kernels.LOWEST_RATE) * kernels.RATE_STEPS
     return {
         word: " to ".join(
-            f"{1 / (1 + math.exp(-bound / _RATE_STEPS)):.3g}" for bound in (word, word + 1)
+            f"{1 / (1 + math.exp(-bound / kernels.RATE_STEPS)):.3g}" for bound in (word, word + 1)
         )
         for word in range(math.floor(-edge), math.floor(edge) + 1)
     }
@@ -764,7 +749,7 @@ def words_of_rates(contract: FeatureContract, counts: EntityCounts) -> np.ndarra
         In the order of ``contract.rate_names``; see :func:`rate_words` and :func:`anchor_words`.
     """
     words = np.empty((len(counts.totals), len(contract.rate_names)), np.int64)
-    _rate_words(counts.counts, counts.totals, contract.rate_strength, words)
+    kernels.rate_words(counts.counts, counts.totals, contract.rate_strength, words)
     return words
 
 
@@ -849,223 +834,3 @@ def _rows_of(columns: Columns) -> int:
 
 def _seeds(names: Sequence[str]) -> np.ndarray:
     return np.array([hashing.seed_of(name) for name in names], np.uint64)
-
-
-def _number_contents(name: str, chunk: pa.Array) -> tuple[int, int, int, int, int]:
-    """Return kind, width, places, data and size of a chunk of numbers; see `hashing.SEGMENT`."""
-    if pa.types.is_null(chunk.type):
-        return _ALL_MISSING, 0, 0, 0, 0
-    if chunk.type not in _NUMBER_TYPES:
-        raise TypeError(f"column {name} is {chunk.type}; cast it to float64 (DOUBLE) first")
-    width = chunk.type.bit_width // 8
-    return _NUMBER_TYPES[chunk.type], width, chunk.buffers()[1].address, 0, 0
-
-
-@njit(cache=True, nogil=True)
-def _read_numbers(segments: np.ndarray, low: int, high: int, numbers: np.ndarray) -> None:
-    for s in range(segments.size):
-        segment = segments[s]
-        start, end = max(low, segment.start), min(high, segment.end)
-        if start >= end:
-            continue
-        to = numbers[start - low : end - low, segment.column]
-        first = segment.offset + start - segment.start
-        last = first + end - start
-        address = hashing.pointer(segment.places)
-        if segment.kind == _FLOAT64:
-            to[:] = carray(address, last, np.float64)[first:]
-        elif segment.kind == _INT64:
-            to[:] = carray(address, last, np.int64)[first:]
-        elif segment.kind == _INT32:
-            to[:] = carray(address, last, np.int32)[first:]
-        else:
-            to[:] = math.nan
-        if segment.validity != 0:
-            validity = carray(hashing.pointer(segment.validity), (last + 7) >> 3, np.uint8)
-            for i in range(to.size):
-                if (validity[(first + i) >> 3] >> ((first + i) & 7)) & 1 == 0:
-                    to[i] = math.nan
-
-
-@njit(cache=True, nogil=True)
-def _lay_number_slots(
-    segments: np.ndarray,
-    low: int,
-    high: int,
-    known_words: np.ndarray,
-    word_slots: np.ndarray,
-    missing_slots: np.ndarray,
-    slots: np.ndarray,
-    first_place: int,
-) -> bool:
-    """Write the slots of numbers of rows [low, high); False if one is not among `word_slots`."""
-    for s in range(segments.size):
-        segment = segments[s]
-        start, end = max(low, segment.start), min(high, segment.end)
-        if start >= end:
-            continue
-        to = slots[start - low : end - low, first_place + segment.column]
-        first = segment.offset + start - segment.start
-        last = first + end - start
-        address = hashing.pointer(segment.places)
-        bitmap_bytes = 0 if segment.validity == 0 else (last + 7) >> 3
-        validity = carray(hashing.pointer(segment.validity), bitmap_bytes, np.uint8)
-        of_words, missing = word_slots[1 + segment.column], missing_slots[1 + segment.column]
-        if segment.kind == _FLOAT64:
-            numbers = carray(address, last, np.float64)
-            found = _take_slots(numbers, validity, first, known_words, of_words, missing, to)
-        elif segment.kind == _INT64:
-            numbers = carray(address, last, np.int64)
-            found = _take_slots(numbers, validity, first, known_words, of_words, missing, to)
-        elif segment.kind == _INT32:
-            numbers = carray(address, last, np.int32)
-            found = _take_slots(numbers, validity, first, known_words, of_words, missing, to)
-        else:
-            to[:] = missing
-            found = True
-        if not found:
-            return False
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _take_slots(
-    numbers: np.ndarray,
-    validity: np.ndarray,
-    first: int,
-    known_words: np.ndarray,
-    of_words: np.ndarray,
-    missing: np.uint32,
-    out: np.ndarray,
-) -> bool:
-    middle = of_words.size // 2
-    for i in range(out.size):
-        at = first + i
-        x = np.float64(numbers[at])
-        if validity.size > 0 and (validity[at >> 3] >> (at & 7)) & 1 == 0:
-            out[i] = missing
-        elif 0.0 <= x < known_words.size and x == np.float64(np.int64(x)):
-            out[i] = of_words[known_words[np.int64(x)] + middle]
-        else:
-            word = _number_word(x)
-            if word == MISSING_WORD:
-                out[i] = missing
-            elif -middle <= word < middle:
-                out[i] = of_words[word + middle]
-            else:
-                return False
-    return True
-
-
-@cache
-def _known_words() -> np.ndarray:
-    """Words of the whole numbers below `_COUNTS_KNOWN`."""
-    known = np.empty((1, _COUNTS_KNOWN), np.int64)
-    _number_words(np.arange(float(_COUNTS_KNOWN))[None], np.zeros(0, np.int64), known)
-    return known[0]
-
-
-@njit(cache=True, nogil=True)
-def _number_word(x: float) -> int:
-    if math.isnan(x):
-        return MISSING_WORD
-    if math.isinf(x):
-        return _INFINITE_WORD if x > 0 else -1 - _INFINITE_WORD
-    bucket = math.floor(math.log2(1.0 + abs(x)) * _NUMBER_STEPS)
-    return bucket if x >= 0 else -1 - bucket
-
-
-@njit(cache=True, nogil=True)
-def _number_words(numbers: np.ndarray, known: np.ndarray, words: np.ndarray) -> None:
-    # Most numbers of a log are small counts; their logarithms are taken once.
-    for i in range(numbers.shape[0]):
-        for j in range(numbers.shape[1]):
-            x = numbers[i, j]
-            if 0.0 <= x < known.size and x == np.float64(np.int64(x)):
-                words[i, j] = known[np.int64(x)]
-            else:
-                words[i, j] = _number_word(x)
-
-
-@njit(cache=True, nogil=True)
-def _within_rates(rate: float) -> float:
-    return min(max(rate, _LOWEST_RATE), 1.0 - _LOWEST_RATE)
-
-
-@njit(cache=True, nogil=True)
-def _smoothed_rate(
-    anchors: int, engagements: int, all_anchors: int, all_engagements: int, strength: float
-) -> float:
-    prior = _within_rates((all_engagements + _PRIOR_ENGAGEMENTS) / (all_anchors + _PRIOR_ANCHORS))
-    return _within_rates((engagements + strength * prior) / (anchors + strength))
-
-
-@njit(cache=True)
-def _smoothed_rates(
-    counts: np.ndarray, totals: np.ndarray, strength: float, rates: np.ndarray
-) -> None:
-    for i in range(rates.shape[0]):
-        for e in range(rates.shape[1]):
-            for g in range(rates.shape[2]):
-                rates[i, e, g] = _smoothed_rate(
-                    counts[i, e, 2 * g],
-                    counts[i, e, 2 * g + 1],
-                    totals[i, 2 * g],
-                    totals[i, 2 * g + 1],
-                    strength,
-                )
-
-
-@njit(cache=True, nogil=True)
-def _rate_logit(
-    anchors: int, engagements: int, all_anchors: int, all_engagements: int, strength: float
-) -> float:
-    rate = _smoothed_rate(anchors, engagements, all_anchors, all_engagements, strength)
-    return math.log(rate / (1.0 - rate))
-
-
-@njit(cache=True, nogil=True)
-def _rate_words(counts: np.ndarray, totals: np.ndarray, strength: float, words: np.ndarray) -> None:
-    goals = counts.shape[2] // 2
-    for i in range(counts.shape[0]):
-        at = 0
-        for e in range(counts.shape[1]):
-            for g in range(goals):
-                anchors = counts[i, e, 2 * g]
-                logit = _rate_logit(
-                    anchors,
-                    counts[i, e, 2 * g + 1],
-                    totals[i, 2 * g],
-                    totals[i, 2 * g + 1],
-                    strength,
-                )
-                words[i, at] = np.int64(math.floor(logit * _RATE_STEPS))
-                words[i, at + 1] = np.int64(math.floor(math.log2(1.0 + anchors)))
-                at += 2
-
-
-@njit(cache=True, nogil=True)
-def _dense_rows(
-    numbers: np.ndarray,
-    counts: np.ndarray,
-    totals: np.ndarray,
-    strength: float,
-    matrix: np.ndarray,
-) -> None:
-    goals = counts.shape[2] // 2
-    for i in range(matrix.shape[0]):
-        at = numbers.shape[1]
-        for j in range(at):
-            matrix[i, j] = numbers[i, j]
-        for e in range(counts.shape[1]):
-            for g in range(goals):
-                anchors = counts[i, e, 2 * g]
-                matrix[i, at] = _rate_logit(
-                    anchors,
-                    counts[i, e, 2 * g + 1],
-                    totals[i, 2 * g],
-                    totals[i, 2 * g + 1],
-                    strength,
-                )
-                matrix[i, at + 1] = math.log1p(np.float64(anchors))
-                at += 2

@@ -39,7 +39,10 @@ of purchases by -0.27, -0.30, -0.32, -0.34 and -0.33 % on 30 hours and by -0.20,
 and +0.07 % on 12 hours, and that of clicks by at most 0.03 %. The identity unless something else
 was measurably better, by 2 standard errors, gave -0.03 and +0.14 %: with a few hundred positives
 little is. In the scenes of ``test_ensemble.py`` with 1,000 positives it gained 0.08 % on average,
-the identity 0.05 %, and lost more than 0.1 % in 15 of 100, the identity in 6."""
+the identity 0.05 %, and lost more than 0.1 % in 15 of 100, the identity in 6. On the test ranges of
+twelve further markets, on which nothing was tuned, it moved clicks by 0.00 % and purchases by
+-0.10 % with an interval that holds 0: there the mixture was right in the calibration hours and 10 %
+too low in the hours after, which no map that is fitted before them can know."""
 
 LOWEST_SLOPE = 0.05
 """Of any line and of both ends of a beta map: a slope of 0 would tie all scores."""

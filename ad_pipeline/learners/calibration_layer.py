@@ -382,7 +382,7 @@ def _of_another_kind(
     def of_kind(kind: Kind) -> Candidate:
         return Candidate(kind, lambda given, targets: fit_kind(kind, given, targets).apply)
 
-    kinds = [kind for kind in kinds_for(int(labels.sum())) if kind not in ("shrunk", "shift")]
+    kinds = kinds_for(int(labels.sum()))[2:]  # a shrunk line and a shift are what it has
     candidates = [Candidate("shift", shifted), *map(of_kind, kinds)]
     chosen, trials = choose(candidates, calibrated, labels, hours, folds, STANDARD_ERRORS)
     if chosen.name == "shift":

@@ -4,10 +4,10 @@ The arithmetic of the online learner and nothing else: no hashing, no River prot
 imports only NumPy and Numba, so that a scorer can use :func:`linear_logits` without the training
 stack. How memory is moved is :mod:`.slot_memory`.
 
-State is one array of shape ``(2**bits, 2, K)``, float32 or float64: z and √n of a slot under each of
-K configurations. The weight is derived, never stored, so it cannot fall out of step with z. Nothing
-mixes two configurations and no order depends on K, so each is what it would be alone, to the bit;
-neither ``fastmath`` nor threads are used: the same rows give the same bytes.
+State is one array of shape ``(2**bits, 2, K)``, float32 or float64: z and √n of a slot under each
+of K configurations. The weight is derived, never stored, so it cannot fall out of step with z.
+Nothing mixes two configurations and no order depends on K, so each is what it would be alone, to
+the bit; neither ``fastmath`` nor threads are used: the same rows give the same bytes.
 
 **Float32 without drift.** Arithmetic is of the state's dtype; logits and slopes are float64. In
 float32 a gradient much smaller than z, or its square than n, would be lost by rounding, every time;
@@ -185,7 +185,7 @@ def _weight(z, s, alpha, beta, l1):
 def _visited(z, s, weight, g, direction, per_alpha, forgotten, count, bits):
     """Return z and √n of a slot after a visit with gradient ``g``.
 
-    Both outcomes are computed and one is taken: the compiler makes vectors of that, not of branches.
+    Both outcomes are computed and one is taken: the compiler makes vectors of that.
     """
     root = max(s, _ZERO)
     squared = g * g
@@ -338,7 +338,7 @@ def learn(
                 slot, k = coming[here + lane // count], lane % count
                 kept = momentum[lane] * momenta[slot, k]
                 directions[lane] = kept + (_ONE - momentum[lane]) * gradients[lane]
-                if slopes[k] != _ZERO:
+                if gradients[lane] != _ZERO:  # else no visit, as of a feature of value 0
                     momenta[slot, k] = directions[lane]
         for lane in range(size):
             next_z[lane], next_s[lane] = _visited(
@@ -435,9 +435,6 @@ def _row_score(state, slots, values, parameters, row_weights):
     given = np.empty(3, dtype=state.dtype)
     given[0], given[1], given[2] = parameters[0, ALPHA], parameters[0, BETA], parameters[0, L1]
     sums = np.zeros(WIDTH)
-    flat = state.reshape(-1)
-    for feature in range(slots.shape[1]):
-        prefetch(flat, slots[0, feature], (0.0,))
     for feature in range(slots.shape[1]):
         slot = slots[0, feature]
         weight = _weight(state[slot, 0, 0], state[slot, 1, 0], given[0], given[1], given[2])
@@ -510,7 +507,8 @@ def learn_row(
         if remembered:
             kept = given[MOMENTUM] * momenta[slot, 0]
             moved[1] = kept + (_ONE - given[MOMENTUM]) * moved[0]
-            momenta[slot, 0] = moved[1]
+            if moved[0] != _ZERO:
+                momenta[slot, 0] = moved[1]
         state[slot, 0, 0], state[slot, 1, 0] = _visited(
             state[slot, 0, 0], state[slot, 1, 0], row_weights[feature], moved[0], moved[1],
             per_alpha, given[FORGETTING], admitting, drawn_bits,

@@ -24,7 +24,7 @@ from ad_pipeline.learners.grid_selection import (
     hour_losses,
 )
 from ad_pipeline.learners.tables import GRID_SELECTION, ONLINE_PREDICTIONS, TABLES
-from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
+from ad_pipeline.warehouse import Warehouse, arrow_rows, replace_hours, rows_of, select
 
 if TYPE_CHECKING:
     import duckdb
@@ -211,10 +211,6 @@ def _matrix(lists: pa.ChunkedArray, width: int) -> np.ndarray:
 
 def _rows(selected: list[SelectedHour]) -> pa.Table:
     """Lay what was judged into the table's columns."""
-
-    def known(number: float) -> float | None:
-        return float(number) if np.isfinite(number) else None
-
     rows = [
         {
             "goal": hour.goal,
@@ -226,17 +222,12 @@ def _rows(selected: list[SelectedHour]) -> pa.Table:
             "positives": hour.losses.positives,
             "loss": float(hour.losses.losses[place]),
             "excess_losses": hour.losses.excess[place].tolist(),
-            "excess": known(hour.judged[place].excess),
-            "excess_low": known(hour.judged[place].low),
-            "excess_high": known(hour.judged[place].high),
+            "excess": hour.judged[place].excess,
+            "excess_low": hour.judged[place].low,
+            "excess_high": hour.judged[place].high,
             "reason": hour.judged[place].reason,
         }
         for hour in selected
         for place, name in enumerate(hour.names)
     ]
-    kinds = {
-        "BIGINT": pa.int64(), "SMALLINT": pa.int16(), "DOUBLE": pa.float64(),
-        "VARCHAR": pa.string(), "BOOLEAN": pa.bool_(), "DOUBLE[]": pa.list_(pa.float64()),
-    }  # fmt: skip
-    schema = pa.schema([(column.name, kinds[column.type]) for column in GRID_SELECTION.columns])
-    return pa.Table.from_pylist(rows, schema=schema)
+    return arrow_rows(GRID_SELECTION, rows)

@@ -26,8 +26,8 @@ from ad_pipeline.clocks import HOUR_US, MINUTE_US, hours_between
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, slots
-from ad_pipeline.learners.example_weights import recency_weights
 from ad_pipeline.learners.controlled_expert import ControlledExpert, MadeMove
+from ad_pipeline.learners.example_weights import recency_weights
 from ad_pipeline.learners.guard import COMPARED_WITH, Evidence, Verdict, evidence_of, judge, sampled
 from ad_pipeline.learners.lanes import ENGAGEMENT_KINDS, LaneRows, Lanes, is_waiting_array
 from ad_pipeline.learners.online import (
@@ -56,7 +56,7 @@ from ad_pipeline.learners.quarantine import (
 )
 from ad_pipeline.learners.tables import GRID_PREDICTIONS, HOUR_GUARDS, RATE_MOVES, TABLES
 from ad_pipeline.learners.within_hour import WithinHour, digest_of
-from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
+from ad_pipeline.warehouse import Warehouse, arrow_rows, replace_hours, rows_of, select
 
 CODE_VERSION = 3
 """Raise when the same log and settings would give other weights."""
@@ -518,14 +518,7 @@ def _move_rows(learned: list[LearnedHour]) -> pa.Table:
         for hour in learned
         for made in hour.moves
     ]
-    columns = {name: [row[name] for row in rows] for name in RATE_MOVES.column_names}
-    texts, whole = ("goal", "move", "evidence"), pa.int64()
-    return pa.table(
-        {
-            name: pa.array(values, pa.string() if name in texts else whole)
-            for name, values in columns.items()
-        }
-    )
+    return arrow_rows(RATE_MOVES, rows)
 
 
 def _lists(rows: np.ndarray) -> pa.ListArray:

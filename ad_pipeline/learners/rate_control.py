@@ -150,8 +150,7 @@ class RateControl:
         """Return how much time passes for each configuration's clock: half of it in calm."""
         slow = self._settings.calm_micro_batches
         return [
-            microseconds // _SLOWED if one.calm >= slow else microseconds
-            for one in self._followed
+            microseconds // _SLOWED if one.calm >= slow else microseconds for one in self._followed
         ]
 
     def observe(

@@ -6,10 +6,9 @@ Only definitions, and how a result becomes rows; what is compared is in
 
 import pyarrow as pa
 
-from ad_pipeline.evaluation.tables import arrow_rows
 from ad_pipeline.monitoring.drift import DriftVerdict, Reference
 from ad_pipeline.monitoring.parity import Parity
-from ad_pipeline.warehouse import Column, Table
+from ad_pipeline.warehouse import Column, Table, arrow_rows
 
 _RANGES = (
     Column("reference_start_us", "BIGINT", "First reference hour."),

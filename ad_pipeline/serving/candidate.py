@@ -26,9 +26,9 @@ from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners import batch_hours, online_hours
+from ad_pipeline.learners.controlled_expert import ControlledExpert
 from ad_pipeline.learners.ensembles import FittedEnsemble, open_ensemble
 from ad_pipeline.learners.exported_weights import SlotHistory, exported
-from ad_pipeline.learners.controlled_expert import ControlledExpert
 from ad_pipeline.learners.ftrl_expert import FTRLExpert
 from ad_pipeline.learners.online import OnlineExpert
 from ad_pipeline.serving.audit import Audit, ReadTokens

@@ -29,7 +29,7 @@ def test_the_benchmark_prints_each_figure_with_what_it_should_reach():
     assert figures["learn_one_river_ratio"].value == pytest.approx(
         figures["river_one_row_us"].value / figures["one_row_us"].value
     )
-    assert figures["warm_start_river_s"].value > figures["warm_start_s"].value > 0.1
+    assert figures["warm_start_river_s"].value > 0.1
 
 
 def test_both_get_the_same_rows_of_twenty_six_texts_and_up_to_thirteen_numbers():

@@ -16,7 +16,8 @@ import pytest
 from ad_pipeline.checkpoints import point, read_checkpoint, resolve, write_checkpoint
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features import rates
-from ad_pipeline.learners.online import LinearWeights
+from ad_pipeline.learners.exported_weights import ExportedWeights
+from ad_pipeline.learners.ftrl_expert import LinearWeights
 from ad_pipeline.learners.online_hours import pointer as online_pointer
 from ad_pipeline.serving.bundle import export_bundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
@@ -211,7 +212,7 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
     "a byte of the bundle flipped": (
         # It is the candidate and serves: both are said.
         corrupt_the_candidate,
-        {"candidate_is_intact", "what_serves_was_promoted"},
+        {"candidate_is_intact", "export_equals_its_models", "what_serves_was_promoted"},
     ),
     "the candidate was not replayed": (
         sql("DELETE FROM monitoring.candidate_replay"),
@@ -322,10 +323,12 @@ def export_with_other_weights(market: Market) -> str:
     deployment = market.deployment
     bundle = open_bundle(deployment.bundles, resolve(deployment.bundles, CANDIDATE))
     click = next(models for models in bundle.goals if models.goal == "click")
-    weights = np.array(click.online.weights)
+    linear = click.online.dense()
+    weights = np.array(linear.weights)
     touched = int(np.flatnonzero(weights)[0])
     weights[touched] = np.nextafter(weights[touched], np.inf)
-    altered = replace(click, online=LinearWeights(weights, click.online.intercept + 1e-9))
+    other = LinearWeights(weights, linear.intercept + 1e-9, linear.loss)
+    altered = replace(click, online=ExportedWeights.exact(other))
     with Warehouse(deployment.warehouse).reader() as connection:
         requests = connection.sql("SELECT * FROM events.impressions LIMIT 4").to_arrow_table()
     exported = export_bundle(

@@ -15,9 +15,9 @@ from ad_pipeline.evaluation.ensemble_of_log import write_ensemble_hours
 from ad_pipeline.evaluation.ensemble_plots import ensemble_over_time, in_words
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut, MixtureParts
 from ad_pipeline.evaluation.spread import spread_of_ensemble
-from ad_pipeline.evaluation.tables import ENSEMBLE_HOURS, LOSS_BY_AGE, arrow_rows
+from ad_pipeline.evaluation.tables import ENSEMBLE_HOURS, LOSS_BY_AGE
 from ad_pipeline.settings import Settings
-from ad_pipeline.warehouse import Warehouse
+from ad_pipeline.warehouse import Warehouse, arrow_rows
 
 HOURS, PER_HOUR = 36, 1_500
 START_US = 490_000 * HOUR_US

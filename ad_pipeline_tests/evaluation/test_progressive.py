@@ -9,7 +9,7 @@ import pytest
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US, hour_of
 from ad_pipeline.evaluation import metrics, plots, printed, progressive, report, tables
-from ad_pipeline.warehouse import Warehouse, bound, replace_hours, select
+from ad_pipeline.warehouse import Warehouse, arrow_rows, bound, replace_hours, select
 
 START = hour_of(1_772_409_600_000_000)
 
@@ -128,7 +128,7 @@ def test_no_rows_give_an_empty_table_of_the_right_columns():
 
 def test_a_record_with_a_forgotten_column_is_refused():
     with pytest.raises(ValueError, match=r"evaluation\.report"):
-        tables.arrow_rows(tables.REPORT, [{"goal": "click"}])
+        arrow_rows(tables.REPORT, [{"goal": "click"}])
 
 
 def test_the_report_carries_its_range_and_brackets_each_value():
@@ -278,7 +278,7 @@ def test_pictures_are_drawn_with_the_same_bytes_twice():
 
 
 def test_pictures_of_nothing_say_so_instead_of_failing():
-    nothing = tables.arrow_rows(tables.PROGRESSIVE_METRICS, [])
+    nothing = arrow_rows(tables.PROGRESSIVE_METRICS, [])
     assert plots.metrics_over_time(nothing).startswith(b"\x89PNG")
     assert plots.calibration_plot([], {"online": []}).startswith(b"\x89PNG")
 

@@ -158,3 +158,29 @@ def test_collisions_are_listed_when_there_are_few_slots_and_none_are_invented(
         if bits == 4:
             assert len(listed) == 16
             assert sum(row["tokens"] for row in listed) == len(rows_of(warehouse))
+
+
+def test_everything_in_the_slots_asked_for_is_listed_up_to_the_hour_asked_for(
+    tmp_path: Path,
+) -> None:
+    later = START_US + 2 * HOUR_US
+    early = tuple(Impression(START_US, f"u{k}", f"a{k}") for k in range(20))
+    log = Log((*early, Impression(later, "late", "a0")), ())
+    dataset = tiny_dataset()
+    contract = replace(FeatureContract.from_dataset(dataset), bits=5)
+    warehouse = warehouse_of(tmp_path, log)
+    warehouse.create([INVERSE_DICTIONARY])
+    dictionary.write_dictionary(warehouse, contract, dataset, START_US, END_US)
+    written = rows_of(warehouse)
+    asked = np.array([3, 7, 30], np.uint32)
+    for end_us in (later, END_US):
+        expected = [row[:3] for row in written if row[0] in asked and row[3] < end_us]
+        found = dictionary.tokens_of_slots(warehouse, end_us, asked)
+        assert [tuple(row.values()) for row in found.to_pylist()] == expected
+        assert found.schema.field("slot").type == pa.uint32()
+    slot = next(row[0] for row in written if row[2] == "late")
+    at = np.array([slot], np.uint32)
+    before, after = (dictionary.tokens_of_slots(warehouse, us, at) for us in (later, END_US))
+    assert "late" in after["value"].to_pylist()
+    assert "late" not in before["value"].to_pylist()
+    assert not dictionary.tokens_of_slots(warehouse, END_US, at[:0]).num_rows

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ad_pipeline import hashing
 from ad_pipeline.datasets import Features
-from ad_pipeline.features import encoding
+from ad_pipeline.features import encoding, encoding_kernels
 from ad_pipeline.features.encoding import EntityCounts, FeatureContract, RateGoal
 from ad_pipeline_tests.features.logs import CLICK, Log, column_table, logs, tiny_dataset
 
@@ -75,6 +75,34 @@ def test_long_batches_are_encoded_as_their_rows_across_every_inner_edge() -> Non
         assert bits_of(encoding.dense(CONTRACT, row, one)) == bits_of(dense[i : i + 1])
 
 
+@pytest.mark.parametrize("kind", ["float64", "int64", "int32", "null"])
+def test_numbers_read_in_place_have_the_slots_of_their_buckets(kind: str) -> None:
+    """Common buckets are looked up; what is missing or beyond them must come to the same."""
+    whole = [None, 0, 1, -1, 7, 1_023, 1_024, -1_024, 2**31 - 1, None, -(2**31)]
+    odd = [0.5, -0.0, -0.5, math.nan, math.inf, -math.inf, 1e300, -1e300, 2.0**127, 2.0**129]
+    values = [None] * 30 if kind == "null" else whole + (odd if kind == "float64" else [])
+    contract = FeatureContract((), ("a", "b"), (), (), (), 1.0, 1, 1, 20)
+    first = pa.array(values, pa.null() if kind == "null" else getattr(pa, kind)())
+    second = pa.chunked_array([first[3:9], first[9:], first[:3]])
+    for rows in (slice(None), slice(1, 9)):
+        columns = {"a": first[rows], "b": second[rows]}
+        read = encoding.read_columns(contract, columns)
+        words = encoding.number_words(read.numbers)
+        expected = hashing.slot_of(hashing.hash_words(words, contract.word_seeds[1:]), 20)
+        np.testing.assert_array_equal(encoding.slots(contract, columns)[:, 1:], expected)
+        np.testing.assert_array_equal(encoding.slots(contract, read)[:, 1:], expected)
+
+
+@given(logs(), st.integers(1, 5))
+@settings(max_examples=15, deadline=None)
+def test_blocks_of_rows_are_encoded_as_all_of_them(log: Log, rows: int) -> None:
+    columns = column_table(log)
+    found = [block.copy() for block in encoding.slot_blocks(CONTRACT, columns, rows)]
+    expected = encoding.slots(CONTRACT, columns)
+    assert all(len(block) == rows for block in found[:-1])
+    np.testing.assert_array_equal(np.concatenate(found or [expected]), expected)
+
+
 @settings(deadline=None, max_examples=20)
 @given(logs())
 def test_dictionaries_chunks_and_plain_strings_encode_alike(log: Log) -> None:
@@ -129,7 +157,7 @@ def test_an_entity_is_one_hash_for_token_cross_and_rate() -> None:
         (3.0, 8),
         (-1e-9, -1),
         (1e300, math.floor(math.log2(1e300) * 4)),
-        (math.nan, encoding.MISSING_WORD),
+        (math.nan, encoding_kernels.MISSING_WORD),
         (math.inf, 2**61),
         (-math.inf, -1 - 2**61),
     ],

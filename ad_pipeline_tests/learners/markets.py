@@ -55,7 +55,5 @@ def ready_market(
 def learnt(deployment: Deployment) -> LeftBehind:
     """Return what the online learner left: its tables, and every checkpoint that is pointed at."""
     return {
-        name: digest
-        for name, digest in left_behind(deployment).items()
-        if name.startswith(LEARNT)
+        name: digest for name, digest in left_behind(deployment).items() if name.startswith(LEARNT)
     }

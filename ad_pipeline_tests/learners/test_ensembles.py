@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ad_pipeline.checkpoints import write_checkpoint
@@ -11,9 +12,10 @@ from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.held_out import ENSEMBLE
 from ad_pipeline.evaluation.progressive import EXPERTS
+from ad_pipeline.hashing import MISSING_LABEL, hash_strings, seed_of
 from ad_pipeline.learners import batch_hours
 from ad_pipeline.learners.ensemble import AVERAGE, STACKED, VOTING
-from ad_pipeline.learners.ensembles import fit_ensembles, held_out_forecasts
+from ad_pipeline.learners.ensembles import fit_ensembles, held_out_forecasts, open_ensemble
 from ad_pipeline.settings import EnsembleSettings
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.learners.test_provisional import START, market, written
@@ -21,11 +23,13 @@ from ad_pipeline_tests.learners.test_provisional import START, market, written
 RETRAIN_HOURS = 40
 
 
-def deployed(folder: Path, mixture: str) -> Deployment:
+def deployed(
+    folder: Path, mixture: str, positives: int = 300, sliced_by: str | None = None
+) -> Deployment:
     """Return a market whose batch model was trained anew every 40 hours of serving."""
-    found = written(market(5, 300, (0.5, 0.5)), folder)
+    found = written(market(5, positives, (0.5, 0.5)), folder)
     settings = found.dataset.settings
-    ensemble = EnsembleSettings.model_validate({"mixture": mixture})
+    ensemble = EnsembleSettings.model_validate({"mixture": mixture, "calibration_slice": sliced_by})
     named = settings.model_copy(update={"ensemble": ensemble})
     deployment = Deployment(found.dataset.model_copy(update={"settings": named}), found.home)
     with Warehouse(deployment.warehouse).writer() as connection:
@@ -73,6 +77,45 @@ def test_held_out_forecasts_are_those_of_the_mixture_that_the_settings_name(
     assert sum(parts.shares.values()) == pytest.approx(1.0)
     compared = fitted.ensemble.facts["provisional"]["not_compared"]
     assert ("names the mixture" in compared) is (mixture != "auto")
+
+
+def test_publishers_that_differ_are_calibrated_apart_and_held_out_rows_know_theirs(
+    tmp_path: Path,
+) -> None:
+    """Two thirds of the positives and a third of the negatives fall to one publisher."""
+    deployment = deployed(tmp_path / "home", "average", 1_500, "publisher_id")
+    warehouse = Warehouse(deployment.warehouse)
+    with warehouse.writer() as connection:
+        connection.execute(
+            "CREATE TABLE events.impressions AS SELECT impression_id, "
+            "serving_us AS received_us, 'unused' AS other, CASE WHEN label + "
+            "CAST(substr(impression_id, 2) AS INTEGER) % 3 >= 2 THEN 'one' END AS publisher_id "
+            "FROM examples.labelled_impressions"
+        )
+        publishers = dict(
+            connection.execute("SELECT impression_id, publisher_id FROM events.impressions")
+            .fetchall()
+        )  # fmt: skip
+    (fitted,) = fit_ensembles(warehouse, deployment)
+    layer = fitted.ensemble.calibration
+    shifts = {each.name: each.calibration.shift for each in layer.corrections}
+    assert shifts["one"] > 0.2 > -0.1 > shifts[MISSING_LABEL]
+    assert "2 values of publisher_id corrected" in fitted.description
+    start_us, end_us = layer.matured_us
+    assert [start_us, end_us] == fitted.ranges["calibration"]
+    reopened = open_ensemble(deployment, fitted.goal)
+    assert reopened is not None
+    assert reopened.ensemble == fitted.ensemble
+    (held_out,) = held_out_forecasts(warehouse, deployment)
+    assert held_out.mixture is not None
+    values = pa.array([publishers[each] for each in held_out.impression_ids.to_pylist()])
+    hashes = hash_strings(values, seed_of("publisher_id"))
+    expected = fitted.ensemble.apply(held_out.mixture.logits, hashes)
+    assert held_out.probabilities[ENSEMBLE].tobytes() == expected.tobytes()
+    for publisher in ("one", None):
+        rows = np.array([value == publisher for value in values.to_pylist()])
+        ratio = held_out.labels[rows].sum() / expected[rows].sum()
+        assert ratio == pytest.approx(1.0, abs=0.25)
 
 
 def test_the_age_of_the_batch_model_counts_from_the_end_of_its_labels(tmp_path: Path) -> None:

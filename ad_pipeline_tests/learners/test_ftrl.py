@@ -1,7 +1,9 @@
 """River's own checks on the classifier, one test a check, and what those checks do not see."""
 
+import datetime as dt
 import itertools
 import pickle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,6 +72,8 @@ def test_its_memory_is_flat_over_a_hundred_thousand_rows() -> None:
     assert model._raw_memory_usage == before
 
 
+NOON = dt.datetime(2026, 3, 3, 12, tzinfo=dt.UTC)
+
 ROW = st.fixed_dictionaries(
     {
         "site": st.one_of(st.none(), st.text(max_size=3)),
@@ -79,14 +83,25 @@ ROW = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize("parameters", list(FTRLClassifier._unit_test_params()), ids=str)
+@settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(st.tuples(ROW, st.booleans()), min_size=1, max_size=30),
     cuts=st.lists(st.integers(0, 30), max_size=4),
 )
-def test_any_mini_batches_give_the_same_bytes_as_one_row_at_a_time(rows, cuts) -> None:
-    """Hypothesis also varies the order in which each row's dictionary was filled."""
-    one, many = FTRLClassifier(bits=8, l1=0.0), FTRLClassifier(bits=8, l1=0.0)
+def test_any_mini_batches_give_the_same_bytes_as_one_row_at_a_time(parameters, rows, cuts) -> None:
+    """Hypothesis also varies the order in which each row's dictionary was filled.
+
+    With so few slots features of one row meet: what is compiled for one row is what is compiled for
+    many.
+    """
+    few: dict[str, Any] = {"bits": 3, "l1": 0.0}
+    one, many = FTRLClassifier(**parameters | few), FTRLClassifier(**parameters | few)
+    if one.moment is not None:
+        rows = [
+            ({**x, one.moment: NOON + dt.timedelta(minutes=7 * (place % 5) + place)}, y)
+            for place, (x, y) in enumerate(rows)
+        ]
     for x, y in rows:
         one.learn_one(x, y)
     frame = pd.DataFrame([x for x, _ in rows])
@@ -142,3 +157,72 @@ def test_a_label_that_is_not_binary_is_refused(label) -> None:
 def test_a_value_that_is_neither_text_nor_number_is_refused() -> None:
     with pytest.raises(TypeError, match="give text, a number or None"):
         FTRLClassifier(bits=8).learn_one({"x": [1.0]}, True)
+
+
+def test_with_a_half_life_what_was_learnt_counts_half_after_it_and_predicting_moves_no_clock() -> (
+    None
+):
+    """Between equal clicks and misses, an hour apart at a half-life of an hour, news wins."""
+
+    def after(half_life_hours: float | None, hours: float) -> float:
+        model = FTRLClassifier(
+            alpha=0.5, l1=0.0, l2=0.0, bits=8, half_life_hours=half_life_hours, moment="at"
+        )
+        for _ in range(50):
+            model.learn_one({"site": "news", "at": NOON}, False)
+        later = NOON + dt.timedelta(hours=hours)
+        for _ in range(20):
+            before = model.predict_proba_one({"site": "news", "at": NOON + dt.timedelta(days=9)})
+            assert before == model.predict_proba_one({"site": "news", "at": later})
+            model.learn_one({"site": "news", "at": later}, True)
+        assert np.count_nonzero(model.exported_weights()) == 1, "the moment is no feature"
+        return model.predict_proba_one({"site": "news"})[True]
+
+    assert after(1.0, 0.0) == after(None, 10.0)
+    assert after(1.0, 10.0) > after(1.0, 1.0) > after(None, 10.0)
+
+
+def test_a_late_row_does_not_turn_the_clock_back() -> None:
+    model = FTRLClassifier(bits=8, half_life_hours=1.0, moment="at")
+    for hours in (0, 2, 1, 2):
+        model.learn_one({"x": 1.0, "at": NOON + dt.timedelta(hours=hours)}, True)
+    assert model.manifest()["latest"] == "2026-03-03T14:00:00+00:00"
+    assert model.manifest()["expert"]["elapsed_us"] == [7_200_000_000]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": 0.0}, {"l1": -1.0}, {"loss": "hinge"}, {"schedule": "sgd"}, {"bits": 31},
+        {"half_life_hours": 1.0}, {"dtype": "float16"}, {"admission_probability": 0.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_parameter_out_of_its_range_is_refused_when_the_classifier_is_made(wrong) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        FTRLClassifier(**wrong)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_no_finite_number_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="finite number of at least 0"):
+        FTRLClassifier(bits=8).learn_one({"x": 1.0}, True, w=weight)
+
+
+@pytest.mark.parametrize("row", [{"x": float("inf")}, {3: float("-inf")}])
+def test_an_infinite_value_is_refused_and_teaches_nothing(row) -> None:
+    model = FTRLClassifier(bits=8)
+    with pytest.raises(ValueError, match="infinite"):
+        model.learn_one(row, True)
+    assert not model.state_arrays()["slots"].size
+
+
+def test_rows_that_only_python_can_read_are_learnt_as_compiled_code_would() -> None:
+    """A name that is no text goes the long way; the state is that of the text of the name."""
+    long, short = FTRLClassifier(bits=10), FTRLClassifier(bits=10)
+    for label in (True, False, True):
+        long.learn_one({7: 2.0, "site": "a", "b": np.float16(1)}, label)
+        short.learn_one({"7": 2.0, "site": "a", "b": 1.0}, label)
+    for name, array in long.state_arrays().items():
+        assert array.tobytes() == short.state_arrays()[name].tobytes()
+    assert long.predict_proba_one({7: 1.0}) == short.predict_proba_one({"7": 1.0})

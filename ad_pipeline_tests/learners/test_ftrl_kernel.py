@@ -299,7 +299,9 @@ def test_float32_keeps_in_the_mean_what_rounding_to_the_nearest_would_lose() -> 
     assert np.float32(z) + np.float32(each_z) == np.float32(z)  # rounded to the nearest: lost
     assert np.float32(root) + np.float32(each_root) == np.float32(root)
     assert moved == pytest.approx(exact_z, rel=0.1)
-    assert grown == pytest.approx(exact_root, abs=5 * float(np.spacing(np.float32(root))) * rows**0.5)
+    assert grown == pytest.approx(
+        exact_root, abs=5 * float(np.spacing(np.float32(root))) * rows**0.5
+    )
 
 
 def test_float32_drifts_from_float64_neither_in_weights_nor_in_the_hottest_slots() -> None:

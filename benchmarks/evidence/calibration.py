@@ -17,7 +17,6 @@ measured as log loss expected under the true probabilities, before and after.
 """
 
 from collections.abc import Mapping, Sequence
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +28,7 @@ from benchmarks import calibration_stream, small_markets
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
 from benchmarks.seed_intervals import LEVEL, Estimate, mean_over_seeds
 from benchmarks.small_markets import DRIFTING, SEEDS, STATIONARY, MarketRows
-from benchmarks.studies import Result, Study, Values, command_line
+from benchmarks.studies import Result, Shared, Study, Values, command_line
 
 GOALS = ("click", "purchase")
 EXPERTS = ("online", "batch", "ensemble")
@@ -214,7 +213,9 @@ STUDY = Study(
     seeds={MARKET: SEEDS, STILL: SEEDS, STREAM: STREAM_SEEDS},
     run=run,
     seconds=5.0,
-    shared=lambda arm, seed: small_markets.shared(WORLDS[arm], seed) if arm in WORLDS else None,
+    shared=lambda arm, seed: (
+        small_markets.shared(WORLDS[arm], seed) if arm in WORLDS else Shared(STREAM, 0.0, done=True)
+    ),
 )
 
 

@@ -27,7 +27,7 @@ from ad_pipeline.checkpoints import point, resolve
 from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.datasets import DATA_FOLDER, Dataset, Deployment, load_dataset
 from ad_pipeline.features.as_served import newest_requests
-from ad_pipeline.learners.online import LinearWeights
+from ad_pipeline.learners.exported_weights import ExportedWeights
 from ad_pipeline.monitoring.production_parity import recheck_decisions
 from ad_pipeline.monitoring.replay import Replayed, replay_candidate
 from ad_pipeline.serving.bundle import export_bundle, open_bundle
@@ -221,11 +221,12 @@ def _flip_a_weight(warehouse: Warehouse, deployment: Deployment) -> None:
     _, requests = newest_requests(warehouse)
     goals = []
     for models in bundle.goals:
-        weights = np.array(models.online.weights)
+        linear = models.online.dense()
+        weights = np.array(linear.weights)
         # The largest weight is one of a frequent value: some request meets it.
         place = int(np.argmax(np.abs(weights)))
         weights[place] = np.nextafter(weights[place], np.inf)
-        online = LinearWeights(weights, models.online.intercept)
+        online = ExportedWeights.exact(replace(linear, weights=weights))
         goals.append(replace(models, online=online) if models.goal == "click" else models)
     exported = export_bundle(
         deployment.bundles,

@@ -3,9 +3,9 @@
 A learner with each half-life, and one that never forgets, live through the same long stationary
 stream; from there each goes on twice, once without a change and once into a world whose click rate
 and whose coefficients changed at once. The cost is normalized entropy without the change. The
-recovery is the time until the sum of its probabilities stays within 0.9 and 1.1 of the sum of the
-true ones, micro-batch by micro-batch. Rows come at a constant pace, so that half-lives can be given
-in rows; the clock moves at micro-batches.
+recovery is the time from which on the sum of its probabilities over an hour is within 0.9 and 1.1
+of the sum of the true ones. Rows come at a constant pace, so that half-lives can be given in rows;
+the clock moves at micro-batches.
 
 The half-life that the claims are about is chosen on seeds of its own: the shortest that costs no
 more than the limit there.
@@ -90,7 +90,7 @@ def run(arm: str, seed: int) -> Values:
         for place, name in enumerate(_names()):
             ratios = calibration(logits[:, place], moved.truth)
             values[f"{alpha}/{name}/back"] = hours_until_back(ratios)
-            hourly = ratios[: SHOWN_HOURS * BATCHES_AN_HOUR].reshape(SHOWN_HOURS, -1).mean(axis=1)
+            hourly = ratios[: SHOWN_HOURS * BATCHES_AN_HOUR : BATCHES_AN_HOUR]
             values |= {f"{alpha}/{name}/hour {h}": float(each) for h, each in enumerate(hourly)}
     return values
 
@@ -149,16 +149,30 @@ def _live(expert: FTRLExpert, stream: Clicks) -> np.ndarray:
 
 
 def calibration(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return predicted over true clicks of each micro-batch; arguments are log odds, (n,)."""
+    """Return predicted over true clicks of every hour that begins with a micro-batch.
+
+    Parameters
+    ----------
+    logits, truth : ndarray of shape (n,), float64
+        Log odds, predicted and true.
+
+    Returns
+    -------
+    ndarray of shape (n / BATCH_ROWS - BATCHES_AN_HOUR + 1,), float64
+    """
     sums = [
-        metrics.probabilities_of(each).reshape(-1, BATCH_ROWS).sum(axis=1)
+        np.convolve(
+            metrics.probabilities_of(each).reshape(-1, BATCH_ROWS).sum(axis=1),
+            np.ones(BATCHES_AN_HOUR),
+            mode="valid",
+        )
         for each in (logits, truth)
     ]
     return sums[0] / sums[1]
 
 
 def hours_until_back(ratios: np.ndarray) -> float:
-    """Return after how many hours the ratio of the micro-batches is within the band for good."""
+    """Return after how many hours every hour is within the band; see :func:`calibration`."""
     outside = np.flatnonzero((ratios < BAND[0]) | (ratios > BAND[1]))
     return float(outside[-1] + 1) / BATCHES_AN_HOUR if outside.size else 0.0
 
@@ -178,6 +192,7 @@ STUDY = Study(
         "alphas": ALPHAS,
         "half_lives": HALF_LIVES,
         "band": BAND,
+        "window": "an hour",
     },
     seeds={TUNING: TUNING_SEEDS, **dict.fromkeys(CHANGES, TEST_SEEDS)},
     run=run,
@@ -355,7 +370,9 @@ SECTION = Section(
         f"{BEFORE_HOURS} hours of {ROWS_AN_HOUR:,} rows with five fields of 10 to 1,000 tokens, "
         f"then {AFTER_HOURS} hours with and without the change; the clock moves every "
         f"{60 // BATCHES_AN_HOUR} minutes. Calibration is against the simulator's true "
-        "probabilities, by micro-batch; 'back' means that it stays within the band from then on. "
+        "probabilities, over every hour that begins with a micro-batch; 'back' means that all later "
+        "hours are within the band. (In a first run these were single micro-batches, which in the "
+        "quiet stream now and then leave the band by chance; the verdicts were the same.) "
         "alpha is the one that is best without forgetting, the half-life the shortest that costs "
         f"at most {100 * COST:g} % there, both on the tuning seeds. The control asked for first, "
         "that a learner that never forgets is not back within three half-lives, is a claim of its own "

@@ -127,7 +127,7 @@ def learn_parquet(
     from ad_pipeline.learners.ftrl_expert import FTRLExpert
     from ad_pipeline.settings import Configuration
 
-    expert = FTRLExpert(BITS, (Configuration(**configuration),), STATE_DTYPE)
+    expert = FTRLExpert(BITS, (Configuration.model_validate(configuration),), STATE_DTYPE)
     losses: list[float] = []
     rows = 0
     for row_slots, labels in groups.batches():

@@ -22,7 +22,6 @@ Needs less than 2 GB in the temporary folder and Vowpal Wabbit, of the `test` de
 import argparse
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -442,8 +441,8 @@ def figures_of(measured: Measured) -> list[Figure]:
             "vw_text_ratio",
             m.ratio("whole_text", "whole"),
             f"{m.rows:,} rows, Parquet to checkpoint, whole process with imports (Numba's cache "
-            "warm), one thread reading ahead and one learning, beside Vowpal Wabbit from text, whole "
-            "process, one reading and one learning",
+            "warm), one thread reading ahead and one learning, beside Vowpal Wabbit from text, "
+            "whole process, one reading and one learning",
             4.0,
             limit=parts,
         ),

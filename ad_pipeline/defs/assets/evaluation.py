@@ -14,6 +14,7 @@ from ad_pipeline.defs.shown import label, picture, rounded
 from ad_pipeline.evaluation.ages import EVENT
 from ad_pipeline.evaluation.ensemble_of_log import write_ensemble_hours
 from ad_pipeline.evaluation.held_out import ENSEMBLE
+from ad_pipeline.evaluation.learner_of_log import draw_learner
 from ad_pipeline.evaluation.printed import report_markdown
 from ad_pipeline.evaluation.progressive_hours import measure_hours
 from ad_pipeline.evaluation.report_of_log import write_report
@@ -150,3 +151,28 @@ def ensemble_over_time(context: dg.AssetExecutionContext, deployment: Deployment
     context.log.info(f"ensemble over time of {len(written.pooled)} goals")
     yield dg.MaterializeResult(asset_key=ENSEMBLE_HOURS.name.split("."), metadata=of_hours)
     yield dg.MaterializeResult(asset_key=LOSS_BY_AGE.name.split("."), metadata=of_ages)
+
+
+@dg.asset(
+    key=["evaluation", "online_learner_over_time"],
+    group_name="evaluation",
+    kinds={"matplotlib"},
+    backfill_policy=SINGLE_RUN,
+    deps=[["learners", "grid_selection"], ["learners", "rate_moves"]],
+    automation_condition=refresh_after_upstream(),
+    description=(
+        "A picture of the online learner over time: the loss of every configuration of the grid "
+        "against the one that served, with its interval, and every move of a learning rate."
+    ),
+)
+def online_learner_over_time(deployment: DeploymentResource) -> dg.MaterializeResult:
+    """Draw which configuration served and how the rates moved."""
+    drawn = draw_learner(deployment.warehouse, deployment.paths)
+    return dg.MaterializeResult(
+        metadata={
+            "online learner over time": picture(drawn.picture),
+            "hours judged": drawn.hours,
+            "switches of the configuration": drawn.switches,
+            "moves of a rate": drawn.moves,
+        }
+    )

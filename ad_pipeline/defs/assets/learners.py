@@ -19,7 +19,7 @@ from ad_pipeline.learners.batch_hours import score_hours, train_hours
 from ad_pipeline.learners.ensembles import fit_ensembles
 from ad_pipeline.learners.grid_hours import select_hours
 from ad_pipeline.learners.grid_selection import configuration_names
-from ad_pipeline.learners.online_hours import learn_hours
+from ad_pipeline.learners.online_hours import LearnedHour, learn_hours
 from ad_pipeline.learners.predictions import unite_predictions
 from ad_pipeline.learners.recovery import begin, finish
 from ad_pipeline.learners.retention import prune
@@ -130,6 +130,7 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
                 **_by_configuration(
                     "weights that are not zero", hour.goal, names, hour.nonzero_weights
                 ),
+                **_lanes_shown(hour),
                 label("slots touched so far", hour.goal): hour.touched_slots,
                 label("checkpoint", hour.goal): short(hour.digest),
             }
@@ -155,13 +156,28 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
     yield dg.MaterializeResult(asset_key=["learners", "rate_moves"])
 
 
+def _lanes_shown(hour: LearnedHour) -> dict[str, float | int | str]:
+    """Return who went first and what waits, nothing for a learner that learns all at once."""
+    lanes = hour.lanes
+    if lanes is None:
+        return {}
+    return {
+        **{label(f"learnt from {lane}", hour.goal): rows for lane, rows in lanes["learnt"].items()},
+        label("engagements that wait", hour.goal): lanes["waiting_engagements"],
+        label("negatives that wait", hour.goal): lanes["waiting_negatives"],
+        label("hours that the oldest waits", hour.goal): lanes["oldest_waiting_us"] / HOUR_US,
+    }
+
+
 def _by_configuration(
     what: str, goal: str, names: list[str], values: Sequence[float]
 ) -> dict[str, float]:
     """Return a figure of each configuration under its label; one alone needs no name."""
     if len(names) == 1:
         return {label(what, goal): value for value in values}
-    return {label(f"{what}, {name}", goal): value for name, value in zip(names, values, strict=False)}
+    return {
+        label(f"{what}, {name}", goal): value for name, value in zip(names, values, strict=False)
+    }
 
 
 @dg.multi_asset(
@@ -180,7 +196,7 @@ def _by_configuration(
             ONLINE_PREDICTIONS,
             deps=[
                 dg.AssetDep(["learners", "grid_selection"], partition_mapping=PREVIOUS_HOUR),
-                dg.AssetDep(["learners", "grid_predictions"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["learners", "grid_predictions"], partition_mapping=HORIZON),
             ],
             kinds={"duckdb", "sql"},
         ),
