@@ -38,7 +38,12 @@ from ad_pipeline.learners.batch import TooFewPositives
 from ad_pipeline.learners.batch_hours import train_after
 from ad_pipeline.learners.ensembles import held_out_forecasts, open_ensemble
 from ad_pipeline.learners.ftrl_expert import LinearWeights
-from ad_pipeline.learners.online import labels_and_weights, new_expert
+from ad_pipeline.learners.online import (
+    Examples,
+    OnlineExpert,
+    labels_and_weights,
+    new_expert,
+)
 from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.simulation.spec import MarketplaceSpec
 from ad_pipeline.warehouse import Warehouse, rows_of, select
@@ -330,26 +335,68 @@ def _by_refresh(
     with warehouse.reader() as connection:
         rows = rows_of(connection, select("learners.emitted_examples"), span | {"goal": goal})
     labels, weights = labels_and_weights(rows.column("kind").to_pylist(), settings.kind_weights)
-    tokens = slots(contract, *read_as_served(deployment, contract, rows))
-    emit_us = rows.column("emit_us").to_numpy()
-    expert = new_expert(settings)
-    columns = {f"refreshed_{m}m": np.empty(len(seen.tokens)) for m in REFRESH_MINUTES}
+    examples = Examples(
+        slots=slots(contract, *read_as_served(deployment, contract, rows)),
+        labels=labels,
+        weights=weights,
+        emit_us=rows.column("emit_us").to_numpy(),
+    )
+    return refreshed_logits(
+        new_expert(settings), examples, seen.tokens, seen.served_us, start_us, end_us
+    )
+
+
+def refreshed_logits(
+    expert: OnlineExpert,
+    examples: Examples,
+    tokens: np.ndarray,
+    served_us: np.ndarray,
+    start_us: int,
+    end_us: int,
+) -> dict[str, np.ndarray]:
+    """Learn examples as they are emitted, and score by exports that are refreshed at some paces.
+
+    Parameters
+    ----------
+    expert : OnlineExpert
+        Untrained, and linear.
+    examples : Examples
+        From the start of the log.
+    tokens : ndarray of shape (n, F), uint32
+        Slots of the impressions.
+    served_us : ndarray of shape (n,), int64
+        Rising, in ``[start_us, end_us)``.
+    start_us, end_us : int
+        Every pace begins with an export at the start.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (n,), float64
+        ``refreshed_<minutes>m``: the logit of the newest export at serving; it has learnt what was
+        emitted before the moment of the export.
+
+    Raises
+    ------
+    ValueError
+        If the expert is not linear.
+    """
+    columns = {f"refreshed_{m}m": np.empty(len(tokens)) for m in REFRESH_MINUTES}
     served_by: dict[int, LinearWeights] = {}
     learnt = 0
     step_us = min(REFRESH_MINUTES) * MINUTE_US
     for moment_us in range(start_us, end_us, step_us):
-        emitted = int(np.searchsorted(emit_us, moment_us))
+        emitted = int(np.searchsorted(examples.emit_us, moment_us))
         new = slice(learnt, emitted)
-        expert.learn(tokens[new], labels[new], weights[new])
+        expert.learn(examples.slots[new], examples.labels[new], examples.weights[new])
         learnt = emitted
         exported = expert.linear_weights()
         if exported is None:
-            raise ValueError(f"{goal}: the online expert is not linear")
-        first, last = np.searchsorted(seen.served_us, [moment_us, moment_us + step_us])
+            raise ValueError("the online expert is not linear")
+        first, last = np.searchsorted(served_us, [moment_us, moment_us + step_us])
         for minutes in REFRESH_MINUTES:
             if (moment_us - start_us) % (minutes * MINUTE_US) == 0:
                 served_by[minutes] = exported
-            logits = served_by[minutes].logits(seen.tokens[first:last])
+            logits = served_by[minutes].logits(tokens[first:last])
             columns[f"refreshed_{minutes}m"][first:last] = logits
     return columns
 

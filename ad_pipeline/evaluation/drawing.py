@@ -71,9 +71,8 @@ def dated(axes: "Axes") -> None:
 
 def framed(axes: "Axes", always: Sequence[float] = ()) -> None:
     """Show all values but far outliers, which would press the others into a line."""
-    drawn = np.concatenate(
-        [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()]
-    )
+    lines = [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()]
+    drawn = np.concatenate([*lines, np.empty(0)])
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return

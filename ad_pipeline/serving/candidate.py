@@ -26,9 +26,8 @@ from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners import batch_hours, online_hours
-from ad_pipeline.learners.controlled_expert import ControlledExpert
 from ad_pipeline.learners.ensembles import FittedEnsemble, open_ensemble
-from ad_pipeline.learners.exported_weights import SlotHistory, exported
+from ad_pipeline.learners.exported_weights import ExportedWeights, SlotHistory, exported
 from ad_pipeline.learners.ftrl_expert import FTRLExpert
 from ad_pipeline.learners.online import OnlineExpert
 from ad_pipeline.serving.audit import Audit, ReadTokens
@@ -297,23 +296,40 @@ def _models(
         ensemble_checkpoint=None if fitted is None else fitted.digest,
         configuration=configuration,
     )
-    return models, _history(deployment, models, expert)
+    # Verified when the expert was opened.
+    checkpoint = read_checkpoint(deployment.checkpoints, online_digest, verify=False)
+    return models, slot_history(expert, checkpoint.arrays, weights, configuration)
 
 
-def _history(
-    deployment: Deployment, models: GoalModels, expert: OnlineExpert
+def slot_history(
+    expert: OnlineExpert,
+    arrays: Mapping[str, np.ndarray],
+    weights: ExportedWeights,
+    configuration: int = 0,
 ) -> SlotHistory | None:
-    """Return what a checkpoint says of the exported slots; None of a learner that keeps no n."""
-    if not isinstance(expert, FTRLExpert | ControlledExpert):
+    """Return what an online checkpoint says of the exported slots.
+
+    Parameters
+    ----------
+    expert : OnlineExpert
+        Restored from the checkpoint.
+    arrays : mapping of str to ndarray
+        Of the checkpoint: ``slots``, and :data:`LAST_UPDATE` in the same order.
+    weights : ExportedWeights
+    configuration : int
+
+    Returns
+    -------
+    SlotHistory or None
+        None of a learner that keeps no n. The hour is -1 where the checkpoint has none: of slots
+        that share the weight of a narrower configuration without having been met themselves.
+    """
+    if not isinstance(expert, FTRLExpert):
         return None
-    slots = models.online.slots
-    arrays = read_checkpoint(
-        deployment.checkpoints, models.online_checkpoint, verify=False
-    ).arrays  # verified when the expert was opened
+    slots = weights.slots
     last_update_hours = np.full(len(slots), -1, np.int32)
     if LAST_UPDATE in arrays:
-        # A configuration with fewer bits shares its slots; only those that were met have an hour.
         met = np.asarray(arrays["slots"])
         known = np.isin(slots, met, assume_unique=True)
         last_update_hours[known] = arrays[LAST_UPDATE][np.searchsorted(met, slots[known])]
-    return SlotHistory(expert.accumulated(models.configuration, slots), last_update_hours)
+    return SlotHistory(expert.accumulated(configuration, slots), last_update_hours)

@@ -45,7 +45,8 @@ def learner_numbers(arm: str, seed: int) -> Values:
     shared = 0.2 if arm == "uniform" else 0.22
     for rate in online_learner.GLOBAL_RATES:
         for alpha in online_learner.GLOBAL_ALPHAS:
-            values[f"{rate}/{alpha}/loss"] = shared * wave
+            for beta in online_learner.GLOBAL_BETAS:
+                values[f"{rate}/{alpha}/{beta}/loss"] = shared * wave
     for alpha in online_learner.ALPHAS:
         for l1 in online_learner.L1:
             values[f"ftrl/{alpha}/{l1}/loss"] = 0.2 * (1 + 0.0001 * l1) * wave
@@ -58,7 +59,7 @@ def learner_numbers(arm: str, seed: int) -> Values:
                 values[f"{name}/{alpha}/{l1}/non_zeros"] = kept
     for alpha in online_learner.COUNT_ALPHAS:
         for count in online_learner.COUNTS:
-            values[f"counted/{alpha}/{count}/loss"] = 0.2 * (1 + 0.0004 * (count - 1)) * wave
+            values[f"counted/{alpha}/{count}/loss"] = 0.2 * (1 + 0.0008 * (count - 1)) * wave
             values[f"counted/{alpha}/{count}/non_zeros"] = 100.0 / count
     return values
 

@@ -98,7 +98,7 @@ def test_a_log_that_cannot_be_decoded_is_an_error_and_no_endless_wait(tmp_path: 
     torn = bytearray(parquet.read_bytes())
     torn[4:40_000] = bytes(39_996)
     parquet.write_bytes(torn)
-    with pytest.raises(OSError, match="TProtocolException|Deserializing page header|header"):
+    with pytest.raises(OSError, match="header"):
         learn_parquet.learn_parquet(parquet, asdict(SETTING), tmp_path / "checkpoints")
 
 

@@ -154,9 +154,9 @@ def test_a_damaged_or_absent_bundle_is_not_promoted(
     world: worlds.World, own_bundles: Path, tmp_path: Path
 ) -> None:
     serving = tmp_path / "serving"
-    path = own_bundles / "objects" / world.bundle.digest / "click.model.txt"
-    path.write_bytes(path.read_bytes().replace(b"7", b"8", 1))
-    with pytest.raises(CorruptBundle, match=r"click\.model\.txt"):
+    path = own_bundles / "objects" / world.bundle.digest / "click.batch.leaves.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(CorruptBundle, match=r"click\.batch\.leaves\.npy"):
         promote(serving, own_bundles, world.bundle.digest, {}, watermark_us=1)
     with pytest.raises(checkpoints.MissingCheckpoint):
         promote(serving, own_bundles, "0" * 64, {}, watermark_us=1)

@@ -370,13 +370,13 @@ SECTION = Section(
         f"{BEFORE_HOURS} hours of {ROWS_AN_HOUR:,} rows with five fields of 10 to 1,000 tokens, "
         f"then {AFTER_HOURS} hours with and without the change; the clock moves every "
         f"{60 // BATCHES_AN_HOUR} minutes. Calibration is against the simulator's true "
-        "probabilities, over every hour that begins with a micro-batch; 'back' means that all later "
-        "hours are within the band. (In a first run these were single micro-batches, which in the "
-        "quiet stream now and then leave the band by chance; the verdicts were the same.) "
-        "alpha is the one that is best without forgetting, the half-life the shortest that costs "
-        f"at most {100 * COST:g} % there, both on the tuning seeds. The control asked for first, "
-        "that a learner that never forgets is not back within three half-lives, is a claim of its own "
-        "below; the control of a recovery is that it takes longer."
+        "probabilities, over every hour that begins with a micro-batch; 'back' means that all "
+        "later hours are within the band. (In a first run these were single micro-batches, which "
+        "leave the band by chance now and then; the verdicts were the same.) alpha is the one that "
+        "is best without forgetting, the half-life the shortest that costs at most "
+        f"{100 * COST:g} % there, both on the tuning seeds. The control asked for first, that a "
+        "learner that never forgets is not back within three half-lives, is a claim of its own; "
+        "the control of a recovery is that it takes longer."
     ),
     claims=claims,
     details=details,

@@ -37,7 +37,7 @@ LABEL = "click"
 GROUPS_AHEAD = 6
 """Decoded row groups that may wait for the learner."""
 
-GROUPS_WAITING = 2
+GROUPS_WAITING = 1
 """Groups waiting from which on the decoding thread hashes as well."""
 
 LEARNT_ROWS = 8_192

@@ -414,11 +414,11 @@ def figures_of(measured: Measured) -> list[Figure]:
     whole_s = m.seconds("whole")
     learn_s = kernel_s * m.rows / m.core_rows
     cores = len(os.sched_getaffinity(0))
-    evenly_s = m.import_s + (m.decode_s + m.hash_s + learn_s) / cores
+    evenly_s = (m.import_s + m.decode_s + m.hash_s + learn_s) / cores
     parts = (
         f"each alone: imports {m.import_s:.2f} s, decoding {m.decode_s:.2f} s, hashing "
-        f"{m.hash_s:.2f} s, learning {learn_s:.2f} s; spread evenly over {cores} cores after the "
-        f"imports {evenly_s:.2f} s, measured {whole_s:.2f} s"
+        f"{m.hash_s:.2f} s, learning {learn_s:.2f} s; spread evenly over {cores} cores "
+        f"{evenly_s:.2f} s, measured {whole_s:.2f} s"
     )
     return [
         Figure(
