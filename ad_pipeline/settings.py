@@ -127,7 +127,10 @@ class OnlineSettings(Configuration):
     estimator_parameters: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="Keyword arguments of a River classifier."
     )
-    bits: Annotated[int, Field(ge=8, le=28)] = Field(default=20, description="2^bits hashed slots.")
+    # Not None: it is the number that the configurations of the grid are measured by.
+    bits: Annotated[int, Field(ge=8, le=28)] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=20, description="2^bits hashed slots."
+    )
     dtype: Literal["float32", "float64"] = Field(
         default="float32",
         description="Of the state. Sums in float32 are rounded at random, so that they do not "
@@ -198,7 +201,8 @@ class OnlineSettings(Configuration):
         """Return what is learnt side by side: these settings, then those of the grid."""
         names = Configuration.model_fields.keys()
         base = {name: getattr(self, name) for name in names} | {"bits": None}
-        return (Configuration(**base), *(Configuration(**(base | entry)) for entry in self.grid))
+        entries = ({}, *self.grid)
+        return tuple(Configuration.model_validate(base | entry) for entry in entries)
 
 
 class CheckpointSettings(Group):

@@ -68,7 +68,7 @@ def _grid(axes: "Axes", goal: str, rows: Sequence[Mapping[str, Any]]) -> None:
     places = sorted({row["configuration"] for row in rows})
     for place in places:
         of_place = [row for row in rows if row["configuration"] == place]
-        at = [moment_of(row["hour_us"]) for row in of_place]
+        at = np.array([moment_of(row["hour_us"]) for row in of_place])
         number = {
             name: np.array([np.nan if row[name] is None else row[name] for row in of_place])
             for name in ("excess", "excess_low", "excess_high")
@@ -81,7 +81,7 @@ def _grid(axes: "Axes", goal: str, rows: Sequence[Mapping[str, Any]]) -> None:
         chosen = [row["chosen"] for row in of_place]
         began = [i for i in range(len(chosen)) if chosen[i] and (i == 0 or not chosen[i - 1])]
         axes.plot(
-            [at[i] for i in began],
+            at[began],
             [0.0] * len(began),
             MARKERS[place % len(MARKERS)],
             color=style["color"],
@@ -107,7 +107,7 @@ def _moves(axes: "Axes", goal: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for place in sorted({row["configuration"] for row in rows}):
         of_place = [row for row in rows if row["configuration"] == place]
         axes.plot(
-            [moment_of(row["hour_us"]) for row in of_place],
+            np.array([moment_of(row["hour_us"]) for row in of_place]),
             [MOVES.index(row["move"]) + 0.08 * place for row in of_place],
             MARKERS[place % len(MARKERS)],
             color=COLOURS[place % len(COLOURS)],

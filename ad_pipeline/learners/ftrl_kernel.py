@@ -37,6 +37,7 @@ Adam, ICLR 2015.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -152,7 +153,7 @@ def log_odds(loss: int, score: float) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _draw(position: int) -> int:
+def _draw(position: int) -> Any:
     """Return 32 random bits of a row."""
     mixed = np.uint64(position) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
@@ -160,7 +161,7 @@ def _draw(position: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _scrambled(row: int, tag: int) -> int:
+def _scrambled(row: Any, tag: Any) -> Any:
     """Return 32 random bits of a feature of a row."""
     # Numba widens a product of two uint32 to 64 bits, which would halve the vectors.
     bits = np.uint32(np.uint32(row ^ tag) * np.uint32(0x85EBCA6B))

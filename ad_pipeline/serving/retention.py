@@ -6,9 +6,8 @@ the candidate is compared with the checkpoints it was made of. How long hourly c
 is :mod:`ad_pipeline.learners.retention`.
 """
 
-from ad_pipeline.checkpoints import Swept, is_pointed, resolve, sweep
+from ad_pipeline.checkpoints import Swept, is_pointed, read_checkpoint, resolve, sweep
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.serving.bundle import open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import history
@@ -17,21 +16,23 @@ from ad_pipeline.serving.promotion import history
 def checkpoints_in_use(deployment: Deployment) -> set[str]:
     """Return the digests of the checkpoints that the candidate and the serving bundle came from.
 
+    Only the names are read: a bundle of an earlier version keeps what it was made of, too.
+
     Raises
     ------
-    CorruptBundle
-        If one of the two is not intact.
+    MissingCheckpoint
+        If one of the two is not there.
     """
     serving = read_pointer(deployment.serving, CURRENT)
     bundles = {serving.digest} if serving else set[str]()
     if is_pointed(deployment.bundles, CANDIDATE):
         bundles.add(resolve(deployment.bundles, CANDIDATE))
     return {
-        digest
+        goal[expert]["checkpoint"]
         for bundle in bundles
-        for goal in open_bundle(deployment.bundles, bundle).goals
-        for digest in (goal.online_checkpoint, goal.batch_checkpoint, goal.ensemble_checkpoint)
-        if digest is not None
+        for goal in read_checkpoint(deployment.bundles, bundle, verify=False).manifest["goals"]
+        for expert in ("online", "batch")
+        if goal[expert] is not None
     }
 
 

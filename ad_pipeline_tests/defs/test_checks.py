@@ -180,6 +180,13 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         corrupt_the_newest_online_model,
         {"newest_checkpoint_is_intact"},
     ),
+    "an hour's labels cannot be": (
+        sql(
+            "UPDATE learners.hour_guards SET state = 'tripped' WHERE goal = 'click' AND hour_us = "
+            "(SELECT max(hour_us) FROM learners.hour_guards WHERE state = 'passed')"
+        ),
+        {"labels_are_as_expected"},
+    ),
     "an impression was not scored": (
         sql(
             "DELETE FROM learners.online_predictions WHERE goal = 'purchase' AND impression_id = "

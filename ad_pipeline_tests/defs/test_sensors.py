@@ -15,7 +15,13 @@ import pytest
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key
 from ad_pipeline.defs import sensors
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.defs.sensors import DriftSeen, closed_hours, drift_retrain, new_log_files
+from ad_pipeline.defs.sensors import (
+    DriftSeen,
+    closed_hours,
+    drift_retrain,
+    new_log_files,
+    suspect_hours,
+)
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market, write_days
 from ad_pipeline_tests.defs.runs import run_here
@@ -165,6 +171,81 @@ def test_a_run_whose_last_words_lie_in_the_future_is_waited_for(
     assert run.run_id in why
     monkeypatch.setattr(sensors.time, "time", lambda: now + 2 * sensors.QUIET_SECONDS)
     assert tick(closed_hours)[0]
+
+
+def trip(market: Market, hours_back: int) -> int:
+    """Let the guard of clicks have tripped so many hours before the last one it judged."""
+    with Warehouse(market.deployment.warehouse).writer() as connection:
+        judged = connection.execute(
+            "SELECT hour_us FROM learners.hour_guards WHERE goal = 'click' AND state = 'passed' "
+            "ORDER BY hour_us DESC"
+        ).fetchall()
+        (hour_us,) = judged[hours_back]
+        connection.execute(
+            "UPDATE learners.hour_guards SET state = 'tripped' "
+            "WHERE goal = 'click' AND hour_us >= $hour_us",
+            {"hour_us": hour_us},
+        )
+    return hour_us
+
+
+def test_hours_that_surprised_nobody_ask_for_no_recovery(own_market: Market, tick: Tick):
+    requests, _, why = tick(suspect_hours)
+    assert requests == []
+    assert "no hour is suspect" in why
+
+
+def test_the_first_suspect_hour_is_left_out_and_all_hours_since_are_run_again(
+    own_market: Market, tick: Tick
+):
+    hour_us = trip(own_market, 3)
+    (request,), _, _ = tick(suspect_hours)
+    assert request.tags[sensors.RANGE_START_TAG] == hour_key(hour_us)
+    assert request.tags[sensors.RANGE_END_TAG] == hour_key(own_market.end_us - HOUR_US)
+    config = request.run_config["ops"]["quarantine"]["config"]
+    assert config["hours"] == {"click": hour_key(hour_us)}
+    assert config["cause"] == "guard"
+
+
+def test_a_recovery_waits_for_a_run_at_its_hours_and_is_tried_three_times(
+    own_market: Market, instance: dg.DagsterInstance, definitions: dg.Definitions, tick: Tick
+):
+    trip(own_market, 0)
+    run = going_on(definitions, instance)
+    assert run.run_id in tick(suspect_hours)[2]
+    instance.report_run_failed(run)
+    for _ in range(sensors.ATTEMPTS):
+        (request,), _, _ = tick(suspect_hours)
+        instance.report_run_failed(going_on(definitions, instance, request.tags))
+    requests, _, why = tick(suspect_hours)
+    assert requests == []
+    assert "failed 3 times" in why
+
+
+@pytest.mark.slow
+def test_what_the_sensor_asks_for_takes_the_model_back_and_passes_its_check(
+    own_market: Market, instance: dg.DagsterInstance, definitions: dg.Definitions, tick: Tick
+):
+    hour_us = trip(own_market, 3)
+    (request,), _, _ = tick(suspect_hours)
+    job = definitions.resolve_job_def("recover_online_model")
+    ran = job.execute_in_process(
+        run_config=dict(request.run_config), tags=dict(request.tags), instance=instance
+    )
+    assert ran.success
+    with Warehouse(own_market.deployment.warehouse).reader() as connection:
+        rows = connection.execute(
+            "SELECT goal, hour_us, succeeded, seconds > 0 FROM learners.recoveries"
+        ).fetchall()
+        states = connection.execute(
+            "SELECT state FROM learners.hour_guards WHERE goal = 'click' AND hour_us >= $us "
+            "ORDER BY hour_us",
+            {"us": hour_us},
+        ).fetchall()
+    assert rows == [("click", hour_us, True, True)]
+    assert states[0] == ("left_out",)
+    assert ("tripped",) not in states
+    assert "no hour is suspect" in tick(suspect_hours)[2]
 
 
 def test_a_busy_warehouse_is_no_error(

@@ -338,6 +338,7 @@ def test_every_configuration_of_a_grid_is_to_the_bit_what_it_is_alone(
     slots, values = stream.slots, stream.values if valued else None
     slots[::50, 1] = slots[::50, 0]  # two features in one slot: the exact path
     grid, alone = FTRLExpert(11, GRID, dtype), [FTRLExpert(11, (each,), dtype) for each in GRID]
+    found = np.empty(0)
     for start in range(0, 3_000, 250):
         part = slice(start, start + 250)
         given = None if values is None else values[part]
@@ -385,6 +386,7 @@ def test_a_half_life_is_algorithm_1_with_sums_that_shrink_as_time_passes() -> No
     slots, labels = stream.slots[distinct], stream.labels[distinct]
     each = Configuration(half_life_hours=4.0, l1=0.05)
     expert = FTRLExpert(9, (each,))
+    logit = 0.0
     for row in range(len(slots)):  # an hour passes after each row: hundreds of half-lives in all
         logit = expert.predict_then_learn(slots[row : row + 1], labels[row : row + 1])[0, 0]
         expert.advance(HOUR_US)

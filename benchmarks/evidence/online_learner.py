@@ -34,7 +34,7 @@ TUNING_SEEDS = (501, 502, 503)
 TEST_SEEDS = tuple(range(511, 519))
 UNIFORM_SEEDS = TEST_SEEDS[:3]
 
-ALPHAS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+ALPHAS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 GLOBAL_ALPHAS = (2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
 GLOBAL_BETAS = (1.0, 30.0)
 """One rate for all meets thousands of times the gradients of a slot: its beta is tuned too."""
@@ -42,7 +42,7 @@ GLOBAL_BETAS = (1.0, 30.0)
 GLOBAL_RATES: tuple[Rate, ...] = ("global gradients", "global rows")
 L1 = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100)
-COUNT_ALPHAS = (0.1, 0.15, 0.2)
+COUNT_ALPHAS = (0.1, 0.15, 0.2, 0.3, 0.4)
 EQUAL = 0.001
 """Relative AucLoss within which two learners count as equally good."""
 

@@ -272,7 +272,7 @@ def _recovery_seconds(context: dg.AssetExecutionContext) -> float | None:
     steps = {
         step.step_key: step
         for step in context.instance.get_run_step_stats(
-            context.run_id, ["quarantine", "online_learner"]
+            context.run.run_id, ["quarantine", "online_learner"]
         )
     }
     began, ended = steps["quarantine"].start_time, steps["online_learner"].end_time
