@@ -136,7 +136,8 @@ def test_what_served_is_the_score_of_the_configuration_chosen_by_the_hour_before
         market,
         "SELECT count(*) FROM learners.online_predictions AS served "
         "JOIN learners.grid_predictions AS scored USING (goal, impression_id) "
-        "LEFT JOIN learners.grid_selection AS chosen ON chosen.goal = served.goal AND chosen.chosen "
+        "LEFT JOIN learners.grid_selection AS chosen "
+        "ON chosen.goal = served.goal AND chosen.chosen "
         f"AND chosen.hour_us = served.serving_us - served.serving_us % {HOUR_US} - {HOUR_US} "
         "WHERE served.logit <> scored.logits[coalesce(chosen.configuration, 0) + 1]",
     )

@@ -58,7 +58,8 @@ def test_an_abrupt_change_raises_the_rate_within_hours_and_time_runs_again(base:
         control = RateControl(SETTINGS, 1)
         moves = followed(control, [0.1] * 200 + [base] * 18, seed)
         raised = [place for place, move in moves if move.kind == "raise"]
-        assert raised and raised[0] >= 200, f"seed {seed}: {moves}"
+        assert raised, f"seed {seed}: nothing was raised"
+        assert raised[0] >= 200, f"seed {seed}: {moves}"
         evidence = moves[-1][1].evidence
         assert evidence["loss"] > evidence["expected_loss"]
         assert control.elapsed_us(600) == [600]
