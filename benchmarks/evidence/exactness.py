@@ -137,7 +137,7 @@ def _learn(deployment: Deployment, days: range) -> None:
     end_us = start_us + days.stop * DAY_US
     if days.stop == SPEC.days and last_us is not None:
         end_us = last_us
-    run_hours(deployment, start_us + days.start * DAY_US, end_us, with_dictionary=False)
+    run_hours(deployment, start_us + days.start * DAY_US, end_us)
     finish(deployment, with_drift=False)
 
 
