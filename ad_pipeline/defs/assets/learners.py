@@ -122,6 +122,7 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
     checkpoints: dict[int, dict[str, str]] = {}
     scored: dict[int, dict[str, float | int | str]] = {}
     moved: dict[int, dict[str, float | int | str]] = {}
+    guarded: dict[int, dict[str, float | int | str]] = {}
     names = configuration_names(deployment.paths.dataset.settings.online.configurations())
     for hour in learn_hours(deployment.warehouse, deployment.paths, start_us, end_us):
         models.setdefault(hour.hour_us, {}).update(
@@ -142,6 +143,10 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
         shown = moved.setdefault(hour.hour_us, {"dagster/row_count": 0})
         shown["dagster/row_count"] = int(shown["dagster/row_count"]) + len(hour.moves)
         shown |= _by_configuration("doublings of the rate", hour.goal, names, hour.rates)
+        seen = guarded.setdefault(hour.hour_us, {"dagster/row_count": 0})
+        seen["dagster/row_count"] = int(seen["dagster/row_count"]) + 1
+        seen[label("verdict", hour.goal)] = hour.judged.verdict.state
+        seen[label("surprise", hour.goal)] = hour.judged.evidence.surprise
         for made in hour.moves:
             context.log.info(f"{hour.goal}, {timestamp(hour.hour_us)}: {made.move}")
         if hour.hour_us % (24 * HOUR_US) == 0:
@@ -151,9 +156,11 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
         describe_hour(context, ["learners", "online_model"], hour_us, shown)
         describe_hour(context, ["learners", "grid_predictions"], hour_us, scored[hour_us])
         describe_hour(context, ["learners", "rate_moves"], hour_us, moved[hour_us])
+        describe_hour(context, ["learners", "hour_guards"], hour_us, guarded[hour_us])
     yield dg.MaterializeResult(asset_key=["learners", "online_model"])
     yield dg.MaterializeResult(asset_key=["learners", "grid_predictions"])
     yield dg.MaterializeResult(asset_key=["learners", "rate_moves"])
+    yield dg.MaterializeResult(asset_key=["learners", "hour_guards"])
 
 
 def _lanes_shown(hour: LearnedHour) -> dict[str, float | int | str]:
@@ -244,11 +251,13 @@ def grid_selection(context: dg.AssetExecutionContext, deployment: DeploymentReso
 def recovery(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Say of each roll-back whose hours were run again what came of it, and how long it took."""
     start_us, end_us = hours(context)
+    recovered: dict[int, dict[str, float | int | str]] = {
+        hour_us: {"dagster/row_count": 0} for hour_us in hours_between(start_us, end_us)
+    }
     for one in finish(deployment.warehouse, deployment.paths, _recovery_seconds(context)):
         goal = one.rolled_back.goal
         context.log.info(f"recovery of {goal}: {one.outcome}")
-        figures = {
-            "dagster/row_count": 1,
+        figures: dict[str, float | int | str] = {
             label("hours run again", goal): one.rolled_back.hours,
             label("examples left out", goal): one.left_out_examples,
             label("succeeded", goal): int(one.succeeded),
@@ -257,7 +266,10 @@ def recovery(context: dg.AssetExecutionContext, deployment: DeploymentResource):
         if one.seconds is not None:
             figures[label("seconds", goal)] = one.seconds
         if start_us <= one.rolled_back.hour_us < end_us:
-            describe_hour(context, ["learners", "recoveries"], one.rolled_back.hour_us, figures)
+            shown = recovered[one.rolled_back.hour_us]
+            shown |= figures | {"dagster/row_count": int(shown["dagster/row_count"]) + 1}
+    for hour_us, shown in recovered.items():
+        describe_hour(context, ["learners", "recoveries"], hour_us, shown)
     return dg.MaterializeResult()
 
 
