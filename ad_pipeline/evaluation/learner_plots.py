@@ -117,4 +117,5 @@ def _moves(axes: "Axes", goal: str, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.legend(fontsize=7)
         dated(axes)
     else:
+        axes.set_xticks([])
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=GREY)
