@@ -333,7 +333,7 @@ def _served_bundle() -> Path:
 
 
 def _prune(_: argparse.Namespace) -> None:
-    from ad_pipeline.learners.retention import prune
+    from ad_pipeline.learners.online.retention import prune
     from ad_pipeline.serving.retention import checkpoints_in_use, sweep_bundles
 
     deployment = deployment_from_env()
@@ -348,7 +348,7 @@ def _prune(_: argparse.Namespace) -> None:
 
 def _recover(chosen: argparse.Namespace) -> None:
     from ad_pipeline.clocks import hour_start
-    from ad_pipeline.learners.recovery import recoveries, replay_range, suspects
+    from ad_pipeline.learners.online.recovery import recoveries, replay_range, suspects
     from ad_pipeline.main_job import recover
     from ad_pipeline.warehouse import Warehouse
 

@@ -43,7 +43,7 @@ class ExampleSettings(Group):
 
 
 class RateControlSettings(Group):
-    """When the online learner's rates are raised, slowed or frozen (learners/rate_control.py)."""
+    """When the online learner's rates are raised, slowed or frozen."""
 
     minimum_rows: PositiveInt = Field(
         default=30, description="A micro-batch with fewer examples says nothing about the rate."

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.calibration_layer import Slices
-from ad_pipeline.learners.ensemble import Ensemble, fit_ensemble, split_ranges
+from ad_pipeline.learners.ensemble.calibration_layer import Slices
+from ad_pipeline.learners.ensemble.ensemble import Ensemble, fit_ensemble, split_ranges
 from ad_pipeline.settings import EnsembleSettings
 
 _START_US = 490_000 * HOUR_US

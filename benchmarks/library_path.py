@@ -26,10 +26,10 @@ from ad_pipeline.features.as_served import newest_requests, read_impressions
 from ad_pipeline.features.dictionary import tokens_of_slots, write_dictionary
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import advance_hours
-from ad_pipeline.learners.batch_hours import score_hours, train_hours
-from ad_pipeline.learners.ensembles import fit_ensembles, held_out_forecasts
-from ad_pipeline.learners.grid_hours import chosen_configurations, select_hours
-from ad_pipeline.learners.online_hours import learn_hours
+from ad_pipeline.learners.batch.batch_hours import score_hours, train_hours
+from ad_pipeline.learners.ensemble.ensembles import fit_ensembles, held_out_forecasts
+from ad_pipeline.learners.online.grid_hours import chosen_configurations, select_hours
+from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.learners.predictions import unite_predictions
 from ad_pipeline.monitoring.drift_of_log import record_drift
 from ad_pipeline.monitoring.production_parity import record_parity

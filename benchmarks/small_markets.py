@@ -33,12 +33,14 @@ from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE
 from ad_pipeline.evaluation.truth import read_truth
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense, slots
-from ad_pipeline.learners import batch_hours, ensembles, online_hours
-from ad_pipeline.learners.batch import TooFewPositives
-from ad_pipeline.learners.batch_hours import train_after
-from ad_pipeline.learners.ensembles import held_out_forecasts, open_ensemble
-from ad_pipeline.learners.ftrl_expert import LinearWeights
-from ad_pipeline.learners.online import (
+from ad_pipeline.learners.batch import batch_hours
+from ad_pipeline.learners.batch.batch_hours import train_after
+from ad_pipeline.learners.batch.batch_model import TooFewPositives
+from ad_pipeline.learners.ensemble import ensembles
+from ad_pipeline.learners.ensemble.ensembles import held_out_forecasts, open_ensemble
+from ad_pipeline.learners.ftrl.ftrl_expert import LinearWeights
+from ad_pipeline.learners.online import online_hours
+from ad_pipeline.learners.online.step import (
     Examples,
     OnlineExpert,
     labels_and_weights,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from river import linear_model, optim
 
-from ad_pipeline.learners.ftrl import FTRLClassifier
+from ad_pipeline.learners.ftrl.classifier import FTRLClassifier
 
 if TYPE_CHECKING:
     from river.optim.base import DictLike

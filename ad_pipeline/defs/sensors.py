@@ -19,8 +19,8 @@ from ad_pipeline.datasets import Deployment
 from ad_pipeline.defs.jobs import ledger, main, recover_online_model, retrain
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until, watermark_us
-from ad_pipeline.learners.online_hours import pointer as online_model
-from ad_pipeline.learners.recovery import GUARD, replay_range, suspects
+from ad_pipeline.learners.online.online_hours import pointer as online_model
+from ad_pipeline.learners.online.recovery import GUARD, replay_range, suspects
 from ad_pipeline.warehouse import Warehouse, WarehouseBusy, one_row
 
 PATIENCE_SECONDS = 2.0

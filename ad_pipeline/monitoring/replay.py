@@ -31,11 +31,11 @@ from ad_pipeline.features.encoding import (
 )
 from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import recount, snapshot_hour
-from ad_pipeline.learners.batch_hours import open_batch_model
-from ad_pipeline.learners.ensemble import mixed_probabilities
-from ad_pipeline.learners.ensembles import open_ensemble
-from ad_pipeline.learners.exported_weights import exported
-from ad_pipeline.learners.online_hours import open_expert
+from ad_pipeline.learners.batch.batch_hours import open_batch_model
+from ad_pipeline.learners.ensemble.ensemble import mixed_probabilities
+from ad_pipeline.learners.ensemble.ensembles import open_ensemble
+from ad_pipeline.learners.ftrl.exported_weights import exported
+from ad_pipeline.learners.online.online_hours import open_expert
 from ad_pipeline.monitoring.parity import Parity, compare_features, compare_scores, features_of
 from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, TABLES, candidate_replay_rows
 from ad_pipeline.serving.bundle import BATCH, ONLINE, Bundle, GoalModels, open_bundle

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ad_pipeline.checkpoints import CorruptCheckpoint
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.exported_weights import ExportedWeights, SlotHistory
+from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights, SlotHistory
 
 DICTIONARY = "dictionary.arrow"
 HISTORY_SUFFIX = ".history.arrow"

@@ -35,11 +35,11 @@ from ad_pipeline.features.encoding import (
     text_hashes,
 )
 from ad_pipeline.features.rates import RateSnapshot, counts_of
-from ad_pipeline.learners.batch import ExportedBatch
-from ad_pipeline.learners.ensemble import Ensemble, mixed_probabilities
-from ad_pipeline.learners.exported_mixture import ExportedMixture
-from ad_pipeline.learners.exported_weights import ExportedWeights
-from ad_pipeline.learners.ftrl_kernel import checked_slots
+from ad_pipeline.learners.batch.batch_model import ExportedBatch
+from ad_pipeline.learners.ensemble.ensemble import Ensemble, mixed_probabilities
+from ad_pipeline.learners.ensemble.exported_mixture import ExportedMixture
+from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
+from ad_pipeline.learners.ftrl.ftrl_kernel import checked_slots
 from ad_pipeline.serving.audit import Audit, OpenedAudit, is_audit_file
 from ad_pipeline.serving.decisions import features_json, logged_inputs
 

@@ -25,11 +25,12 @@ from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform
-from ad_pipeline.learners import batch_hours, online_hours
-from ad_pipeline.learners.ensembles import FittedEnsemble, open_ensemble
-from ad_pipeline.learners.exported_weights import ExportedWeights, SlotHistory, exported
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
-from ad_pipeline.learners.online import OnlineExpert
+from ad_pipeline.learners.batch import batch_hours
+from ad_pipeline.learners.ensemble.ensembles import FittedEnsemble, open_ensemble
+from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights, SlotHistory, exported
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.online import online_hours
+from ad_pipeline.learners.online.step import OnlineExpert
 from ad_pipeline.serving.audit import Audit, ReadTokens
 from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle, open_bundle
 from ad_pipeline.serving.pointers import CURRENT, read_pointer

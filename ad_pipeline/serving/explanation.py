@@ -18,8 +18,8 @@ from ad_pipeline.clocks import timestamp
 from ad_pipeline.features.encoding import FeatureContract, read_columns, slots, text_hashes
 from ad_pipeline.features.token_values import token_values
 from ad_pipeline.hashing import MISSING_LABEL
-from ad_pipeline.learners.exported_mixture import STAGES, ExportedMixture
-from ad_pipeline.learners.slot_memory import WIDTH as LANES
+from ad_pipeline.learners.ensemble.exported_mixture import STAGES, ExportedMixture
+from ad_pipeline.learners.ftrl.slot_memory import WIDTH as LANES
 from ad_pipeline.serving.audit import hour_of_update_us
 from ad_pipeline.serving.bundle import ONLINE, Bundle, GoalModels
 from ad_pipeline.serving.decisions import feature_names, logged_inputs
@@ -86,7 +86,7 @@ class GoalExplanation:
     mixture : ExportedMixture or None
         None if the online expert speaks alone, not calibrated.
     stages : dict of str to float
-        :data:`~ad_pipeline.learners.exported_mixture.STAGES` by name; empty without a mixture.
+        ``STAGES`` of ``learners/ensemble/exported_mixture.py`` by name; empty without a mixture.
     slice_value : str
         ``column=value`` by which the calibration differs, or nothing.
     probability : float

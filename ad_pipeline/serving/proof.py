@@ -14,14 +14,14 @@ import numpy as np
 
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.hashing import uniform
-from ad_pipeline.learners.batch import BatchModel, ExportedBatch
-from ad_pipeline.learners.batch_hours import open_batch_model
-from ad_pipeline.learners.ensemble import Ensemble
-from ad_pipeline.learners.ensembles import read_ensemble
-from ad_pipeline.learners.exported_mixture import STAGES, ExportedMixture
-from ad_pipeline.learners.exported_weights import STEP, ExportedWeights, exported
-from ad_pipeline.learners.ftrl_expert import LinearWeights
-from ad_pipeline.learners.online_hours import open_expert
+from ad_pipeline.learners.batch.batch_hours import open_batch_model
+from ad_pipeline.learners.batch.batch_model import BatchModel, ExportedBatch
+from ad_pipeline.learners.ensemble.ensemble import Ensemble
+from ad_pipeline.learners.ensemble.ensembles import read_ensemble
+from ad_pipeline.learners.ensemble.exported_mixture import STAGES, ExportedMixture
+from ad_pipeline.learners.ftrl.exported_weights import STEP, ExportedWeights, exported
+from ad_pipeline.learners.ftrl.ftrl_expert import LinearWeights
+from ad_pipeline.learners.online.online_hours import open_expert
 from ad_pipeline.serving.bundle import Bundle
 
 BORDER_ROWS = 4_096

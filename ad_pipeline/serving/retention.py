@@ -3,7 +3,7 @@
 A candidate that was never promoted has no use once the next one stands; a bundle that has served is
 kept, because decisions name it and a rollback may go back to it. A bundle is whole by itself: only
 the candidate is compared with the checkpoints it was made of. How long hourly checkpoints are kept
-is :mod:`ad_pipeline.learners.retention`.
+is :mod:`ad_pipeline.learners.online.retention`.
 """
 
 from ad_pipeline.checkpoints import Swept, is_pointed, read_checkpoint, resolve, sweep

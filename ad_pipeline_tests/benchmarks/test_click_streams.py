@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
 from ad_pipeline.settings import Configuration
 from benchmarks.click_streams import Shape, clicks, coefficients
 from benchmarks.reference_learners import GradientDescent

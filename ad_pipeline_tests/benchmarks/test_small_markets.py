@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
-from ad_pipeline.learners.online import Examples
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.online.step import Examples
 from ad_pipeline.settings import Configuration
 from benchmarks.small_markets import REFRESH_MINUTES, refreshed_logits
 

@@ -16,9 +16,9 @@ import pytest
 from ad_pipeline.checkpoints import point, read_checkpoint, resolve, write_checkpoint
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features import rates
-from ad_pipeline.learners.exported_weights import ExportedWeights
-from ad_pipeline.learners.ftrl_expert import LinearWeights
-from ad_pipeline.learners.online_hours import pointer as online_pointer
+from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
+from ad_pipeline.learners.ftrl.ftrl_expert import LinearWeights
+from ad_pipeline.learners.online.online_hours import pointer as online_pointer
 from ad_pipeline.serving.bundle import export_bundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.pointers import CURRENT, Pointer, move_pointer, read_pointer

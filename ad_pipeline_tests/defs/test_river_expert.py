@@ -8,7 +8,7 @@ import pytest
 
 from ad_pipeline.checkpoints import read_checkpoint, resolve
 from ad_pipeline.clocks import DAY_US, HOUR_US
-from ad_pipeline.learners.online_hours import open_expert, pointer
+from ad_pipeline.learners.online.online_hours import open_expert, pointer
 from ad_pipeline.serving.bundle import open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.warehouse import Warehouse, one_row

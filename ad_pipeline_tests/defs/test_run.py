@@ -9,7 +9,7 @@ import pytest
 
 from ad_pipeline.checkpoints import is_pointed, resolve
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key, hour_start, hours_between
-from ad_pipeline.learners.online_hours import pointer
+from ad_pipeline.learners.online.online_hours import pointer
 from ad_pipeline.serving.bundle import open_bundle
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import history

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ad_pipeline.clocks import HOUR_US, hours_between
 from ad_pipeline.datasets import Deployment, load_dataset
-from ad_pipeline.learners.online_checkpoints import learnt_hours
-from ad_pipeline.learners.online_hours import learn_hours
-from ad_pipeline.learners.within_hour import Resumed, WithinHour
+from ad_pipeline.learners.online.online_checkpoints import learnt_hours
+from ad_pipeline.learners.online.online_hours import learn_hours
+from ad_pipeline.learners.online.within_hour import Resumed, WithinHour
 from ad_pipeline.warehouse import Warehouse
 
 FAULTS = {"repeat": -1, "skip": 1}

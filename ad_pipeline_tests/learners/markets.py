@@ -11,7 +11,7 @@ from ad_pipeline.events.ledger import register_files
 from ad_pipeline.examples.label_join import join_labels
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import advance_hours
-from ad_pipeline.learners.online_checkpoints import KIND
+from ad_pipeline.learners.online.online_checkpoints import KIND
 from ad_pipeline.simulation.spec import MarketplaceSpec
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.left_behind import LeftBehind, left_behind

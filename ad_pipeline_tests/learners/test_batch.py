@@ -10,9 +10,10 @@ import pytest
 
 from ad_pipeline import checkpoints
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners import batch, trees
-from ad_pipeline.learners.batch import BatchModel, TooFewPositives, train_batch_model
-from ad_pipeline.learners.logistic import row_losses
+from ad_pipeline.learners.batch import batch_model as batch
+from ad_pipeline.learners.batch import trees
+from ad_pipeline.learners.batch.batch_model import BatchModel, TooFewPositives, train_batch_model
+from ad_pipeline.learners.ensemble.logistic import row_losses
 from ad_pipeline.settings import BatchSettings
 
 SETTINGS = BatchSettings(rounds=40, minimum_leaf_rows=50)
@@ -225,7 +226,12 @@ def test_overlapping_slices_are_refused(rows: Rows) -> None:
 def test_what_scores_imports_no_training_stack() -> None:
     code = textwrap.dedent("""
         import sys
-        from ad_pipeline.learners import batch, calibration, ensemble, ftrl_kernel, online, trees
+        from ad_pipeline.learners.batch import batch_model as batch
+        from ad_pipeline.learners.ensemble import calibration
+        from ad_pipeline.learners.ensemble import ensemble
+        from ad_pipeline.learners.ftrl import ftrl_kernel
+        from ad_pipeline.learners.online import step as online
+        from ad_pipeline.learners.batch import trees
         # Numba itself imports the bare `scipy` to learn its version.
         heavy = {"lightgbm", "sklearn", "scipy.optimize", "river", "dagster", "duckdb", "pandas"}
         print(sorted(heavy & set(sys.modules)))

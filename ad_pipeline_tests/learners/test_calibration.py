@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.learners.calibration import (
+from ad_pipeline.learners.ensemble.calibration import (
     IDENTITY,
     LOWEST_SLOPE,
     SHRUNK_SD,
@@ -18,7 +18,7 @@ from ad_pipeline.learners.calibration import (
     fit_calibration,
     fit_kind,
 )
-from ad_pipeline.learners.logistic import fit_logistic, row_losses
+from ad_pipeline.learners.ensemble.logistic import fit_logistic, row_losses
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

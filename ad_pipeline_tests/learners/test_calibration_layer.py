@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ad_pipeline.checkpoints import CorruptCheckpoint
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.learners.calibration import IDENTITY, Calibration
-from ad_pipeline.learners.calibration_layer import (
+from ad_pipeline.learners.ensemble.calibration import IDENTITY, Calibration
+from ad_pipeline.learners.ensemble.calibration_layer import (
     BY_SLICE,
     OVERALL,
     SLICE_POSITIVES,
@@ -20,8 +20,8 @@ from ad_pipeline.learners.calibration_layer import (
     Slices,
     fit_layer,
 )
-from ad_pipeline.learners.ensemble import fit_ensemble, split_ranges
-from ad_pipeline.learners.logistic import row_losses
+from ad_pipeline.learners.ensemble.ensemble import fit_ensemble, split_ranges
+from ad_pipeline.learners.ensemble.logistic import row_losses
 from ad_pipeline.settings import EnsembleSettings
 
 RANGE = (490_000 * HOUR_US, 490_048 * HOUR_US)

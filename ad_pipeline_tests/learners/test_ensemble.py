@@ -9,9 +9,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.calibration_layer import CalibrationLayer, fit_layer
-from ad_pipeline.learners.ensemble import Ensemble, fit_ensemble, split_ranges
-from ad_pipeline.learners.logistic import row_losses
+from ad_pipeline.learners.ensemble.calibration_layer import CalibrationLayer, fit_layer
+from ad_pipeline.learners.ensemble.ensemble import Ensemble, fit_ensemble, split_ranges
+from ad_pipeline.learners.ensemble.logistic import row_losses
 from ad_pipeline.settings import EnsembleSettings
 
 SETTINGS = EnsembleSettings()
@@ -281,7 +281,7 @@ def test_a_stack_that_was_fitted_on_the_calibration_range_is_calibrated_on_what_
         read.append(logits)
         return fit_layer(logits, *others)  # pyright: ignore[reportArgumentType, reportReturnType]
 
-    monkeypatch.setattr("ad_pipeline.learners.ensemble.fit_layer", seen)
+    monkeypatch.setattr("ad_pipeline.learners.ensemble.ensemble.fit_layer", seen)
     logits, labels, hours = draw(16, 2_000, (0.5, 0.5))
     later = split_ranges(hours, SETTINGS).calibration.holds(hours)
     for scores, crossed in ((young(logits, hours), True), (logits, False)):

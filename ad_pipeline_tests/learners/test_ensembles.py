@@ -13,9 +13,9 @@ from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.held_out import ENSEMBLE
 from ad_pipeline.evaluation.progressive import EXPERTS
 from ad_pipeline.hashing import MISSING_LABEL, hash_strings, seed_of
-from ad_pipeline.learners import batch_hours
-from ad_pipeline.learners.ensemble import AVERAGE, STACKED, VOTING
-from ad_pipeline.learners.ensembles import fit_ensembles, held_out_forecasts, open_ensemble
+from ad_pipeline.learners.batch import batch_hours
+from ad_pipeline.learners.ensemble.ensemble import AVERAGE, STACKED, VOTING
+from ad_pipeline.learners.ensemble.ensembles import fit_ensembles, held_out_forecasts, open_ensemble
 from ad_pipeline.settings import EnsembleSettings
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.learners.test_provisional import START, market, written

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ad_pipeline.learners.calibration import Calibration
-from ad_pipeline.learners.calibration_layer import CalibrationLayer, Correction
-from ad_pipeline.learners.ensemble import Ensemble
-from ad_pipeline.learners.exported_mixture import STAGES, ExportedMixture
+from ad_pipeline.learners.ensemble.calibration import Calibration
+from ad_pipeline.learners.ensemble.calibration_layer import CalibrationLayer, Correction
+from ad_pipeline.learners.ensemble.ensemble import Ensemble
+from ad_pipeline.learners.ensemble.exported_mixture import STAGES, ExportedMixture
 
 TABLE = Calibration("isotonic", knots=(-4.0, -2.5, 0.0, 3.0), heights=(-4.5, -2.0, 0.25, 2.0))
 BETA = Calibration("beta", slope=0.8, upper_slope=1.3, shift=-0.2)

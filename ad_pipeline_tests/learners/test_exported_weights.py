@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ad_pipeline.learners.exported_weights import (
+from ad_pipeline.learners.ftrl.exported_weights import (
     EXACT,
     FIXED_POINT,
     LIMIT,
@@ -18,8 +18,8 @@ from ad_pipeline.learners.exported_weights import (
     export_size,
     exported,
 )
-from ad_pipeline.learners.ftrl_kernel import linear_logits
-from ad_pipeline.learners.online import LinearWeights
+from ad_pipeline.learners.ftrl.ftrl_kernel import linear_logits
+from ad_pipeline.learners.online.step import LinearWeights
 
 
 def sparse_weights(seed: int, slots: int, share: float, dtype: str = "float64") -> LinearWeights:

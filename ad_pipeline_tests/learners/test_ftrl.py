@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import checks, compose, datasets, evaluate, metrics, preprocessing
 
-from ad_pipeline.learners.ftrl import FTRLClassifier
+from ad_pipeline.learners.ftrl.classifier import FTRLClassifier
 
 MODELS = [FTRLClassifier(**parameters) for parameters in FTRLClassifier._unit_test_params()]
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners import ftrl_kernel
-from ad_pipeline.learners.ftrl_expert import LOSSES, FTRLExpert
+from ad_pipeline.learners.ftrl import ftrl_kernel
+from ad_pipeline.learners.ftrl.ftrl_expert import LOSSES, FTRLExpert
 from ad_pipeline.settings import Configuration
 from ad_pipeline_tests.learners.streams import Stream, sparse_stream
 

@@ -7,15 +7,15 @@ import pytest
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.evaluation.learner_of_log import draw_learner
-from ad_pipeline.learners.grid_hours import chosen_configurations, select_hours
-from ad_pipeline.learners.grid_selection import (
+from ad_pipeline.learners.online.grid_hours import chosen_configurations, select_hours
+from ad_pipeline.learners.online.grid_selection import (
     HourLosses,
     choose_configuration,
     configuration_names,
     hour_losses,
     poisson_weights,
 )
-from ad_pipeline.learners.online_hours import learn_hours
+from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.settings import Configuration, OnlineSettings
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ad_pipeline.learners.guard import (
+from ad_pipeline.learners.online.guard import (
     COMPARED_WITH,
     SAMPLED_EXAMPLES,
     Evidence,

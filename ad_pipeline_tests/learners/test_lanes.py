@@ -9,8 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
-from ad_pipeline.learners.example_weights import recency_weights
-from ad_pipeline.learners.lanes import (
+from ad_pipeline.learners.online.example_weights import recency_weights
+from ad_pipeline.learners.online.lanes import (
     ENGAGEMENT_KINDS,
     LANES,
     Division,
@@ -19,7 +19,7 @@ from ad_pipeline.learners.lanes import (
     divide,
     is_waiting_array,
 )
-from ad_pipeline.learners.online import KIND_LABELS
+from ad_pipeline.learners.online.step import KIND_LABELS
 
 Divide = Callable[[np.ndarray, int, int | None], Division]
 

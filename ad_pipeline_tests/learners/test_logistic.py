@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ad_pipeline.learners.logistic import clustered_errors, fit_logistic
+from ad_pipeline.learners.ensemble.logistic import clustered_errors, fit_logistic
 
 
 def regression(seed: int, shared: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

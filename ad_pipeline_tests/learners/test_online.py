@@ -9,9 +9,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
-from ad_pipeline.learners import ftrl_kernel, river_state
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
-from ad_pipeline.learners.online import (
+from ad_pipeline.learners.ftrl import ftrl_kernel, river_state
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.online.step import (
     Examples,
     OnlineExpert,
     RiverExpert,

@@ -9,9 +9,9 @@ import pytest
 
 from ad_pipeline.checkpoints import read_checkpoint
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
-from ad_pipeline.learners.lanes import LANES, LaneRows, Lanes
-from ad_pipeline.learners.online import Examples, online_hour
-from ad_pipeline.learners.online_hours import LearnedHour, learn_hours
+from ad_pipeline.learners.online.lanes import LANES, LaneRows, Lanes
+from ad_pipeline.learners.online.online_hours import LearnedHour, learn_hours
+from ad_pipeline.learners.online.step import Examples, online_hour
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import TINY, Market
 from ad_pipeline_tests.learners.markets import ready_market

@@ -12,10 +12,10 @@ from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
 from ad_pipeline.events.contract import ACCOUNTING
 from ad_pipeline.examples.tables import LABEL_STATES, LABELLED_IMPRESSIONS
-from ad_pipeline.learners.ensemble import Ensemble, fit_ensemble
-from ad_pipeline.learners.ensembles import fit_ensembles
-from ad_pipeline.learners.logistic import row_losses
-from ad_pipeline.learners.provisional import (
+from ad_pipeline.learners.ensemble.ensemble import Ensemble, fit_ensemble
+from ad_pipeline.learners.ensemble.ensembles import fit_ensembles
+from ad_pipeline.learners.ensemble.logistic import row_losses
+from ad_pipeline.learners.ensemble.provisional import (
     MINIMUM_SHARE,
     ArrivalDelays,
     ProvisionalRows,

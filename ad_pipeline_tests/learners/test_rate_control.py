@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
-from ad_pipeline.learners.rate_control import Move, RateControl, surprise_of
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.online.rate_control import Move, RateControl, surprise_of
 from ad_pipeline.settings import Configuration, RateControlSettings
 from ad_pipeline_tests.learners.streams import sparse_stream
 

@@ -15,10 +15,10 @@ import pytest
 
 from ad_pipeline.checkpoints import MissingCheckpoint, is_pointed, read_checkpoint, resolve
 from ad_pipeline.clocks import HOUR_US, hour_key
-from ad_pipeline.learners.online_checkpoints import learnt_hours, pointer
-from ad_pipeline.learners.online_hours import learn_hours
-from ad_pipeline.learners.recovery import GUARD, begin, finish, recover, suspects
-from ad_pipeline.learners.retention import prune
+from ad_pipeline.learners.online.online_checkpoints import learnt_hours, pointer
+from ad_pipeline.learners.online.online_hours import learn_hours
+from ad_pipeline.learners.online.recovery import GUARD, begin, finish, recover, suspects
+from ad_pipeline.learners.online.retention import prune
 from ad_pipeline.learners.tables import GRID_PREDICTIONS, HOUR_GUARDS, QUARANTINED_HOURS
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market
@@ -265,7 +265,7 @@ def test_a_recovery_that_is_killed_is_ended_by_whoever_runs_the_hours_without_a_
     script = textwrap.dedent(f"""
         import os, pathlib, signal, sys
         from ad_pipeline.datasets import Deployment, load_dataset
-        from ad_pipeline.learners.recovery import recover
+        from ad_pipeline.learners.online.recovery import recover
         from ad_pipeline.warehouse import Warehouse
         dataset = load_dataset(pathlib.Path(sys.argv[1]))
         deployment = Deployment(dataset, pathlib.Path(sys.argv[2]))

@@ -8,9 +8,9 @@ import pytest
 
 from ad_pipeline.checkpoints import point, read_checkpoint, resolve, write_checkpoint
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.online_checkpoints import KIND, pointer
-from ad_pipeline.learners.online_hours import learn_hours, open_expert
-from ad_pipeline.learners.recovery import GUARD, recover
+from ad_pipeline.learners.online.online_checkpoints import KIND, pointer
+from ad_pipeline.learners.online.online_hours import learn_hours, open_expert
+from ad_pipeline.learners.online.recovery import GUARD, recover
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market
 from ad_pipeline_tests.learners.markets import ready_market

@@ -21,10 +21,10 @@ import yaml
 
 from ad_pipeline.checkpoints import pointed_names, read_checkpoint, resolve, sweep
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners import within_hour
-from ad_pipeline.learners.online_checkpoints import OtherLearner, learnt_hours, pointer
-from ad_pipeline.learners.online_hours import learn_hours
-from ad_pipeline.learners.within_hour import WithinHour
+from ad_pipeline.learners.online import within_hour
+from ad_pipeline.learners.online.online_checkpoints import OtherLearner, learnt_hours, pointer
+from ad_pipeline.learners.online.online_hours import learn_hours
+from ad_pipeline.learners.online.within_hour import WithinHour
 from ad_pipeline.warehouse import Warehouse, one_row
 from ad_pipeline_tests.defs.left_behind import LeftBehind, differences
 from ad_pipeline_tests.defs.markets import Market
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_other_code_is_not_continued(
 ):
     market = ready.copied_to(tmp_path / "home")
     learn(market)
-    monkeypatch.setattr("ad_pipeline.learners.online_hours.CODE_VERSION", 99)
+    monkeypatch.setattr("ad_pipeline.learners.online.online_hours.CODE_VERSION", 99)
     with pytest.raises(OtherLearner, match="this is version 99, which learns otherwise"):
         learn(market, 4)
     learn(market, 0)  # from the log's start it may

@@ -19,8 +19,8 @@ from ad_pipeline.checkpoints import (
 )
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key, hour_of
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
-from ad_pipeline.learners.online_checkpoints import digest_before, learnt_hours, pointer
-from ad_pipeline.learners.retention import kept_hours, prune
+from ad_pipeline.learners.online.online_checkpoints import digest_before, learnt_hours, pointer
+from ad_pipeline.learners.online.retention import kept_hours, prune
 from ad_pipeline.settings import CheckpointSettings
 
 RULE = CheckpointSettings(hourly_hours=6, daily_days=3, at_least=2)
@@ -124,7 +124,7 @@ def test_a_prune_that_is_killed_leaves_a_whole_store_and_the_next_one_ends_it(
     """The process really dies: first among the pointers, then among what they named."""
     script = textwrap.dedent(f"""
         import os, pathlib, signal, sys
-        from ad_pipeline.learners.retention import prune
+        from ad_pipeline.learners.online.retention import prune
         from ad_pipeline_tests.learners.test_retention import deployment_of
         true_call, left = os.{call}, {number}
         def deadly(*args, **kwargs):

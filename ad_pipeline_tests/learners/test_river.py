@@ -28,7 +28,7 @@ from river import (
     stream,
 )
 
-from ad_pipeline.learners.ftrl import FTRLClassifier
+from ad_pipeline.learners.ftrl.classifier import FTRLClassifier
 
 Row = dict[Any, Any]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.selection import Candidate, choose, out_of_fold
+from ad_pipeline.learners.ensemble.selection import Candidate, choose, out_of_fold
 
 
 def rate(inputs: np.ndarray, labels: np.ndarray):

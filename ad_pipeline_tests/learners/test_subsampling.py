@@ -14,7 +14,7 @@ from ad_pipeline.events.ledger import register_files
 from ad_pipeline.examples.label_join import join_labels
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import advance_hours
-from ad_pipeline.learners.online_hours import learn_hours
+from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.learners.tables import TABLES
 from ad_pipeline.settings import ExampleSettings
 from ad_pipeline.simulation.marketplace import simulate_days

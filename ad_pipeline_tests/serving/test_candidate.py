@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ad_pipeline.learners.exported_weights import ExportedWeights
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
-from ad_pipeline.learners.online import RiverExpert
+from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.online.step import RiverExpert
 from ad_pipeline.serving.candidate import LAST_UPDATE, slot_history
 from ad_pipeline.settings import Configuration
 

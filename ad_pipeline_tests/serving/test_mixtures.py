@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ad_pipeline.learners.ensemble import AVERAGE, STACKED, VOTING
+from ad_pipeline.learners.ensemble.ensemble import AVERAGE, STACKED, VOTING
 from ad_pipeline.serving.bundle import open_bundle
 from ad_pipeline.serving.scorer import Scorer
 from ad_pipeline_tests.serving import worlds

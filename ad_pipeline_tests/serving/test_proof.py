@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ad_pipeline.learners.calibration import Calibration
-from ad_pipeline.learners.ensemble import Ensemble
-from ad_pipeline.learners.exported_mixture import ExportedMixture
-from ad_pipeline.learners.exported_weights import ExportedWeights
+from ad_pipeline.learners.ensemble.calibration import Calibration
+from ad_pipeline.learners.ensemble.ensemble import Ensemble
+from ad_pipeline.learners.ensemble.exported_mixture import ExportedMixture
+from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
 from ad_pipeline.serving.bundle import Bundle, GoalModels
 from ad_pipeline.serving.proof import Proof, Sources, prove_goal
 from ad_pipeline_tests.serving import worlds

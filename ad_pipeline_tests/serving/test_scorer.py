@@ -29,9 +29,9 @@ from ad_pipeline.features.encoding import (
 )
 from ad_pipeline.features.rates import WrongSnapshot, counts_of, write_snapshot
 from ad_pipeline.hashing import hash_strings, seed_of
-from ad_pipeline.learners.calibration import Calibration
-from ad_pipeline.learners.calibration_layer import Correction
-from ad_pipeline.learners.ftrl_kernel import linear_logits
+from ad_pipeline.learners.ensemble.calibration import Calibration
+from ad_pipeline.learners.ensemble.calibration_layer import Correction
+from ad_pipeline.learners.ftrl.ftrl_kernel import linear_logits
 from ad_pipeline.serving import pointers, promotion
 from ad_pipeline.serving.bundle import CorruptBundle
 from ad_pipeline.serving.decisions import feature_names, logged_inputs

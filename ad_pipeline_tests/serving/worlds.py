@@ -28,10 +28,10 @@ from ad_pipeline.features.rates import (
     hour_counts,
     write_snapshot,
 )
-from ad_pipeline.learners.batch import BatchModel, train_batch_model
-from ad_pipeline.learners.ensemble import Ensemble, fit_ensemble
-from ad_pipeline.learners.exported_weights import ExportedWeights, SlotHistory
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.batch.batch_model import BatchModel, train_batch_model
+from ad_pipeline.learners.ensemble.ensemble import Ensemble, fit_ensemble
+from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights, SlotHistory
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
 from ad_pipeline.serving.audit import Audit
 from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle
 from ad_pipeline.serving.proof import Sources

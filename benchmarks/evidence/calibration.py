@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.learners.ensemble import Ensemble
-from ad_pipeline.learners.ensembles import CODE_VERSION
+from ad_pipeline.learners.ensemble.ensemble import Ensemble
+from ad_pipeline.learners.ensemble.ensembles import CODE_VERSION
 from benchmarks import calibration_stream, small_markets
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
 from benchmarks.seed_intervals import LEVEL, Estimate, mean_over_seeds

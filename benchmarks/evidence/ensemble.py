@@ -1,6 +1,6 @@
 """Whether the ensemble beats the best expert of hindsight, and only where there is cause.
 
-The ensembles are the product's: fitted by ``learners.ensembles`` on matured rows, measured on the
+The ensembles are the product's: fitted by ``learners.ensemble`` on matured rows, measured on the
 test range that no fit has seen, against both experts' scores at serving time. The best expert of
 hindsight is chosen on that very test range, which favours it. Two controls replace the batch
 expert: by noise (the ensemble may lose nothing against the online expert alone, calibrated the same
@@ -18,7 +18,7 @@ from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import DATA_FOLDER, load_dataset
 from ad_pipeline.evaluation import metrics
 from ad_pipeline.evaluation.intervals import paired_difference
-from ad_pipeline.learners.ensemble import fit_ensemble
+from ad_pipeline.learners.ensemble.ensemble import fit_ensemble
 from benchmarks import small_markets
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
 from benchmarks.seed_intervals import Estimate, mean_over_seeds

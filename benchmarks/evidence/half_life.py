@@ -20,8 +20,8 @@ import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.learners import online_hours
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.online import online_hours
 from ad_pipeline.settings import Configuration
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
 from benchmarks.click_streams import Clicks, Shape, clicks, coefficients

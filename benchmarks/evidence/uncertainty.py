@@ -21,8 +21,8 @@ from dataclasses import asdict
 import numpy as np
 
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.learners import online_hours
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.online import online_hours
 from ad_pipeline.settings import Configuration
 from benchmarks.claims import Claim, Section, seed_text, table_lines
 from benchmarks.click_streams import EVEN, FADING, Clicks, clicks

@@ -124,7 +124,7 @@ def learn_parquet(
     groups = GroupsAhead(parquet)
 
     from ad_pipeline.checkpoints import write_checkpoint
-    from ad_pipeline.learners.ftrl_expert import FTRLExpert
+    from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
     from ad_pipeline.settings import Configuration
 
     expert = FTRLExpert(BITS, (Configuration.model_validate(configuration),), STATE_DTYPE)

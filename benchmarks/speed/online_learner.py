@@ -38,8 +38,8 @@ import numpy as np
 from numba import njit
 
 from ad_pipeline.features.encoding import slots
-from ad_pipeline.learners import ftrl_kernel, slot_memory
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.ftrl import ftrl_kernel, slot_memory
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
 from ad_pipeline.settings import Configuration
 from benchmarks.click_log import (
     ClickLog,
@@ -78,7 +78,7 @@ _IMPORTS = (
     "import gc; gc.disable()\n"
     "from ad_pipeline import hashing\n"
     "from ad_pipeline.checkpoints import write_checkpoint\n"
-    "from ad_pipeline.learners.ftrl_expert import FTRLExpert\n"
+    "from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert\n"
     "import pyarrow.parquet\n"
     "hashing.seed_of('Numba makes itself ready at the first call')"
 )

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ad_pipeline.learners.ftrl import FTRLClassifier
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.ftrl.classifier import FTRLClassifier
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
 from ad_pipeline.settings import Configuration
 from benchmarks.click_log import CATEGORIES, LABEL, NUMBERS
 from benchmarks.figures import Figure, print_figures
@@ -62,14 +62,14 @@ MICRO_BATCH = 1_000
 FIRST_SCORE = """
 import numpy as np
 from ad_pipeline.hashing import NamedValues
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
 slots, values = NamedValues().read({"site": "a", "price": 1.5}, 22)
 print(FTRLExpert(22).logits(slots, values).item())
 """
 """What production does: from names and values to a logit."""
 
 FIRST_SCORE_IN_RIVER = """
-from ad_pipeline.learners.ftrl import FTRLClassifier
+from ad_pipeline.learners.ftrl.classifier import FTRLClassifier
 print(FTRLClassifier(bits=22).predict_proba_one({"site": "a", "price": 1.5})[True])
 """
 

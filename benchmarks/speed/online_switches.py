@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
 from ad_pipeline.settings import Configuration
 from benchmarks.figures import Figure
 from benchmarks.speed.learn_parquet import BITS, STATE_DTYPE, log_loss

@@ -25,7 +25,7 @@ from ad_pipeline.evaluation.tables import (
     PROGRESSIVE_METRICS,
     REPORT,
 )
-from ad_pipeline.learners.ensembles import held_out_forecasts
+from ad_pipeline.learners.ensemble.ensembles import held_out_forecasts
 
 PLOTTED = ("log_loss", "normalized_entropy", "calibration_ratio")
 """Measures that Dagster gets as numbers; all of them stand in the tables."""

@@ -15,14 +15,14 @@ from ad_pipeline.defs.lineage import column_schema, table_spec
 from ad_pipeline.defs.partitions import HORIZON, HOURLY, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, table, whole
-from ad_pipeline.learners.batch_hours import score_hours, train_hours
-from ad_pipeline.learners.ensembles import fit_ensembles
-from ad_pipeline.learners.grid_hours import select_hours
-from ad_pipeline.learners.grid_selection import configuration_names
-from ad_pipeline.learners.online_hours import LearnedHour, learn_hours
+from ad_pipeline.learners.batch.batch_hours import score_hours, train_hours
+from ad_pipeline.learners.ensemble.ensembles import fit_ensembles
+from ad_pipeline.learners.online.grid_hours import select_hours
+from ad_pipeline.learners.online.grid_selection import configuration_names
+from ad_pipeline.learners.online.online_hours import LearnedHour, learn_hours
+from ad_pipeline.learners.online.recovery import begin, finish
+from ad_pipeline.learners.online.retention import prune
 from ad_pipeline.learners.predictions import unite_predictions
-from ad_pipeline.learners.recovery import begin, finish
-from ad_pipeline.learners.retention import prune
 from ad_pipeline.learners.tables import (
     BATCH_PREDICTIONS,
     GRID_PREDICTIONS,

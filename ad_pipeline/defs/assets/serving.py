@@ -11,8 +11,8 @@ from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, whole
 from ad_pipeline.features.as_served import newest_requests, read_impressions
 from ad_pipeline.features.dictionary import tokens_of_slots
-from ad_pipeline.learners.ensembles import held_out_forecasts
-from ad_pipeline.learners.grid_hours import chosen_configurations
+from ad_pipeline.learners.ensemble.ensembles import held_out_forecasts
+from ad_pipeline.learners.online.grid_hours import chosen_configurations
 from ad_pipeline.monitoring.replay import replay_passed
 from ad_pipeline.serving.bundle import Bundle
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate

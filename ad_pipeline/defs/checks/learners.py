@@ -7,9 +7,9 @@ from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until
-from ad_pipeline.learners.ensembles import open_ensemble
-from ad_pipeline.learners.online_hours import open_expert, pointer
-from ad_pipeline.learners.recovery import suspects
+from ad_pipeline.learners.ensemble.ensembles import open_ensemble
+from ad_pipeline.learners.online.online_hours import open_expert, pointer
+from ad_pipeline.learners.online.recovery import suspects
 from ad_pipeline.warehouse import one_row, select
 
 MODEL = ["learners", "online_model"]

@@ -17,7 +17,7 @@ gives the same bytes.
 
 **Forgetting.** The state is held multiplied by a scale c >= 1 that grows as time passes, instead of
 being shrunk everywhere: with gradients, l1, l2 and beta multiplied by c, every formula keeps its
-form, and c costs nothing per feature. :mod:`.online` moves c and takes powers of two out of it.
+form, and c costs nothing per feature. :mod:`.ftrl_expert` moves c and takes powers of two out.
 
 **Admission.** A slot that is not admitted yet has z = 0 and, in place of √n, minus the number of
 its visits: a counting filter with one hash function, whose cells are the slots themselves.
@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ad_pipeline.learners.slot_memory import (
+from ad_pipeline.learners.ftrl.slot_memory import (
     WIDTH,
     gather,
     prefetch,

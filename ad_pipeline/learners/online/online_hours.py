@@ -2,7 +2,7 @@
 
 Each hour continues from the checkpoint of the hour before and names it as its parent; a range is
 the same hours one after the other, with the state kept in memory between them. What one hour does
-is :func:`ad_pipeline.learners.online.online_hour`; arithmetic belongs to the kernel.
+is :func:`ad_pipeline.learners.online.step.online_hour`; arithmetic belongs to the kernel.
 """
 
 import json
@@ -26,11 +26,32 @@ from ad_pipeline.clocks import HOUR_US, MINUTE_US, hours_between
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, slots
-from ad_pipeline.learners.controlled_expert import ControlledExpert, MadeMove
-from ad_pipeline.learners.example_weights import recency_weights
-from ad_pipeline.learners.guard import COMPARED_WITH, Evidence, Verdict, evidence_of, judge, sampled
-from ad_pipeline.learners.lanes import ENGAGEMENT_KINDS, LaneRows, Lanes, is_waiting_array
-from ad_pipeline.learners.online import (
+from ad_pipeline.learners.online.controlled_expert import ControlledExpert, MadeMove
+from ad_pipeline.learners.online.example_weights import recency_weights
+from ad_pipeline.learners.online.guard import (
+    COMPARED_WITH,
+    Evidence,
+    Verdict,
+    evidence_of,
+    judge,
+    sampled,
+)
+from ad_pipeline.learners.online.lanes import ENGAGEMENT_KINDS, LaneRows, Lanes, is_waiting_array
+from ad_pipeline.learners.online.online_checkpoints import (
+    KIND,
+    digest_before,
+    learner_of,
+    must_continue,
+    pointer,
+)
+from ad_pipeline.learners.online.quarantine import (
+    Decision,
+    JudgedHour,
+    decisions,
+    guard_rows,
+    recent_evidence,
+)
+from ad_pipeline.learners.online.step import (
     Examples,
     HourScores,
     OnlineExpert,
@@ -40,22 +61,8 @@ from ad_pipeline.learners.online import (
     online_hour,
     restore_expert,
 )
-from ad_pipeline.learners.online_checkpoints import (
-    KIND,
-    digest_before,
-    learner_of,
-    must_continue,
-    pointer,
-)
-from ad_pipeline.learners.quarantine import (
-    Decision,
-    JudgedHour,
-    decisions,
-    guard_rows,
-    recent_evidence,
-)
+from ad_pipeline.learners.online.within_hour import WithinHour, digest_of
 from ad_pipeline.learners.tables import GRID_PREDICTIONS, HOUR_GUARDS, RATE_MOVES, TABLES
-from ad_pipeline.learners.within_hour import WithinHour, digest_of
 from ad_pipeline.warehouse import Warehouse, arrow_rows, replace_hours, rows_of, select
 
 CODE_VERSION = 3

@@ -2,8 +2,8 @@
 
 One compiled pass from the experts' logits to a probability: mix, calibrate by the overall map,
 correct by the row's slice, and take the sigmoid. It runs the very loops that
-:class:`ad_pipeline.learners.ensemble.Ensemble` runs, so it gives its bits, and parses nothing when
-it scores. Fitting belongs to the ensemble.
+:class:`.ensemble.Ensemble` runs, so it gives its bits, and parses nothing when it scores. Fitting
+belongs to the ensemble.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numba import njit
 
-from ad_pipeline.learners.calibration import calibrate
-from ad_pipeline.learners.ensemble import VOTING, Ensemble, mix_experts, sigmoid
+from ad_pipeline.learners.ensemble.calibration import calibrate
+from ad_pipeline.learners.ensemble.ensemble import VOTING, Ensemble, mix_experts, sigmoid
 
 STAGES = ("mixed", "calibrated", "corrected", "probability")
 """What a row passes through, in order."""

@@ -21,8 +21,8 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numba import njit
 
-from ad_pipeline.learners.logistic import fit_logistic
-from ad_pipeline.learners.selection import Candidate, Fitted, Trial, choose
+from ad_pipeline.learners.ensemble.logistic import fit_logistic
+from ad_pipeline.learners.ensemble.selection import Candidate, Fitted, Trial, choose
 
 Kind = Literal["identity", "shrunk", "shift", "platt", "beta", "isotonic"]
 

@@ -3,7 +3,7 @@
 A scorer imports this instead of LightGBM, which brings scikit-learn, seconds of import time and an
 OpenMP pool that spins on a busy machine. Sums run over trees in order, in float64, row by row: a
 score does not depend on the other rows, and equals ``Booster.predict(raw_score=True)`` to the bit
-(a test holds the two together). Training belongs to :mod:`ad_pipeline.learners.batch`.
+(a test holds the two together). Training belongs to :mod:`ad_pipeline.learners.batch.batch_model`.
 
 References
 ----------

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ad_pipeline.checkpoints import Swept, sweep, unpoint
 from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.learners.online_checkpoints import learnt_hours, pointer
+from ad_pipeline.learners.online.online_checkpoints import learnt_hours, pointer
 from ad_pipeline.settings import CheckpointSettings
 
 

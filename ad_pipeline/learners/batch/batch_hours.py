@@ -1,9 +1,8 @@
 """The batch learner over log hours: when a model is trained, on what, and what it said.
 
 A retrain after hour H reads what had matured by the end of H; the model is in force from hour H + 1
-until the next one. Training itself is :mod:`ad_pipeline.learners.batch`; which events ask for a
-retrain beyond the schedule is the business of sensors and people, who record it in
-``learners.retrains``.
+until the next one. Training itself is :mod:`.batch_model`; which events ask for a retrain
+beyond the schedule is the business of sensors and people, who record it in ``learners.retrains``.
 """
 
 import json
@@ -27,7 +26,7 @@ from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense
 from ad_pipeline.hashing import uniform
-from ad_pipeline.learners.batch import (
+from ad_pipeline.learners.batch.batch_model import (
     BatchModel,
     TooFewPositives,
     train_batch_model,

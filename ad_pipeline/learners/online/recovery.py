@@ -20,9 +20,9 @@ import pyarrow as pa
 from ad_pipeline.checkpoints import MissingCheckpoint, is_pointed, resolve, unpoint
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.learners.online_checkpoints import digest_before, learnt_hours, pointer
-from ad_pipeline.learners.online_hours import learn_hours
-from ad_pipeline.learners.quarantine import Decision, decide, replace_rows
+from ad_pipeline.learners.online.online_checkpoints import digest_before, learnt_hours, pointer
+from ad_pipeline.learners.online.online_hours import learn_hours
+from ad_pipeline.learners.online.quarantine import Decision, decide, replace_rows
 from ad_pipeline.learners.tables import HOUR_GUARDS, QUARANTINED_HOURS, RECOVERIES, TABLES
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners import ftrl_kernel
-from ad_pipeline.learners.controlled_expert import ControlledExpert
-from ad_pipeline.learners.ftrl_expert import Arrays, FTRLExpert, LinearWeights, Manifest
+from ad_pipeline.learners.ftrl import ftrl_kernel
+from ad_pipeline.learners.ftrl.ftrl_expert import Arrays, FTRLExpert, LinearWeights, Manifest
+from ad_pipeline.learners.online.controlled_expert import ControlledExpert
 
 if TYPE_CHECKING:
     from ad_pipeline.settings import OnlineSettings
@@ -115,7 +115,7 @@ class RiverExpert:
     width = 1
 
     def __init__(self, path: str, parameters: Mapping[str, Any], bits: int = 20) -> None:
-        from ad_pipeline.learners import river_state
+        from ad_pipeline.learners.ftrl import river_state
 
         self.bits = bits
         self._model = river_state.new_classifier(path, parameters)
@@ -128,14 +128,14 @@ class RiverExpert:
         ValueError
             If a weight is neither 0 nor 1 and the classifier's ``learn_one`` takes none.
         """
-        from ad_pipeline.learners import river_state
+        from ad_pipeline.learners.ftrl import river_state
 
         slots = ftrl_kernel.checked_slots(slots, 1 << self.bits)
         river_state.learn_rows(self._model, _slot_dicts(slots), labels, weights)
 
     def logits(self, slots: np.ndarray) -> np.ndarray:
         """Return log odds, float64 (n, 1); see :class:`OnlineExpert`."""
-        from ad_pipeline.learners import river_state
+        from ad_pipeline.learners.ftrl import river_state
 
         slots = ftrl_kernel.checked_slots(slots, 1 << self.bits)
         linear = river_state.sparse_weights(self._model)
@@ -158,7 +158,7 @@ class RiverExpert:
 
     def linear_weights(self, configuration: int = 0) -> LinearWeights | None:
         """Return the dense weights of a generalised linear model, None for any other."""
-        from ad_pipeline.learners import river_state
+        from ad_pipeline.learners.ftrl import river_state
 
         linear = river_state.sparse_weights(self._model)
         if linear is None:
@@ -176,7 +176,7 @@ class RiverExpert:
         river_state.UnsupportedState
             If the classifier holds something that is not plain data; the message says where.
         """
-        from ad_pipeline.learners import river_state
+        from ad_pipeline.learners.ftrl import river_state
 
         arrays, tree = river_state.encode(self._model)
         return arrays, {"expert": self.kind, "bits": self.bits, "model": tree}
@@ -184,7 +184,7 @@ class RiverExpert:
     @classmethod
     def restore(cls, arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Self:
         """Return the expert of a :meth:`state`."""
-        from ad_pipeline.learners import river_state
+        from ad_pipeline.learners.ftrl import river_state
 
         expert = cls.__new__(cls)
         expert.bits = manifest["bits"]
@@ -319,7 +319,7 @@ def online_hour(
         Called with the position after each slice but the last.
     chosen : callable, optional
         Called once for each slice, with the places of the examples emitted in it; returns what is
-        learnt then. Just those if left out; see :mod:`ad_pipeline.learners.lanes`.
+        learnt then. Just those if left out; see :mod:`ad_pipeline.learners.online.lanes`.
 
     Returns
     -------

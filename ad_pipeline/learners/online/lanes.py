@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ad_pipeline.learners.online import Examples
+from ad_pipeline.learners.online.step import Examples
 
 LANES = ("fresh engagements", "waiting engagements", "fresh negatives", "waiting negatives")
 """In the order in which they may use the capacity."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ad_pipeline import hashing
 from ad_pipeline.clocks import HOUR_US, hours_between
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.learners.grid_selection import (
+from ad_pipeline.learners.online.grid_selection import (
     HourLosses,
     Judged,
     choose_configuration,

@@ -25,7 +25,7 @@ from ad_pipeline.checkpoints import (
     unswept,
     write_checkpoint,
 )
-from ad_pipeline.learners.online import Position
+from ad_pipeline.learners.online.step import Position
 
 KIND = "learners.online_model_within_hour"
 SCORES = "scores"

@@ -1,8 +1,8 @@
 """FTRL-Proximal as a River classifier, so that it composes with River's pipelines and metrics.
 
 Only the River protocol and the way from named features to slots: the arithmetic is in
-:mod:`ad_pipeline.learners.ftrl_kernel`, the state in :mod:`ad_pipeline.learners.ftrl_expert`, which
-production uses without importing River.
+:mod:`.ftrl_kernel`, the state in :mod:`.ftrl_expert`, which production uses without importing
+River.
 """
 
 import datetime as dt
@@ -21,8 +21,8 @@ from numba import njit
 from river import base
 
 from ad_pipeline import hashing
-from ad_pipeline.learners import ftrl_kernel, slot_memory
-from ad_pipeline.learners.ftrl_expert import FTRLExpert
+from ad_pipeline.learners.ftrl import ftrl_kernel, slot_memory
+from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
 from ad_pipeline.settings import Configuration
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class FTRLClassifier(base.MiniBatchClassifier):
 
     Examples
     --------
-    >>> from ad_pipeline.learners.ftrl import FTRLClassifier
+    >>> from ad_pipeline.learners.ftrl.classifier import FTRLClassifier
     >>> model = FTRLClassifier(alpha=0.5, l1=0.0, l2=0.0, bits=10)
     >>> for _ in range(3):
     ...     model.learn_one({"site": "a", "bias": 1.0}, True)
@@ -331,7 +331,7 @@ class FTRLClassifier(base.MiniBatchClassifier):
     ) -> np.ndarray:
         """Learn hashed rows; return each one's log odds from before its own update, float64 (n,).
 
-        See :meth:`ad_pipeline.learners.ftrl_expert.FTRLExpert.predict_then_learn`.
+        See :meth:`ad_pipeline.learners.ftrl.ftrl_expert.FTRLExpert.predict_then_learn`.
         """
         return self._expert.predict_then_learn(slots, labels, weights, values)[:, 0]
 

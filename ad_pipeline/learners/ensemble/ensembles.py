@@ -29,9 +29,15 @@ from ad_pipeline.evaluation.progressive import EXPERTS
 from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.features.as_served import read_impressions
 from ad_pipeline.hashing import MISSING_LABEL, hash_strings, seed_of
-from ad_pipeline.learners.calibration_layer import Slices
-from ad_pipeline.learners.ensemble import Ensemble, Range, Ranges, fit_ensemble, split_ranges
-from ad_pipeline.learners.provisional import ArrivalDelays, ProvisionalRows
+from ad_pipeline.learners.ensemble.calibration_layer import Slices
+from ad_pipeline.learners.ensemble.ensemble import (
+    Ensemble,
+    Range,
+    Ranges,
+    fit_ensemble,
+    split_ranges,
+)
+from ad_pipeline.learners.ensemble.provisional import ArrivalDelays, ProvisionalRows
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
 KIND = "learners.ensemble"

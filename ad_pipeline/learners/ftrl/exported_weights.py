@@ -22,9 +22,9 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ad_pipeline.hashing import uniform
-from ad_pipeline.learners.ftrl_expert import LOSSES, LinearWeights
-from ad_pipeline.learners.ftrl_kernel import to_log_odds
-from ad_pipeline.learners.slot_memory import WIDTH, sum_lanes
+from ad_pipeline.learners.ftrl.ftrl_expert import LOSSES, LinearWeights
+from ad_pipeline.learners.ftrl.ftrl_kernel import to_log_odds
+from ad_pipeline.learners.ftrl.slot_memory import WIDTH, sum_lanes
 
 WeightFormat = Literal["exact", "q2.13"]
 EXACT: WeightFormat = "exact"

@@ -24,7 +24,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ad_pipeline.learners.logistic import row_losses
+from ad_pipeline.learners.ensemble.logistic import row_losses
 from ad_pipeline.settings import Configuration
 
 REPLICATES = 100

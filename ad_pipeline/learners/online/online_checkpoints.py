@@ -2,7 +2,7 @@
 
 Names of pointers, the hours that have one, and what must be equal for a learner to go on where
 another one stopped. What is inside a checkpoint is written and read by
-:mod:`ad_pipeline.learners.online_hours`; how long it stays is :mod:`.retention`'s to say.
+:mod:`ad_pipeline.learners.online.online_hours`; how long it stays is :mod:`.retention`'s to say.
 """
 
 from collections.abc import Mapping

@@ -18,8 +18,8 @@ import numpy as np
 from numba import njit
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners import ftrl_kernel as kernel
-from ad_pipeline.learners.slot_memory import aligned_zeros
+from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
+from ad_pipeline.learners.ftrl.slot_memory import aligned_zeros
 from ad_pipeline.settings import Configuration
 
 Arrays = dict[str, np.ndarray]

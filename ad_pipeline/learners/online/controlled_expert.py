@@ -11,8 +11,8 @@ from typing import Self
 
 import numpy as np
 
-from ad_pipeline.learners.ftrl_expert import Arrays, FTRLExpert, LinearWeights, Manifest
-from ad_pipeline.learners.rate_control import Move, RateControl
+from ad_pipeline.learners.ftrl.ftrl_expert import Arrays, FTRLExpert, LinearWeights, Manifest
+from ad_pipeline.learners.online.rate_control import Move, RateControl
 from ad_pipeline.settings import RateControlSettings
 
 

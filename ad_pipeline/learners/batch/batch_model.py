@@ -1,8 +1,7 @@
 """The batch expert: LightGBM on matured rows, with the online expert's logit among its features.
 
 Training and the coding of categories. Which rows have matured, and when to retrain, is the caller's
-to say; scoring is :mod:`ad_pipeline.learners.trees`, so that this module imports LightGBM only to
-train.
+to say; scoring is :mod:`.trees`, so that this module imports LightGBM only to train.
 """
 
 import itertools
@@ -14,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ad_pipeline.learners.trees import Forest, parse_forest
+from ad_pipeline.learners.batch.trees import Forest, parse_forest
 from ad_pipeline.settings import BatchSettings
 
 ONLINE_LOGIT = "online_logit"

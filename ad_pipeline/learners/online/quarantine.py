@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.guard import COMPARED_WITH, Evidence, Verdict
+from ad_pipeline.learners.online.guard import COMPARED_WITH, Evidence, Verdict
 from ad_pipeline.learners.tables import HOUR_GUARDS, QUARANTINED_HOURS
 from ad_pipeline.warehouse import Table, rows_of
 

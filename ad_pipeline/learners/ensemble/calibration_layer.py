@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 from ad_pipeline.checkpoints import CorruptCheckpoint
-from ad_pipeline.learners.calibration import (
+from ad_pipeline.learners.ensemble.calibration import (
     IDENTITY,
     MINIMUM_POSITIVES,
     PRIOR_SD,
@@ -39,7 +39,7 @@ from ad_pipeline.learners.calibration import (
     kind_of,
     kinds_for,
 )
-from ad_pipeline.learners.selection import Candidate, Fitted, Trial, choose
+from ad_pipeline.learners.ensemble.selection import Candidate, Fitted, Trial, choose
 
 SLICE_POSITIVES = 30
 """Fewer: no correction. The shared prior makes few positives harmless, but every correction is

@@ -27,15 +27,15 @@ import numpy as np
 from numba import njit
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.calibration_layer import CalibrationLayer, Slices, fit_layer
-from ad_pipeline.learners.logistic import clustered_errors, fit_logistic, row_losses
-from ad_pipeline.learners.provisional import (
+from ad_pipeline.learners.ensemble.calibration_layer import CalibrationLayer, Slices, fit_layer
+from ad_pipeline.learners.ensemble.logistic import clustered_errors, fit_logistic, row_losses
+from ad_pipeline.learners.ensemble.provisional import (
     ENOUGH_POSITIVES,
     STANDARD_ERRORS,
     ProvisionalRows,
     corrected_losses,
 )
-from ad_pipeline.learners.selection import (
+from ad_pipeline.learners.ensemble.selection import (
     MINIMUM_HOURS,
     Candidate,
     Fitted,

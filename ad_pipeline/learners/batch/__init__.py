@@ -1,0 +1,1 @@
+"""The LightGBM expert: its trees, and when it is trained and scores."""
