@@ -7,6 +7,7 @@ belong here.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,6 +15,57 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Share = Annotated[float, Field(gt=0, lt=1)]
 KeptShare = Annotated[float, Field(ge=0.0001, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
+
+StrategyName = Literal[
+    "immediate",
+    "immediate_confirmed",
+    "windowed",
+    "windowed_confirmed",
+    "two_copies",
+    "wait_observation",
+    "wait_maturity",
+    "matched",
+]
+"""Which copies of an impression are shown, and when: ``ad_pipeline/examples/strategies.py``."""
+
+LinkedLoss = Literal["logistic", "probit", "cloglog", "squared", "poisson"]
+"""Losses that take every row's label for what it says; each with its link."""
+
+DelayedLoss = Literal[
+    "delayed_feedback",
+    "positive_unlabelled",
+    "fake_negative_weighted",
+    "fake_negative_weighted_rn",
+    "fake_negative_calibrated",
+    "fake_negative_calibrated_rn",
+    "es_dfm",
+    "es_dfm_rn",
+    "defer",
+    "defuse",
+    "bi_defuse",
+    "fsiw",
+    "ulc",
+    "hazard",
+]
+"""Losses of labels that come late: ``ad_pipeline/learners/delayed/losses.py``."""
+
+STRATEGY_OF_LOSS: Mapping[DelayedLoss, StrategyName] = {
+    "delayed_feedback": "windowed_confirmed",
+    "positive_unlabelled": "immediate",
+    "fake_negative_weighted": "immediate",
+    "fake_negative_weighted_rn": "immediate_confirmed",
+    "fake_negative_calibrated": "immediate",
+    "fake_negative_calibrated_rn": "immediate_confirmed",
+    "es_dfm": "windowed",
+    "es_dfm_rn": "windowed_confirmed",
+    "defer": "two_copies",
+    "defuse": "windowed",
+    "bi_defuse": "windowed",
+    "fsiw": "wait_observation",
+    "ulc": "wait_observation",
+    "hazard": "matched",
+}
+"""The stream whose masses each of them corrects; on another one it would be wrong."""
 
 
 class Group(BaseModel):
@@ -99,8 +151,20 @@ class Configuration(Group):
     momentum: Share = Field(
         default=0.9, description="adam: share of the last direction that goes on."
     )
-    loss: Literal["logistic", "probit", "cloglog", "squared", "poisson"] = Field(
-        default="logistic", description="Loss and link."
+    loss: LinkedLoss | DelayedLoss = Field(
+        default="logistic",
+        description="Loss and link. Those for labels that come late bring their own stream of "
+        "examples; the others learn from that of `strategy`.",
+    )
+    strategy: StrategyName | None = Field(
+        default=None,
+        description="Which copies of an impression are learnt, and when; None: what the loss asks "
+        "for, else the label after the observation window and a positive again when it arrives.",
+    )
+    non_negative: bool = Field(
+        default=False,
+        description="positive_unlabelled: a burst of positives takes back no more than negatives "
+        "gave (Kiryo et al., NeurIPS 2017); off as published by Ktena et al.",
     )
     admission: Literal["always", "count", "poisson"] = Field(
         default="always",
@@ -115,6 +179,44 @@ class Configuration(Group):
     )
     bits: Annotated[int, Field(ge=8, le=28)] | None = Field(
         default=None, description="Fewer hashed slots than the others; None: as many."
+    )
+
+    @property
+    def shown(self) -> StrategyName:
+        """The strategy whose rows are learnt."""
+        if self.strategy is not None:
+            return self.strategy
+        return STRATEGY_OF_LOSS.get(self.loss, "windowed")  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> Self:
+        """Refuse a loss on a stream whose masses it does not correct."""
+        own = STRATEGY_OF_LOSS.get(self.loss)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if own is not None and self.strategy not in (None, own):
+            raise ValueError(
+                f"loss {self.loss!r} corrects the stream {own!r}, not {self.strategy!r}; leave "
+                "strategy out"
+            )
+        return self
+
+
+class DelaySettings(Group):
+    """How long labels take: when that is estimated anew, and on what."""
+
+    refit_every_hours: PositiveInt = Field(
+        default=24, description="Hours of log between two fits, counted from 1970: at midnight."
+    )
+    lookback_hours: PositiveInt = Field(
+        default=168, description="Matured hours a fit reads: a week has every weekday."
+    )
+    group_by: Literal["ad_id", "campaign_id", "advertiser_id"] | None = Field(
+        default="campaign_id",
+        description="Column of an impression whose values have distributions of their own.",
+    )
+    least_positives: PositiveInt = Field(
+        default=200,
+        description="With fewer, a group has the distribution of all: 256 quantiles of fewer "
+        "delays would repeat them.",
     )
 
 
@@ -136,10 +238,15 @@ class OnlineSettings(Configuration):
         description="Of the state. Sums in float32 are rounded at random, so that they do not "
         "drift; float64 is for comparisons and takes twice the memory.",
     )
-    grid: tuple[dict[str, float | int | str | None], ...] = Field(
+    grid: tuple[dict[str, float | int | str | bool | None], ...] = Field(
         default=(),
         description="More configurations, learnt in the same walk of memory: each names what "
         "differs from the settings above. The best of them serves.",
+    )
+    by_goal: dict[str, dict[str, float | int | str | bool | None]] = Field(
+        default_factory=dict,
+        description="Of a goal: what differs for it from the configuration above, as its loss. The "
+        "entries of the grid then differ from that.",
     )
     rate_control: RateControlSettings | None = Field(
         default=None,
@@ -173,10 +280,12 @@ class OnlineSettings(Configuration):
             "immediate_positive": 1.0,
             "negative": 1.0,
             "delayed_positive": 1.0,
-            "confirmed_negative": 0.0,
+            "matched_negative": 1.0,
+            "confirmed_negative": 1.0,
+            "confirmed_positive": 1.0,
             "retraction": 0.0,
         },
-        description="Example weight by kind; 0 leaves the kind out.",
+        description="Example weight by kind, on top of the loss's own; 0 leaves the kind out.",
     )
     recency_half_life_hours: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
@@ -187,6 +296,11 @@ class OnlineSettings(Configuration):
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
         """Refuse a configuration that could not be learnt before anything is."""
+        for goal, differences in self.by_goal.items():
+            unknown = sorted(set(differences) - (Configuration.model_fields.keys() - {"bits"}))
+            if unknown:
+                raise ValueError(f"by_goal.{goal} names {unknown}; it may name what a grid may")
+            self.of_goal(goal)
         for place, configuration in enumerate(self.configurations()):
             if configuration.bits is not None and configuration.bits > self.bits:
                 raise ValueError(
@@ -196,6 +310,11 @@ class OnlineSettings(Configuration):
         if self.grid and self.estimator != "ftrl":
             raise ValueError("a grid needs the estimator 'ftrl'; leave one of them out")
         return self
+
+    def of_goal(self, goal: str) -> "OnlineSettings":
+        """Return the settings of one goal, with what differs for it."""
+        differences = self.by_goal.get(goal, {})
+        return type(self).model_validate(self.model_dump() | differences | {"by_goal": {}})
 
     def configurations(self) -> tuple[Configuration, ...]:
         """Return what is learnt side by side: these settings, then those of the grid."""
@@ -396,6 +515,7 @@ class Settings(Group):
 
     seed: int = Field(default=1, description="Enters the hash behind every random choice.")
     examples: ExampleSettings = ExampleSettings()
+    delays: DelaySettings = DelaySettings()
     online: OnlineSettings = OnlineSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
     guard: GuardSettings = GuardSettings()
@@ -406,6 +526,11 @@ class Settings(Group):
     export: ExportSettings = ExportSettings()
     promotion: PromotionSettings = PromotionSettings()
     drift: DriftSettings = DriftSettings()
+
+    def strategies_of(self, goal: str) -> tuple[StrategyName, ...]:
+        """Return what the learners of a goal are shown: names of strategies, each once."""
+        configurations = self.online.of_goal(goal).configurations()
+        return tuple(dict.fromkeys(each.shown for each in configurations))
 
     def digest(self) -> str:
         """Return the SHA-256 of the settings' canonical JSON, hexadecimal."""

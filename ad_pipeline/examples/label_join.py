@@ -7,12 +7,15 @@ anchors and the retractions of long-emitted positives are looked up in the table
 computing a range again gives the same rows.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import duckdb
 
 from ad_pipeline.clocks import HOUR_US, hour_of, timestamp
 from ad_pipeline.datasets import Dataset, Goal
+from ad_pipeline.examples.strategies import Emission, emission_of
 from ad_pipeline.examples.subsampling import Draw, draw_of
 from ad_pipeline.examples.tables import (
     LABEL_STATES,
@@ -20,6 +23,7 @@ from ad_pipeline.examples.tables import (
     TABLES,
     TRAINING_EXAMPLES,
 )
+from ad_pipeline.settings import StrategyName
 from ad_pipeline.warehouse import Table, Warehouse, bound, select
 
 CHUNK_HOURS = 24
@@ -101,21 +105,74 @@ def join_labels(
                 f"its maturity; make observation at most window + lateness"
             )
     warehouse.create(TABLES)
+    joins = [GoalJoin.of(dataset, goal) for goal in goals]
     for chunk_start_us in range(start_us, end_us, chunk_hours * HOUR_US):
         chunk_end_us = min(chunk_start_us + chunk_hours * HOUR_US, end_us)
-        for goal in goals:
-            draw = draw_of(dataset.settings, goal.name)
+        for join in joins:
             with warehouse.writer() as connection:
                 for table in TABLES:
-                    replace_goal(connection, table, goal, draw, chunk_start_us, chunk_end_us)
+                    replace_goal(connection, table, join, chunk_start_us, chunk_end_us)
     return count_labels(warehouse, dataset, start_us, end_us)
+
+
+@dataclass(frozen=True)
+class GoalJoin:
+    """All that the SELECTs of one goal depend on besides the hours.
+
+    Attributes
+    ----------
+    goal : Goal
+    anchor_observation_us : int
+        Observation window of the goal that anchors it, microseconds; 0 on impressions.
+    draw : Draw
+        Which negatives are kept.
+    emission : Emission
+        What is emitted, for the strategies that the goal's learners are shown.
+    """
+
+    goal: Goal
+    anchor_observation_us: int
+    draw: Draw
+    emission: Emission
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, goal: Goal, strategies: Iterable[StrategyName] | None = None
+    ) -> Self:
+        """Return the join of a goal, for other strategies than its learners' if any are named."""
+        observed = {other.name: other.observation_us for other in dataset.goals}
+        settings = dataset.settings
+        wanted = settings.strategies_of(goal.name) if strategies is None else strategies
+        return cls(
+            goal,
+            observed.get(goal.anchor, 0),
+            draw_of(settings, goal.name),
+            emission_of(settings, goal, wanted),
+        )
+
+    def parameters(self, start_us: int, end_us: int) -> dict[str, Any]:
+        """Return the SQL parameters for the hours ``[start_us, end_us)``, microseconds."""
+        refit_us = self.emission["refit_us"]
+        return {
+            **self.draw,
+            **self.emission,
+            "goal": self.goal.name,
+            "anchor_goal": self.goal.anchor,
+            "anchor_observation_us": self.anchor_observation_us,
+            "window_us": self.goal.window_us,
+            "lateness_us": self.goal.lateness_us,
+            "observation_us": self.goal.observation_us,
+            "counting": self.goal.counting,
+            "fits_us": list(range(-(-start_us // refit_us) * refit_us, end_us, refit_us)),
+            "start_us": start_us,
+            "end_us": end_us,
+        }
 
 
 def replace_goal(
     connection: duckdb.DuckDBPyConnection,
     table: Table,
-    goal: Goal,
-    draw: Draw,
+    join: GoalJoin,
     start_us: int,
     end_us: int,
     *,
@@ -129,25 +186,13 @@ def replace_goal(
         From :meth:`Warehouse.writer`.
     table : Table
         One of :data:`TABLES`.
-    goal : Goal
-    draw : Draw
-        Which negatives are kept.
+    join : GoalJoin
     start_us, end_us : int
         The hours ``[start_us, end_us)`` of the table's clock.
     query : str, optional
         SELECT in place of the table's own.
     """
-    parameters = {
-        **draw,
-        "goal": goal.name,
-        "anchor_goal": goal.anchor,
-        "window_us": goal.window_us,
-        "lateness_us": goal.lateness_us,
-        "observation_us": goal.observation_us,
-        "counting": goal.counting,
-        "start_us": start_us,
-        "end_us": end_us,
-    }
+    parameters = join.parameters(start_us, end_us)
     delete = (
         f"DELETE FROM {table.name} WHERE goal = $goal "
         f"AND {table.clock} >= $start_us AND {table.clock} < $end_us"

@@ -18,10 +18,16 @@ TRAINING_EXAMPLES = Table(
         Column(
             "kind",
             "VARCHAR",
-            "immediate_positive, negative, delayed_positive, confirmed_negative or retraction.",
+            "immediate_positive, negative, delayed_positive, matched_negative, confirmed_positive, "
+            "confirmed_negative or retraction.",
         ),
         Column("label", "TINYINT", "1 for positives, 0 for negatives and retractions."),
-        Column("wait_us", "BIGINT", "Observation window before the first emission, microseconds."),
+        Column(
+            "wait_us",
+            "BIGINT",
+            "Observation window of the stream that the row belongs to, microseconds; of confirmed "
+            "rows the whole horizon.",
+        ),
         Column(
             "source_event_id",
             "VARCHAR",
@@ -31,6 +37,11 @@ TRAINING_EXAMPLES = Table(
             "anchor_us",
             "BIGINT",
             "When the anchor (impression, or the parent goal's engagement) occurred.",
+        ),
+        Column(
+            "arrived_us",
+            "BIGINT",
+            "When our log had the engagement that the row is about; NULL for negatives.",
         ),
         Column("emit_us", "BIGINT", "From when on a learner may see the row."),
         _SERVING_US,
@@ -45,9 +56,10 @@ TRAINING_EXAMPLES = Table(
     clock="emit_us",
     description=(
         "What a learner that runs alongside the stream may see, and when. One row per goal, "
-        "impression, kind and source event, by hour of emission. Every anchor has exactly one "
-        "first emission (immediate_positive or negative), which is missing if it is a negative of "
-        "a request that was not drawn."
+        "impression, kind, wait and source event, by hour of emission: the rows of every strategy "
+        "that a learner asks for. Of each wait, every anchor has exactly one first emission "
+        "(immediate_positive or negative), which is missing if it is a negative of a request that "
+        "was not drawn."
     ),
 )
 
@@ -84,6 +96,11 @@ LABELLED_IMPRESSIONS = Table(
             "First counted engagement (by occurred_us, then event_id); NULL if negative.",
         ),
         Column("engaged_us", "BIGINT", "When that engagement occurred; NULL if negative."),
+        Column(
+            "arrived_us",
+            "BIGINT",
+            "When our log had the first of the counted engagements; NULL if negative.",
+        ),
         _SERVING_US,
         Column("serving_hour_us", "BIGINT", "Start of the log hour that holds serving_us."),
     ),
@@ -124,5 +141,26 @@ LABEL_STATES = Table(
     ),
 )
 
-TABLES = (TRAINING_EXAMPLES, LABELLED_IMPRESSIONS, LABEL_STATES)
+LABEL_DELAYS = Table(
+    name="examples.label_delays",
+    columns=(
+        _GOAL,
+        Column("fitted_us", "BIGINT", "From when on the fit is in force, until the next one."),
+        Column(
+            "delay_group", "VARCHAR", "Campaign, or what settings.delays.group_by says; '': all."
+        ),
+        Column("place", "SMALLINT", "Of the quantile (place + 1/2) / 256, from 0."),
+        Column("delay_us", "BIGINT", "From the anchor to the label's arrival, microseconds."),
+        Column("positives", "BIGINT", "That the distribution was read off."),
+    ),
+    key=("goal", "fitted_us", "delay_group", "place"),
+    clock="fitted_us",
+    description=(
+        "How long labels take: the distribution of the delays of matured positives, of all and by "
+        "group. 256 rows per goal, fit and group, every settings.delays.refit_every_hours. Matched "
+        "negatives are emitted after a delay drawn from it."
+    ),
+)
+
+TABLES = (LABELLED_IMPRESSIONS, LABEL_DELAYS, TRAINING_EXAMPLES, LABEL_STATES)
 """In the order in which an hour is computed: the states are read off the first two."""

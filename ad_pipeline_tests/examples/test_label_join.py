@@ -5,6 +5,7 @@ about an impression, in order. The SQL works on sets and on short scans, so an e
 be in both.
 """
 
+import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US, hour_of
 from ad_pipeline.datasets import Dataset, Goal
-from ad_pipeline.examples.label_join import join_labels, replace_goal
+from ad_pipeline.examples.label_join import GoalJoin, join_labels, replace_goal
+from ad_pipeline.examples.strategies import STRATEGIES, EmittedRows, rows_of_strategy
 from ad_pipeline.examples.subsampling import draw_of, is_kept
 from ad_pipeline.examples.tables import (
+    LABEL_DELAYS,
     LABEL_STATES,
     LABELLED_IMPRESSIONS,
     TABLES,
     TRAINING_EXAMPLES,
 )
-from ad_pipeline.settings import ExampleSettings, Settings
+from ad_pipeline.settings import DelaySettings, ExampleSettings, Settings, StrategyName
 from ad_pipeline.warehouse import Table, Warehouse, rows_of, select
 
 START_US = 500_000 * HOUR_US
@@ -38,7 +42,10 @@ STEP_US = 5 * MINUTE_US  # a coarse clock, so that moments coincide often
 
 Rows = dict[str, set[tuple[Any, ...]]]
 
-EVERYTHING = Settings()
+DELAYS = DelaySettings(refit_every_hours=3, lookback_hours=7, least_positives=5)
+EVERYTHING = Settings(delays=DELAYS)
+WINDOWED: tuple[StrategyName, ...] = ("windowed",)
+ALL_STRATEGIES: tuple[StrategyName, ...] = tuple(STRATEGIES)
 
 
 # --- facts -------------------------------------------------------------------------------------
@@ -50,6 +57,7 @@ class Impression:
     occurred_us: int
     received_us: int
     request: str | None = None
+    campaign: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,9 @@ def drawn_facts(rng: random.Random, impressions: int) -> Facts:
         occurred_us = START_US + rng.randrange(0, 96) * STEP_US
         late_us = rng.choice([0, 0, 1, 4, 13, 40]) * STEP_US
         request = rng.choice([None, "", f"q{number // 3}"])
-        shown.append(Impression(f"i{number}", occurred_us, occurred_us + late_us, request))
+        campaign = rng.choice([None, "", "c0", "c0", "c1"])
+        received_us = occurred_us + late_us
+        shown.append(Impression(f"i{number}", occurred_us, received_us, request, campaign))
         for goal in ("click", "install", "open", "view"):
             for _ in range(rng.choice([0, 1, 1, 2, 3])):
                 engaged_us = max(START_US, occurred_us + rng.randrange(-3, 50) * STEP_US)
@@ -165,7 +175,11 @@ def drawn_facts(rng: random.Random, impressions: int) -> Facts:
 
 
 def expected(
-    goals: Sequence[Goal], facts: Facts, end_us: int = END_US, drawn: Settings = EVERYTHING
+    goals: Sequence[Goal],
+    facts: Facts,
+    end_us: int = END_US,
+    drawn: Settings = EVERYTHING,
+    shown: Sequence[StrategyName] = WINDOWED,
 ) -> Rows:
     """Work out all rows before ``end_us`` from all facts received before it."""
     known = facts.received_by(end_us - 1)
@@ -177,9 +191,76 @@ def expected(
         earlier_us = retracted_us.get(retraction.engagement, retraction.received_us)
         retracted_us[retraction.engagement] = min(earlier_us, retraction.received_us)
     rows: Rows = {table.name: set() for table in TABLES}
+    anchors: dict[str, list[tuple[Impression, int, int]]] = defaultdict(list)
     for impression in known.impressions:
-        _tell(goals, impression, engagements, retracted_us, end_us, rows, drawn)
+        _tell(goals, impression, engagements, retracted_us, end_us, rows, drawn, shown, anchors)
+    campaigns = {impression.key: impression.campaign for impression in known.impressions}
+    for goal in goals:
+        fits = _fits(goal, rows, campaigns, end_us)
+        rows[LABEL_DELAYS.name] |= {
+            (goal.name, fitted_us, group, place, delay_us, positives)
+            for (fitted_us, group), (delays, positives) in fits.items()
+            for place, delay_us in enumerate(delays)
+        }
+        if "matched" in shown:
+            _match(goal, fits, anchors[goal.name], end_us, rows, drawn)
     return rows
+
+
+Fits = dict[tuple[int, str], tuple[list[int], int]]
+
+
+def _fits(goal: Goal, rows: Rows, campaigns: dict[str, str | None], end_us: int) -> Fits:
+    """Read the distribution of delays off the labels that had matured by each fit."""
+    labels = [row for row in rows[LABELLED_IMPRESSIONS.name] if row[0] == goal.name and row[4] == 1]
+    refit_us, lookback_us = DELAYS.refit_every_hours * HOUR_US, DELAYS.lookback_hours * HOUR_US
+    found: Fits = {}
+    for fitted_us in range(START_US, end_us, HOUR_US):
+        if fitted_us % refit_us:
+            continue
+        delays: dict[str, list[int]] = defaultdict(list)
+        for row in labels:
+            matured_us, anchor_us, arrived_us = row[3], row[2], row[9]
+            if fitted_us - lookback_us <= matured_us < fitted_us:
+                for group in {"", campaigns[row[1]] or ""}:
+                    delays[group].append(
+                        min(arrived_us - anchor_us, goal.window_us + goal.lateness_us)
+                    )
+        for group, values in delays.items():
+            values.sort()
+            if group == "" or len(values) >= DELAYS.least_positives:
+                places = [values[(2 * place + 1) * len(values) // 512] for place in range(256)]
+                found[fitted_us, group] = (places, len(values))
+    return found
+
+
+def _match(
+    goal: Goal,
+    fits: Fits,
+    anchors: Sequence[tuple[Impression, int, int]],
+    end_us: int,
+    rows: Rows,
+    drawn: Settings,
+) -> None:
+    """Emit each anchor's negative after a delay drawn from those in force when it was known."""
+    draw = draw_of(drawn, goal.name)
+    for impression, anchor_us, known_us in anchors:
+        if not is_kept(draw, impression.request, impression.key):
+            continue
+        fitted_us = known_us - known_us % (DELAYS.refit_every_hours * HOUR_US)
+        delays, _ = fits.get((fitted_us, impression.campaign or "")) or fits.get(
+            (fitted_us, ""), ([0] * 256, 0)
+        )
+        text = f"{drawn.seed} examples.training_examples.delays {impression.key}"
+        place = hashlib.md5(text.encode(), usedforsecurity=False).digest()[0]
+        us = max(anchor_us + delays[place], known_us)
+        if us < end_us:
+            rows[TRAINING_EXAMPLES.name].add(
+                (
+                    goal.name, impression.key, "matched_negative", 0, 0, "", anchor_us, None, us,
+                    impression.received_us, 1 / draw["negative_rate"],
+                )
+            )  # fmt: skip
 
 
 def _tell(
@@ -190,11 +271,15 @@ def _tell(
     end_us: int,
     rows: Rows,
     drawn: Settings,
+    shown: Sequence[StrategyName],
+    anchors: dict[str, list[tuple[Impression, int, int]]],
 ) -> None:
     serving_us = impression.received_us
     at_once = (impression.occurred_us, impression.received_us, "")
     seen_anchor: dict[str, tuple[int, int, str] | None] = {"impression": at_once}
     final_anchor: dict[str, tuple[int, int] | None] = {"impression": at_once[:2]}
+    starts_at_once = any(STRATEGIES[name].at_once for name in shown)
+    confirms = any(STRATEGIES[name].confirmed for name in shown)
 
     def is_retracted(engagement: Engagement, by_us: int) -> bool:
         return engagement.key in retracted_us and retracted_us[engagement.key] <= by_us
@@ -207,6 +292,29 @@ def _tell(
             and engagement.received_us <= matured_us
         ]
 
+    def tell_example(
+        goal: Goal,
+        kind: str,
+        wait_us: int,
+        source: str,
+        anchor_us: int,
+        arrived_us: int | None,
+        us: int,
+    ) -> None:
+        weight = 1.0
+        if kind in ("negative", "confirmed_negative"):
+            draw = draw_of(drawn, goal.name)
+            if not is_kept(draw, impression.request, impression.key):
+                return
+            weight = 1 / draw["negative_rate"]
+        label = int(kind.endswith("positive"))
+        rows[TRAINING_EXAMPLES.name].add(
+            (
+                goal.name, impression.key, kind, label, wait_us, source, anchor_us, arrived_us, us,
+                serving_us, weight,
+            )
+        )  # fmt: skip
+
     for goal in goals:
         states: list[tuple[str, int, str, int]] = []
         seen_anchor[goal.name] = final_anchor[goal.name] = None
@@ -214,60 +322,53 @@ def _tell(
         anchor = seen_anchor[goal.anchor]
         if anchor is not None:
             anchor_us, known_us, cause = anchor
-            first_us = max(anchor_us + goal.observation_us, known_us)
+            anchors[goal.name].append((impression, anchor_us, known_us))
             matured_us = max(anchor_us + goal.window_us + goal.lateness_us, known_us)
-            emitted: list[tuple[str, int, str, int]] = []
-            positives: list[tuple[int, Engagement]] = []
             by_receipt = sorted(
                 in_window(goal, anchor_us, matured_us), key=lambda e: (e.received_us, e.key)
             )
-            at_first = [
-                e for e in by_receipt if e.received_us <= first_us and not is_retracted(e, first_us)
-            ]
-            if at_first:
-                emitted.append(("immediate_positive", 1, at_first[0].key, first_us))
-                positives.append((first_us, at_first[0]))
-            else:
-                emitted.append(("negative", 0, "", first_us))
-            for engagement in by_receipt:
-                if engagement.received_us <= first_us:
-                    continue
-                if is_retracted(engagement, engagement.received_us):
-                    continue
-                if goal.counting == "first" and positives:
-                    continue
-                emitted.append(("delayed_positive", 1, engagement.key, engagement.received_us))
-                positives.append((engagement.received_us, engagement))
-            if not positives:
-                emitted.append(("confirmed_negative", 0, "", matured_us))
-            for _, engagement in positives:
-                if engagement.key in retracted_us:
-                    emitted.append(("retraction", 0, engagement.key, retracted_us[engagement.key]))
-            emitted = [row for row in emitted if row[3] < end_us]
-            for kind, label, source, us in emitted:
-                weight = 1.0
-                if kind in ("negative", "confirmed_negative"):
-                    draw = draw_of(drawn, goal.name)
-                    if not is_kept(draw, impression.request, impression.key):
-                        continue
-                    weight = 1 / draw["negative_rate"]
-                rows[TRAINING_EXAMPLES.name].add(
-                    (
-                        goal.name, impression.key, kind, label, goal.observation_us, source,
-                        anchor_us, us, serving_us, weight,
-                    )
-                )  # fmt: skip
             states.append(("pending", known_us, cause, anchor_us))
-            named = {"negative": "provisional_negative", "retraction": "retracted"}
-            states += [
-                (named.get(kind, kind), us, source, anchor_us)
-                for kind, _, source, us in emitted
-                if kind != "confirmed_negative"
-            ]
-            positives = [(us, e) for us, e in positives if us < end_us]
-            if positives:
-                us, engagement = min(positives, key=lambda p: (p[0], p[1].key))
-                seen_anchor[goal.name] = (engagement.occurred_us, us, engagement.key)
+            for wait_us in sorted({goal.observation_us} | ({0} if starts_at_once else set())):
+                first_us = max(anchor_us + wait_us, known_us)
+                emitted: list[tuple[str, Engagement | None, int]] = []
+                positives: list[tuple[int, Engagement]] = []
+                at_first = [
+                    e
+                    for e in by_receipt
+                    if e.received_us <= first_us and not is_retracted(e, first_us)
+                ]
+                if at_first:
+                    emitted.append(("immediate_positive", at_first[0], first_us))
+                    positives.append((first_us, at_first[0]))
+                else:
+                    emitted.append(("negative", None, first_us))
+                for engagement in by_receipt:
+                    if engagement.received_us <= first_us:
+                        continue
+                    if is_retracted(engagement, engagement.received_us):
+                        continue
+                    if goal.counting == "first" and positives:
+                        continue
+                    emitted.append(("delayed_positive", engagement, engagement.received_us))
+                    positives.append((engagement.received_us, engagement))
+                for _, engagement in positives:
+                    if engagement.key in retracted_us:
+                        emitted.append(("retraction", engagement, retracted_us[engagement.key]))
+                emitted = [row for row in emitted if row[2] < end_us]
+                for kind, source, us in emitted:
+                    key, arrived_us = (source.key, source.received_us) if source else ("", None)
+                    tell_example(goal, kind, wait_us, key, anchor_us, arrived_us, us)
+                if wait_us != goal.observation_us:
+                    continue
+                named = {"negative": "provisional_negative", "retraction": "retracted"}
+                states += [
+                    (named.get(kind, kind), us, source.key if source else "", anchor_us)
+                    for kind, source, us in emitted
+                ]
+                positives = [(us, e) for us, e in positives if us < end_us]
+                if positives:
+                    us, engagement = min(positives, key=lambda p: (p[0], p[1].key))
+                    seen_anchor[goal.name] = (engagement.occurred_us, us, engagement.key)
 
         final = final_anchor[goal.anchor]
         if final is not None:
@@ -283,19 +384,25 @@ def _tell(
                     key=lambda e: (e.occurred_us, e.key),
                 )
                 first = counted[0] if counted else None
+                arrived_us = min((e.received_us for e in counted), default=None)
                 number = len(counted) if goal.counting == "all" else min(len(counted), 1)
                 rows[LABELLED_IMPRESSIONS.name].add(
                     (
                         goal.name, impression.key, anchor_us, matured_us, 1 if first else 0,
                         first.occurred_us - anchor_us if first else None, number,
                         first.key if first else None, first.occurred_us if first else None,
-                        serving_us, hour_of(serving_us),
+                        arrived_us, serving_us, hour_of(serving_us),
                     )
                 )  # fmt: skip
                 name = "matured_positive" if first else "matured_negative"
                 states.append((name, matured_us, first.key if first else "", anchor_us))
                 if first:
                     final_anchor[goal.name] = (first.occurred_us, matured_us)
+                if confirms:
+                    kind = "confirmed_positive" if first else "confirmed_negative"
+                    horizon_us = goal.window_us + goal.lateness_us
+                    key = first.key if first else ""
+                    tell_example(goal, kind, horizon_us, key, anchor_us, arrived_us, matured_us)
         rows[LABEL_STATES.name] |= {
             (goal.name, impression.key, state, us, source, anchor_us, serving_us)
             for state, us, source, anchor_us in states
@@ -305,7 +412,10 @@ def _tell(
 # --- the SQL -----------------------------------------------------------------------------------
 
 EVENTS = {
-    "events.impressions": "impression_id VARCHAR, request_id VARCHAR",
+    "events.impressions": (
+        "impression_id VARCHAR, request_id VARCHAR, ad_id VARCHAR, campaign_id VARCHAR, "
+        "advertiser_id VARCHAR"
+    ),
     "events.engagements": "event_id VARCHAR, impression_id VARCHAR, goal VARCHAR, value BIGINT",
     "events.retractions": "event_id VARCHAR, engagement_event_id VARCHAR, reason VARCHAR",
 }
@@ -319,7 +429,7 @@ def filled(connection: duckdb.DuckDBPyConnection, facts: Facts) -> duckdb.DuckDB
         connection.execute(f"CREATE TABLE {name} ({columns}, {CLOCKS})")
     rows = {
         "events.impressions": [
-            (i.key, i.request, i.occurred_us, i.received_us, i.received_us)
+            (i.key, i.request, "a", i.campaign, None, i.occurred_us, i.received_us, i.received_us)
             for i in facts.impressions
         ],
         "events.engagements": [
@@ -359,15 +469,16 @@ def run(
     *,
     queries: dict[str, str] | None = None,
     drawn: Settings = EVERYTHING,
+    shown: Sequence[StrategyName] = WINDOWED,
 ) -> None:
     """Compute the hours [first, last), counted from the start."""
-    for goal in goals:
+    dataset = dataset_of(*goals, settings=drawn)
+    for goal in dataset.goals:
         for table in TABLES:
             replace_goal(
                 connection,
                 table,
-                goal,
-                draw_of(drawn, goal.name),
+                GoalJoin.of(dataset, goal, shown),
                 START_US + first_hour * HOUR_US,
                 START_US + last_hour * HOUR_US,
                 query=(queries or {}).get(table.name),
@@ -396,15 +507,19 @@ def by_then(rows: Rows, us: int) -> Rows:
 
 
 def assert_no_row_knew_the_future(
-    goals: Sequence[Goal], facts: Facts, cuts: Iterable[int], queries: dict[str, str] | None = None
+    goals: Sequence[Goal],
+    facts: Facts,
+    cuts: Iterable[int],
+    queries: dict[str, str] | None = None,
+    shown: Sequence[StrategyName] = ALL_STRATEGIES,
 ) -> None:
     """Check that what is emitted by a cut is the same without the facts received after it."""
     with warehouse_of(facts) as connection:
-        run(connection, goals, queries=queries)
+        run(connection, goals, queries=queries, shown=shown)
         everything = found(connection)
     for cut_us in cuts:
         with warehouse_of(facts.received_by(cut_us)) as connection:
-            run(connection, goals, queries=queries)
+            run(connection, goals, queries=queries, shown=shown)
             assert by_then(found(connection), cut_us) == by_then(everything, cut_us)
 
 
@@ -417,14 +532,19 @@ seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(0, 40)
 
 
+choices = st.lists(st.sampled_from(ALL_STRATEGIES), unique=True, max_size=3)
+
+
 @few
-@given(seed=seeds, size=sizes)
-def test_the_tables_are_those_of_the_oracle(seed: int, size: int) -> None:
+@given(seed=seeds, size=sizes, shown=choices)
+def test_the_tables_are_those_of_the_oracle_under_any_strategies(
+    seed: int, size: int, shown: list[StrategyName]
+) -> None:
     rng = seeded(seed)
     goals, facts = drawn_goals(rng), drawn_facts(rng, size)
     with warehouse_of(facts) as connection:
-        run(connection, goals)
-        assert found(connection) == expected(goals, facts)
+        run(connection, goals, shown=shown)
+        assert found(connection) == expected(goals, facts, shown=shown)
 
 
 @few
@@ -439,13 +559,14 @@ def test_any_split_into_ranges_and_any_rerun_gives_the_same_tables(
     rng = seeded(seed)
     goals, facts = drawn_goals(rng), drawn_facts(rng, 30)
     bounds = [0, *sorted(cuts), HOURS]
+    whole = expected(goals, facts, shown=ALL_STRATEGIES)
     with warehouse_of(facts) as connection:
         for first, last in pairwise(bounds):
-            run(connection, goals, first, last)
-        assert found(connection) == expected(goals, facts)
+            run(connection, goals, first, last, shown=ALL_STRATEGIES)
+        assert found(connection) == whole
         for first, last in again:
-            run(connection, goals, min(first, last), max(first, last))
-        assert found(connection) == expected(goals, facts)
+            run(connection, goals, min(first, last), max(first, last), shown=ALL_STRATEGIES)
+        assert found(connection) == whole
 
 
 @few
@@ -469,11 +590,17 @@ def test_no_row_uses_a_fact_received_after_its_cut_off(seed: int, hours: list[in
         (LABELLED_IMPRESSIONS, "received_us) AS matured_us", "0) AS matured_us"),
         (
             TRAINING_EXAMPLES,
-            "greatest(engagements.received_us, anchors.first_emit_us)",
-            "anchors.first_emit_us",
+            "engagements.received_us, anchors.anchor_us + waits.wait_us, anchors.known_us\n        "
+            ") AS emit_us",
+            "anchors.anchor_us + waits.wait_us, anchors.known_us\n        ) AS emit_us",
         ),
-        (TRAINING_EXAMPLES, ", parent.known_us)", ", 0)"),
-        (TRAINING_EXAMPLES, "anchors.matured_us AS emit_us", "anchors.anchor_us AS emit_us"),
+        (
+            TRAINING_EXAMPLES,
+            "        parent.known_us,",
+            "        engagement.occurred_us AS known_us,",
+        ),
+        (TRAINING_EXAMPLES, "labelled.matured_us AS emit_us", "labelled.anchor_us AS emit_us"),
+        (LABEL_DELAYS, "AND labelled.matured_us < fits.fitted_us", ""),
     ],
     ids=[
         "a label counts an engagement received after maturity",
@@ -482,10 +609,11 @@ def test_no_row_uses_a_fact_received_after_its_cut_off(seed: int, hours: list[in
         "a positive is emitted before its engagement is known",
         "a chain is anchored before its anchor is known",
         "a negative is confirmed at its anchor",
+        "delays are fitted on labels that mature later",
     ],
 )
 def test_a_leaking_query_is_caught(table: Table, honest: str, leaking: str) -> None:
-    """Negative control of the property above, on six planted leaks."""
+    """Negative control of the property above, on planted leaks."""
     text = select(table.name)
     assert honest in text
     rng = seeded(7)
@@ -539,7 +667,7 @@ def test_any_order_of_receipt_within_lateness_gives_the_same_final_labels(seed: 
             run(connection, goals)
             labels.append(
                 connection.execute(
-                    "SELECT * EXCLUDE (serving_us, serving_hour_us) "
+                    "SELECT * EXCLUDE (arrived_us, serving_us, serving_hour_us) "
                     "FROM examples.labelled_impressions ORDER BY ALL"
                 ).fetchall()
             )
@@ -555,6 +683,7 @@ def test_every_anchor_is_pending_once_and_has_one_first_emission(seed: int) -> N
         run(connection, goals)
         rows = found(connection)
     pending = Counter(row[:2] for row in rows[LABEL_STATES.name] if row[2] == "pending")
+    assert {row[4] for row in rows[TRAINING_EXAMPLES.name]} <= {g.observation_us for g in goals}
     emitted = Counter(
         row[:2]
         for row in rows[TRAINING_EXAMPLES.name]
@@ -575,8 +704,8 @@ def test_many_logs_hour_by_hour_are_those_of_the_oracle() -> None:
         goals, facts = drawn_goals(rng), drawn_facts(rng, 150)
         with warehouse_of(facts) as connection:
             for hour in range(HOURS):
-                run(connection, goals, hour, hour + 1)
-            assert found(connection) == expected(goals, facts), seed
+                run(connection, goals, hour, hour + 1, shown=ALL_STRATEGIES)
+            assert found(connection) == expected(goals, facts, shown=ALL_STRATEGIES), seed
 
 
 HORIZON = "$start_us - $window_us - $lateness_us"
@@ -595,7 +724,11 @@ SINCE_START = "received_us >= $start_us"
             f"engagements.received_us >= {SHORT}",
         ),
         (TRAINING_EXAMPLES, f"parent.known_us >= {HORIZON}", f"parent.known_us >= {SHORT}"),
-        (TRAINING_EXAMPLES, "known_us >= $start_us - $observation_us", "known_us >= $start_us"),
+        (
+            TRAINING_EXAMPLES,
+            "kept.known_us >= $start_us - waits.wait_us",
+            "kept.known_us >= $start_us",
+        ),
         (
             TRAINING_EXAMPLES,
             "$window_us - $window_us - $lateness_us - $lateness_us",
@@ -607,6 +740,7 @@ SINCE_START = "received_us >= $start_us"
             f"emitted.emit_us < $start_us AND emitted.emit_us >= {HORIZON}",
         ),
         (LABELLED_IMPRESSIONS, f"AND received_us >= {HORIZON}", f"AND received_us >= {SHORT}"),
+        (LABEL_DELAYS, ">= $start_us - $lookback_us", ">= $start_us"),
         (LABELLED_IMPRESSIONS, f"AND matured_us >= {HORIZON}", f"AND matured_us >= {SHORT}"),
         (
             LABEL_STATES,
@@ -637,7 +771,7 @@ def test_a_scan_that_is_too_short_is_caught(table: Table, honest: str, short: st
         goals, facts = drawn_goals(rng), drawn_facts(rng, 60)
         with warehouse_of(facts) as connection:
             for hour in range(HOURS):
-                run(connection, goals, hour, hour + 1, queries=queries)
+                run(connection, goals, hour, hour + 1, queries=queries, shown=ALL_STRATEGIES)
             clean = all(
                 connection.execute(
                     f"SELECT count(*) = count(DISTINCT ({', '.join(table.key)})) FROM {table.name}"
@@ -645,7 +779,8 @@ def test_a_scan_that_is_too_short_is_caught(table: Table, honest: str, short: st
                 == (True,)
                 for table in TABLES
             )
-            return not clean or found(connection) != expected(goals, facts)
+            told = expected(goals, facts, shown=ALL_STRATEGIES)
+            return not clean or found(connection) != told
 
     assert any(is_caught(seed) for seed in range(40))
 
@@ -664,14 +799,19 @@ def click(minutes: int, received: int | None = None, key: str = "e") -> Engageme
     return Engagement(key, "i", "click", START_US + minutes * MINUTE_US, received_us)
 
 
-def kinds(facts: Facts, goal: Goal = CLICK) -> list[tuple[str, int]]:
+def kinds(
+    facts: Facts, goal: Goal = CLICK, shown: StrategyName = "windowed"
+) -> list[tuple[str, int]]:
+    """Return what a strategy shows of a story, and after how many minutes."""
     with warehouse_of(facts) as connection:
-        run(connection, (goal,))
-        return connection.execute(
-            "SELECT kind, (emit_us - $start) // 60000000 FROM examples.training_examples "
-            "ORDER BY emit_us, kind",
-            {"start": START_US},
-        ).fetchall()
+        run(connection, (goal,), shown=(shown,))
+        emitted = rows_of(
+            connection, "SELECT * FROM examples.training_examples ORDER BY emit_us, kind"
+        )
+    rows = EmittedRows.of(emitted)
+    chosen = np.flatnonzero(rows_of_strategy(shown, goal, rows))
+    minutes = (emitted.column("emit_us").to_numpy()[chosen] - START_US) // MINUTE_US
+    return list(zip(rows.kinds[chosen].tolist(), minutes.tolist(), strict=True))
 
 
 def label(facts: Facts) -> tuple[int, int | None]:
@@ -684,16 +824,76 @@ def label(facts: Facts) -> tuple[int, int | None]:
     return row
 
 
-def test_a_click_within_the_wait_is_an_immediate_positive_and_never_confirmed_negative() -> None:
-    assert kinds(story(click(9))) == [("immediate_positive", 10)]
+EARLY, LATE, NEVER = (9,), (30,), ()
+
+SHOWN: dict[StrategyName, tuple[list[tuple[str, int]], ...]] = {
+    "immediate": (
+        [("negative", 0), ("delayed_positive", 9)],
+        [("negative", 0), ("delayed_positive", 30)],
+        [("negative", 0)],
+    ),
+    "immediate_confirmed": (
+        [("negative", 0), ("delayed_positive", 9)],
+        [("negative", 0), ("delayed_positive", 30)],
+        [("negative", 0), ("confirmed_negative", 120)],
+    ),
+    "windowed": (
+        [("immediate_positive", 10)],
+        [("negative", 10), ("delayed_positive", 30)],
+        [("negative", 10)],
+    ),
+    "windowed_confirmed": (
+        [("immediate_positive", 10)],
+        [("negative", 10), ("delayed_positive", 30)],
+        [("negative", 10), ("confirmed_negative", 120)],
+    ),
+    "two_copies": (
+        [("immediate_positive", 10), ("confirmed_positive", 120)],
+        [("negative", 10), ("delayed_positive", 30)],
+        [("negative", 10), ("confirmed_negative", 120)],
+    ),
+    "wait_observation": ([("immediate_positive", 10)], [("negative", 10)], [("negative", 10)]),
+    "wait_maturity": (
+        [("confirmed_positive", 120)],
+        [("confirmed_positive", 120)],
+        [("confirmed_negative", 120)],
+    ),
+    # Nothing has matured that a delay could be drawn from: the negative comes at once.
+    "matched": (
+        [("matched_negative", 0), ("delayed_positive", 9)],
+        [("matched_negative", 0), ("delayed_positive", 30)],
+        [("matched_negative", 0)],
+    ),
+}
 
 
-def test_a_click_after_the_wait_corrects_the_negative() -> None:
-    assert kinds(story(click(30))) == [("negative", 10), ("delayed_positive", 30)]
+@pytest.mark.parametrize("shown", ALL_STRATEGIES)
+def test_a_strategy_shows_its_copies_at_their_times(shown: StrategyName) -> None:
+    for minutes, copies in zip((EARLY, LATE, NEVER), SHOWN[shown], strict=True):
+        assert kinds(story(*map(click, minutes)), shown=shown) == copies
 
 
-def test_no_click_is_confirmed_at_maturity() -> None:
-    assert kinds(story()) == [("negative", 10), ("confirmed_negative", 120)]
+def test_a_matched_negative_waits_as_long_as_some_matured_positive_took() -> None:
+    """Ten clicks after 7 and after 40 minutes: later impressions wait one of the two."""
+    shown = [Impression(f"i{n}", START_US + n * 3 * MINUTE_US, START_US + n * 3 * MINUTE_US)
+             for n in range(200)]  # fmt: skip
+    clicks = [
+        Engagement(
+            f"e{n}", i.key, "click", i.occurred_us, i.occurred_us + (7, 40)[n % 2] * MINUTE_US
+        )
+        for n, i in enumerate(shown[:10])
+    ]
+    with warehouse_of(Facts(tuple(shown), tuple(clicks), ())) as connection:
+        run(connection, (CLICK,), shown=("matched",))
+        rows = connection.execute(
+            "SELECT anchor_us, (emit_us - anchor_us) // 60000000 FROM examples.training_examples "
+            "WHERE kind = 'matched_negative'"
+        ).fetchall()
+    fitted_us = START_US + 3 * HOUR_US + (-START_US) % (3 * HOUR_US)
+    assert {wait for us, wait in rows if us < fitted_us - 3 * HOUR_US} <= {0}
+    waits = Counter(wait for us, wait in rows if fitted_us <= us < fitted_us + 3 * HOUR_US)
+    assert set(waits) == {7, 40}
+    assert abs(waits[7] - waits[40]) < 30
 
 
 def test_a_retraction_days_later_is_emitted_and_leaves_the_label() -> None:
@@ -704,7 +904,8 @@ def test_a_retraction_days_later_is_emitted_and_leaves_the_label() -> None:
 
 def test_a_click_retracted_before_its_emission_was_never_a_positive() -> None:
     facts = story(click(5), retracted=[Retraction("r", "e", START_US + 10 * MINUTE_US)])
-    assert kinds(facts) == [("negative", 10), ("confirmed_negative", 120)]
+    assert kinds(facts) == [("negative", 10)]
+    assert kinds(facts, shown="wait_maturity") == [("confirmed_negative", 120)]
     assert label(facts) == (0, None)
 
 
@@ -745,8 +946,8 @@ class GoalsOnly:
         return self.goals
 
 
-def dataset_of(*goals: Goal) -> Dataset:
-    return GoalsOnly(goals, EVERYTHING)  # type: ignore[return-value]
+def dataset_of(*goals: Goal, settings: Settings = EVERYTHING) -> Dataset:
+    return GoalsOnly(goals, settings)  # type: ignore[return-value]
 
 
 def test_the_runner_chunks_a_range_counts_by_hour_and_may_be_repeated(tmp_path: Path) -> None:
@@ -787,7 +988,7 @@ def test_half_an_hour_and_a_wait_past_maturity_are_refused(tmp_path: Path) -> No
 
 def thinned(rate: float, by_goal: dict[str, float] | None = None, seed: int = 1) -> Settings:
     examples = ExampleSettings(negative_rate=rate, negative_rate_by_goal=by_goal or {})
-    return Settings(seed=seed, examples=examples)
+    return Settings(seed=seed, examples=examples, delays=DELAYS)
 
 
 @few
@@ -806,10 +1007,10 @@ def test_thinned_tables_are_those_of_the_oracle_in_any_split(
     drawn = thinned(rate, {"install": of_installs}, seed % 5)
     with warehouse_of(facts) as connection:
         for first, last in pairwise([0, *sorted(cuts), HOURS]):
-            run(connection, goals, first, last, drawn=drawn)
+            run(connection, goals, first, last, drawn=drawn, shown=ALL_STRATEGIES)
         rows = found(connection)
     whole = expected(goals, facts)
-    assert rows == expected(goals, facts, drawn=drawn)
+    assert rows == expected(goals, facts, drawn=drawn, shown=ALL_STRATEGIES)
     for table in (LABELLED_IMPRESSIONS, LABEL_STATES):
         assert rows[table.name] == whole[table.name]
 
@@ -817,16 +1018,14 @@ def test_thinned_tables_are_those_of_the_oracle_in_any_split(
 @pytest.mark.parametrize(
     ("honest", "faulty"),
     [
-        ("1 / $negative_rate ELSE 1 END", "1 ELSE 1 END"),
+        ("THEN 1 / $negative_rate", "THEN 1"),
         ("(nullif(request_id, ''), impression_id)", "(request_id, impression_id)"),
         ("(nullif(request_id, ''), impression_id)", "(impression_id, request_id)"),
         ("(nullif(shown.request_id, ''), parent", "(parent.impression_id, parent"),
-        (
-            "AND ($negative_rate >= 1 OR md5($draw || anchors.drawn_id) < $kept_below)\n    UNION "
-            "ALL\n    SELECT\n        impression_id",
-            "UNION ALL SELECT impression_id",
-        ),
-        ("md5($draw || anchors", "md5(anchors"),
+        ("OR $negative_rate >= 1\n            OR md5", "OR TRUE OR md5"),
+        ("md5($draw || drawn_id)", "md5(drawn_id)"),
+        ("md5($delay_draw || impression_id), 2", "md5(impression_id), 2"),
+        ("AND own.place = drawn.place", "AND own.place = 255 - drawn.place"),
     ],
     ids=[
         "a kept negative weighs 1",
@@ -835,6 +1034,8 @@ def test_thinned_tables_are_those_of_the_oracle_in_any_split(
         "a chain goal draws impressions",
         "confirmed negatives are all kept",
         "the seed does not enter the draw",
+        "nor the draw of a delay",
+        "long delays are drawn for short ones",
     ],
 )
 def test_a_faulty_draw_is_caught(honest: str, faulty: str) -> None:
@@ -846,10 +1047,10 @@ def test_a_faulty_draw_is_caught(honest: str, faulty: str) -> None:
         goal_of("install", "click", 2 * HOUR_US, HOUR_US, HOUR_US // 2, "first"),
     )
     facts, drawn = drawn_facts(seeded(8), 200), thinned(0.3)
-    right = expected(goals, facts, drawn=drawn)
+    right = expected(goals, facts, drawn=drawn, shown=ALL_STRATEGIES)
     for queries, same in (({}, True), ({TRAINING_EXAMPLES.name: text.replace(honest, faulty)}, 0)):
         with warehouse_of(facts) as connection:
-            run(connection, goals, queries=queries, drawn=drawn)
+            run(connection, goals, queries=queries, drawn=drawn, shown=ALL_STRATEGIES)
             assert (found(connection) == right) == same
 
 
@@ -862,10 +1063,10 @@ def test_a_request_has_one_fate_in_all_its_negatives_and_what_is_kept_stays_at_a
     kept: list[set[str]] = []
     for rate in (0.2, 0.6, 1.0):
         with warehouse_of(facts) as connection:
-            run(connection, goals, drawn=thinned(rate))
+            run(connection, goals, drawn=thinned(rate), shown=ALL_STRATEGIES)
             rows = connection.execute(
                 "SELECT impression_id FROM examples.training_examples "
-                "WHERE kind IN ('negative', 'confirmed_negative')"
+                "WHERE kind IN ('negative', 'confirmed_negative', 'matched_negative')"
             ).fetchall()
         kept.append({requests[key] for (key,) in rows})
         draw = draw_of(thinned(rate), "click")

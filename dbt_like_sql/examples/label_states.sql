@@ -7,7 +7,7 @@
 -- pending, then provisional_negative or immediate_positive, then perhaps delayed_positive, then
 -- matured_negative or matured_positive; retracted whenever a retraction of an emitted positive is
 -- known, also after maturity. The positive states up to maturity are the emissions of the stream
--- (examples.training_examples), the matured ones the final labels (examples.labelled_impressions);
+-- that waits for the goal's own observation window (examples.training_examples), the matured ones the final labels (examples.labelled_impressions);
 -- both must be in their tables up to the range's end, the parent's of a chain goal too. The two may
 -- anchor a chain goal at different engagements (the first that was emitted, the first that stood at
 -- maturity), so a retracted anchor can leave a history without maturity, or maturity without one.
@@ -29,6 +29,7 @@ WITH parent_positives AS (
     WHERE $anchor_goal <> 'impression'
         AND goal = $anchor_goal
         AND kind IN ('immediate_positive', 'delayed_positive')
+        AND wait_us = $anchor_observation_us
         AND emit_us >= $start_us - $observation_us - $window_us - $lateness_us
         AND emit_us < $end_us
 ),
@@ -73,6 +74,7 @@ emitted AS (
     FROM examples.training_examples
     WHERE goal = $goal
         AND kind IN ('immediate_positive', 'delayed_positive', 'retraction')
+        AND wait_us = $observation_us
         AND emit_us >= $start_us
         AND emit_us < $end_us
 ),

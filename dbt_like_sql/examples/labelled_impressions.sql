@@ -66,6 +66,7 @@ counted AS (
         maturing.impression_id,
         engagements.event_id,
         engagements.occurred_us,
+        min(engagements.received_us) OVER (PARTITION BY maturing.impression_id) AS arrived_us,
         row_number() OVER (
             PARTITION BY maturing.impression_id
             ORDER BY engagements.occurred_us, engagements.event_id
@@ -104,6 +105,7 @@ SELECT
     ) AS engagements,
     counted.event_id AS engagement_event_id,
     counted.occurred_us AS engaged_us,
+    counted.arrived_us,
     maturing.serving_us,
     maturing.serving_us - maturing.serving_us % 3600000000 AS serving_hour_us
 FROM maturing
