@@ -49,7 +49,7 @@ DelayedLoss = Literal[
 ]
 """Losses of labels that come late: ``ad_pipeline/learners/delayed/losses.py``."""
 
-STRATEGY_OF_LOSS: Mapping[DelayedLoss, StrategyName] = {
+STRATEGY_OF_LOSS: Mapping[str, StrategyName] = {
     "delayed_feedback": "windowed_confirmed",
     "positive_unlabelled": "immediate",
     "fake_negative_weighted": "immediate",
@@ -125,7 +125,48 @@ class RateControlSettings(Group):
     )
 
 
-class Configuration(Group):
+class Objective(Group):
+    """What a learner minimizes, and on which stream of examples."""
+
+    loss: LinkedLoss | DelayedLoss = Field(
+        default="logistic",
+        description="Loss and link. Those for labels that come late bring their own stream of "
+        "examples; the others learn from that of `strategy`.",
+    )
+    strategy: StrategyName | None = Field(
+        default=None,
+        description="Which copies of an impression are learnt, and when; None: what the loss asks "
+        "for, else the label after the observation window and a positive again when it arrives.",
+    )
+    non_negative: bool = Field(
+        default=False,
+        description="positive_unlabelled: a burst of positives takes back no more than negatives "
+        "gave (Kiryo et al., NeurIPS 2017); off as published by Ktena et al.",
+    )
+
+    @property
+    def comes_late(self) -> bool:
+        """Whether the loss is one of labels that come late."""
+        return self.loss in STRATEGY_OF_LOSS
+
+    @property
+    def shown(self) -> StrategyName:
+        """The strategy whose rows are learnt."""
+        return self.strategy or STRATEGY_OF_LOSS.get(self.loss, "windowed")
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> Self:
+        """Refuse a loss on a stream whose masses it does not correct."""
+        own = STRATEGY_OF_LOSS.get(self.loss)
+        if own is not None and self.strategy not in (None, own):
+            raise ValueError(
+                f"loss {self.loss!r} corrects the stream {own!r}, not {self.strategy!r}; leave "
+                "strategy out"
+            )
+        return self
+
+
+class Configuration(Objective):
     """One parameterization of the FTRL learner (McMahan et al., KDD 2013, Algorithm 1)."""
 
     alpha: Annotated[float, Field(gt=0)] = Field(default=0.1, description="Learning rate.")
@@ -151,21 +192,6 @@ class Configuration(Group):
     momentum: Share = Field(
         default=0.9, description="adam: share of the last direction that goes on."
     )
-    loss: LinkedLoss | DelayedLoss = Field(
-        default="logistic",
-        description="Loss and link. Those for labels that come late bring their own stream of "
-        "examples; the others learn from that of `strategy`.",
-    )
-    strategy: StrategyName | None = Field(
-        default=None,
-        description="Which copies of an impression are learnt, and when; None: what the loss asks "
-        "for, else the label after the observation window and a positive again when it arrives.",
-    )
-    non_negative: bool = Field(
-        default=False,
-        description="positive_unlabelled: a burst of positives takes back no more than negatives "
-        "gave (Kiryo et al., NeurIPS 2017); off as published by Ktena et al.",
-    )
     admission: Literal["always", "count", "poisson"] = Field(
         default="always",
         description="When a slot is learnt: from its first visit, from its n-th, or from one "
@@ -180,24 +206,6 @@ class Configuration(Group):
     bits: Annotated[int, Field(ge=8, le=28)] | None = Field(
         default=None, description="Fewer hashed slots than the others; None: as many."
     )
-
-    @property
-    def shown(self) -> StrategyName:
-        """The strategy whose rows are learnt."""
-        if self.strategy is not None:
-            return self.strategy
-        return STRATEGY_OF_LOSS.get(self.loss, "windowed")  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-    @model_validator(mode="after")
-    def _check_strategy(self) -> Self:
-        """Refuse a loss on a stream whose masses it does not correct."""
-        own = STRATEGY_OF_LOSS.get(self.loss)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if own is not None and self.strategy not in (None, own):
-            raise ValueError(
-                f"loss {self.loss!r} corrects the stream {own!r}, not {self.strategy!r}; leave "
-                "strategy out"
-            )
-        return self
 
 
 class DelaySettings(Group):
@@ -301,6 +309,8 @@ class OnlineSettings(Configuration):
             if unknown:
                 raise ValueError(f"by_goal.{goal} names {unknown}; it may name what a grid may")
             self.of_goal(goal)
+        if self.by_goal and self.estimator != "ftrl":
+            raise ValueError("by_goal needs the estimator 'ftrl'; leave one of them out")
         for place, configuration in enumerate(self.configurations()):
             if configuration.bits is not None and configuration.bits > self.bits:
                 raise ValueError(
@@ -322,6 +332,59 @@ class OnlineSettings(Configuration):
         base = {name: getattr(self, name) for name in names} | {"bits": None}
         entries = ({}, *self.grid)
         return tuple(Configuration.model_validate(base | entry) for entry in entries)
+
+
+class DeepSettings(Objective):
+    """The wide & deep expert (Ktena et al., RecSys 2019, section 4.2); needs the extra `deep`."""
+
+    bits: Annotated[int, Field(ge=8, le=28)] = Field(
+        default=18,
+        description="2^bits rows of the table of embeddings: the highest bits of the online "
+        "expert's slots, so at most as many.",
+    )
+    embedding: PositiveInt = Field(
+        default=8, description="Numbers of a feature's embedding, beside its wide weight."
+    )
+    layers: tuple[PositiveInt, ...] = Field(
+        default=(400, 300, 200, 100), description="Units of the hidden layers, as published."
+    )
+    leak: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.01, description="Slope of the rectifier below 0."
+    )
+    batch_rows: Annotated[int, Field(ge=128, le=4096)] = Field(
+        default=1024, description="Examples of a step: more are faster, fewer are fresher."
+    )
+    embedding_rate: Annotated[float, Field(gt=0)] = Field(
+        default=0.05, description="Learning rate of the table: row-wise AdaGrad."
+    )
+    dense_rate: Annotated[float, Field(gt=0)] = Field(
+        default=0.01, description="Learning rate of the layers: AdaGrad."
+    )
+    every_hours: PositiveInt = Field(
+        default=1,
+        description="Log hours between two continuations, counted from 1970; each learns all that "
+        "was emitted since the one before.",
+    )
+    by_goal: dict[str, dict[str, str | bool | None]] = Field(
+        default_factory=dict, description="Of a goal: another loss, strategy or non_negative."
+    )
+
+    def of_goal(self, goal: str) -> "DeepSettings":
+        """Return the settings of one goal, with what differs for it."""
+        differences = self.by_goal.get(goal, {})
+        return type(self).model_validate(self.model_dump() | differences | {"by_goal": {}})
+
+    @model_validator(mode="after")
+    def _check_goals(self) -> Self:
+        """Refuse what could not be learnt before anything is."""
+        if self.loss != "logistic" and not self.comes_late:
+            raise ValueError(f"loss {self.loss!r} is the online expert's; write 'logistic' here")
+        for goal, differences in self.by_goal.items():
+            unknown = sorted(set(differences) - Objective.model_fields.keys())
+            if unknown:
+                raise ValueError(f"by_goal.{goal} names {unknown}; it may name an objective only")
+            self.of_goal(goal)
+        return self
 
 
 class CheckpointSettings(Group):
@@ -517,6 +580,9 @@ class Settings(Group):
     examples: ExampleSettings = ExampleSettings()
     delays: DelaySettings = DelaySettings()
     online: OnlineSettings = OnlineSettings()
+    deep: DeepSettings | None = Field(
+        default=None, description="None: there is no wide & deep expert."
+    )
     checkpoints: CheckpointSettings = CheckpointSettings()
     guard: GuardSettings = GuardSettings()
     batch: BatchSettings = BatchSettings()
@@ -529,8 +595,10 @@ class Settings(Group):
 
     def strategies_of(self, goal: str) -> tuple[StrategyName, ...]:
         """Return what the learners of a goal are shown: names of strategies, each once."""
-        configurations = self.online.of_goal(goal).configurations()
-        return tuple(dict.fromkeys(each.shown for each in configurations))
+        learners: list[Objective] = [*self.online.of_goal(goal).configurations()]
+        if self.deep is not None:
+            learners.append(self.deep.of_goal(goal))
+        return tuple(dict.fromkeys(each.shown for each in learners))
 
     def digest(self) -> str:
         """Return the SHA-256 of the settings' canonical JSON, hexadecimal."""

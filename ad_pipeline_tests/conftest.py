@@ -9,6 +9,8 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import settings
+
 SCRATCH = tempfile.mkdtemp(prefix="ad_pipeline_tests-")
 """Removed when pytest ends. A test that names no home of its own works in here."""
 
@@ -24,3 +26,7 @@ os.environ["DO_NOT_TRACK"] = "1"
 # Waiting OpenMP threads sleep: spinning ones slow each other down on a small machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# On a machine whose caches are empty, the first example of a test compiles what it calls.
+settings.register_profile("compiled", deadline=None)
+settings.load_profile("compiled")

@@ -79,6 +79,8 @@ class GoalExplanation:
         Of the online expert.
     loss : str
         Whose link makes log odds of its score; ``logistic`` leaves it as it is.
+    second_score : float or None
+        Of the second head, for a loss that has two; it is not taken apart.
     contributions : tuple of Contribution
         In the order in which they are added.
     logits : dict of str to float
@@ -96,6 +98,7 @@ class GoalExplanation:
     online_checkpoint: str
     intercept: float
     loss: str
+    second_score: float | None
     contributions: tuple[Contribution, ...]
     logits: dict[str, float]
     mixture: ExportedMixture | None
@@ -223,6 +226,7 @@ def explain(
                 online_checkpoint=models.online_checkpoint,
                 intercept=models.online.intercept,
                 loss=models.online.loss,
+                second_score=_second_score(models, row_slots),
                 contributions=_contributions(bundle, models, row_slots, values, tokens),
                 logits={
                     expert: float(value[0]) for expert, value in scores.logits[models.goal].items()
@@ -240,6 +244,13 @@ def explain(
             if models.goal in wanted
         ),
     )
+
+
+def _second_score(models: GoalModels, row_slots: Sequence[int]) -> float | None:
+    partner = models.online.partner
+    if partner is None:
+        return None
+    return float(partner.logits(np.array([row_slots], np.uint32))[0])
 
 
 def kernel_sum(intercept: float, weights: Sequence[float]) -> float:
@@ -286,6 +297,8 @@ def _goal_lines(found: GoalExplanation, slots_left_out: int) -> Iterator[str]:
         yield f"  {slots_left_out:,} slots are left out of the bundle's dictionary for its size"
     yield f"  intercept {found.intercept!r}"
     yield f"  sum {found.score!r} (feature i into partial sum i mod {LANES}, those in pairs)"
+    if found.second_score is not None:
+        yield f"  second head of {found.loss}: sum {found.second_score!r}"
     for expert, logit in found.logits.items():
         link = f" (of the sum, under {found.loss})" if expert == ONLINE else ""
         yield f"expert {expert}: log odds {logit!r}{link}"

@@ -153,8 +153,12 @@ def _weight_faults(goal: str, found: ExportedWeights, source: LinearWeights) -> 
     if found.n_slots != len(source.weights):
         yield f"{found.n_slots} slots, the checkpoint has {len(source.weights)}"
         return
-    if (found.intercept, found.loss) != (source.intercept, source.loss):
-        yield f"intercept and loss {(found.intercept, found.loss)}, the checkpoint has others"
+    link, of_source = (
+        (each.intercept, each.loss, each.horizon_days, each.partner is None)
+        for each in (found, source)
+    )
+    if link != of_source:
+        yield f"intercept and link {link}, the checkpoint has {of_source}"
     every = np.arange(found.n_slots, dtype=np.uint32)
     looked_up = found.of_slots(every)
     expected = exported(source, found.format, found.seed or 0, goal).dense().weights
@@ -164,6 +168,12 @@ def _weight_faults(goal: str, found: ExportedWeights, source: LinearWeights) -> 
         yield (
             f"{len(differ)} slots weigh otherwise than in the checkpoint, the first is {slot}: "
             f"{looked_up[slot]!r} and not {expected[slot]!r}"
+        )
+    if found.partner is not None and source.partner is not None:
+        second = f"{goal}, second head"
+        yield from (
+            f"second head: {fault}"
+            for fault in _weight_faults(second, found.partner, source.partner)
         )
     bound = 0.0 if found.seed is None else STEP
     off = np.abs(looked_up - source.weights.astype(np.float64))

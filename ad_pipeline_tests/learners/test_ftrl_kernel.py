@@ -4,6 +4,7 @@ import itertools
 import math
 from pathlib import Path
 from statistics import NormalDist
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.learners.ftrl import ftrl_kernel
-from ad_pipeline.learners.ftrl.ftrl_expert import LOSSES, FTRLExpert
-from ad_pipeline.settings import Configuration
+from ad_pipeline.learners.ftrl.ftrl_expert import HEADS, FTRLExpert
+from ad_pipeline.settings import Configuration, LinkedLoss
 from ad_pipeline_tests.learners.streams import Stream, sparse_stream
+
+LOSSES = {loss: HEADS[loss][0] for loss in get_args(LinkedLoss)}
 
 
 class Algorithm1:

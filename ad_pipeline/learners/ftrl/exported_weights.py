@@ -22,9 +22,9 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ad_pipeline.hashing import uniform
-from ad_pipeline.learners.ftrl.ftrl_expert import LOSSES, LinearWeights
-from ad_pipeline.learners.ftrl.ftrl_kernel import to_log_odds
+from ad_pipeline.learners.ftrl.ftrl_expert import LinearWeights, link
 from ad_pipeline.learners.ftrl.slot_memory import WIDTH, sum_lanes
+from ad_pipeline.settings import DelayedLoss, LinkedLoss
 
 WeightFormat = Literal["exact", "q2.13"]
 EXACT: WeightFormat = "exact"
@@ -38,6 +38,7 @@ LIMIT = 4.0
 """Fixed-point weights lie in ``[-LIMIT, LIMIT)``: two bits before the point, and the sign."""
 
 _WORD = 64
+_SECOND = "second_"
 
 
 class WeightsOutOfRange(ValueError):
@@ -129,15 +130,21 @@ class ExportedWeights:
         Of the rounding; None if nothing was rounded.
     size : ExportSize
         Of the dense weights that these come from.
+    partner : ExportedWeights or None
+        The second head of a loss that has two.
+    horizon_days : float
+        Window and lateness of the goal, for a loss whose link reads them.
     """
 
     present: np.ndarray
     rank: np.ndarray
     values: np.ndarray
     intercept: float
-    loss: str
+    loss: LinkedLoss | DelayedLoss
     seed: int | None
     size: ExportSize
+    partner: "ExportedWeights | None" = None
+    horizon_days: float = 0.0
 
     @classmethod
     def exact(cls, linear: LinearWeights) -> Self:
@@ -149,7 +156,8 @@ class ExportedWeights:
             If a weight is not finite.
         """
         _check_finite(linear.weights)
-        return cls._of(linear.weights, linear, None)
+        partner = None if linear.partner is None else cls.exact(linear.partner)
+        return cls._of(linear.weights, linear, None, partner)
 
     @classmethod
     def fixed_point(cls, linear: LinearWeights, seed: int, goal: str) -> Self:
@@ -191,10 +199,15 @@ class ExportedWeights:
             )
         dense = np.zeros(len(linear.weights), np.int16)
         dense[slots] = rounded.astype(np.int16)
-        return cls._of(dense, linear, seed)
+        partner = None
+        if linear.partner is not None:
+            partner = cls.fixed_point(linear.partner, seed, f"{goal}, second head")
+        return cls._of(dense, linear, seed, partner)
 
     @classmethod
-    def _of(cls, dense: np.ndarray, source: LinearWeights, seed: int | None) -> Self:
+    def _of(
+        cls, dense: np.ndarray, source: LinearWeights, seed: int | None, partner: Self | None
+    ) -> Self:
         kept = dense != 0
         words = -(-len(dense) // _WORD)
         padded = np.zeros(words * _WORD, np.bool_)
@@ -204,8 +217,17 @@ class ExportedWeights:
         rank = np.zeros(words, np.uint32)
         np.cumsum(counts[:-1], out=rank[1:])
         values = np.append(dense[kept], np.zeros(1, dense.dtype))
-        size = export_size(source)
-        return cls(present, rank, values, source.intercept, source.loss, seed, size)
+        return cls(
+            present=present,
+            rank=rank,
+            values=values,
+            intercept=source.intercept,
+            loss=source.loss,
+            seed=seed,
+            size=export_size(source),
+            partner=partner,
+            horizon_days=source.horizon_days,
+        )
 
     @property
     def format(self) -> WeightFormat:
@@ -244,7 +266,8 @@ class ExportedWeights:
         kept = self.kept
         weights = np.zeros(self.n_slots, kept.dtype)
         weights[self.slots] = kept
-        return LinearWeights(weights, self.intercept, self.loss)
+        partner = None if self.partner is None else self.partner.dense()
+        return LinearWeights(weights, self.intercept, self.loss, partner, self.horizon_days)
 
     def of_slots(self, slots: np.ndarray) -> np.ndarray:
         """Return the weight of each slot, float64 of the shape of ``slots``; 0 where none is."""
@@ -268,13 +291,17 @@ class ExportedWeights:
         """
         out = np.empty(len(slots))
         _scores(self.present, self.rank, self.values, self._unit, slots, out, self.intercept)
-        if self.loss != "logistic":
-            to_log_odds(LOSSES[self.loss], out)
+        partner = None if self.partner is None else self.partner.logits(slots)
+        link(self.loss, out, partner, self.horizon_days)
         return out
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return the three arrays by name."""
-        return {"present": self.present, "rank": self.rank, "values": self.values}
+        """Return the three arrays by name, and those of a second head."""
+        arrays = {"present": self.present, "rank": self.rank, "values": self.values}
+        if self.partner is not None:
+            second = self.partner.to_arrays().items()
+            arrays |= {f"{_SECOND}{name}": array for name, array in second}
+        return arrays
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_arrays` needs beside the arrays, and what they cost."""
@@ -286,11 +313,21 @@ class ExportedWeights:
             "coordinates": self.coordinates,
             "bytes": self.nbytes,
             "source": self.size.to_json(),
+            "partner": None if self.partner is None else self.partner.to_json(),
+            "horizon_days": self.horizon_days,
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Self:
         """Return the weights of :meth:`to_arrays` and :meth:`to_json`, without copying them."""
+        partner = None
+        if manifest["partner"] is not None:
+            second = {
+                name.removeprefix(_SECOND): array
+                for name, array in arrays.items()
+                if name.startswith(_SECOND)
+            }
+            partner = cls.from_arrays(second, manifest["partner"])
         return cls(
             present=np.asarray(arrays["present"]),
             rank=np.asarray(arrays["rank"]),
@@ -299,6 +336,8 @@ class ExportedWeights:
             loss=manifest["loss"],
             seed=manifest["seed"],
             size=ExportSize(**manifest["source"]),
+            partner=partner,
+            horizon_days=manifest["horizon_days"],
         )
 
     @property

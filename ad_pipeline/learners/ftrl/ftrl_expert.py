@@ -20,20 +20,36 @@ from numba import njit
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.learners.ftrl.slot_memory import aligned_zeros
-from ad_pipeline.settings import Configuration
+from ad_pipeline.settings import Configuration, DelayedLoss, LinkedLoss
 
 Arrays = dict[str, np.ndarray]
 Manifest = dict[str, Any]
 
-LOSSES = {
-    "logistic": kernel.LOGISTIC,
-    "probit": kernel.PROBIT,
-    "cloglog": kernel.CLOGLOG,
-    "squared": kernel.SQUARED,
-    "poisson": kernel.POISSON,
+HEADS: Mapping[LinkedLoss | DelayedLoss, tuple[int, ...]] = {
+    "logistic": (kernel.LOGISTIC,),
+    "probit": (kernel.PROBIT,),
+    "cloglog": (kernel.CLOGLOG,),
+    "squared": (kernel.SQUARED,),
+    "poisson": (kernel.POISSON,),
+    "positive_unlabelled": (kernel.POSITIVE_UNLABELLED,),
+    "fake_negative_weighted": (kernel.FAKE_NEGATIVE_WEIGHTED,),
+    "fake_negative_weighted_rn": (kernel.FAKE_NEGATIVE_WEIGHTED_RN,),
+    "fake_negative_calibrated": (kernel.FAKE_NEGATIVE_CALIBRATED,),
+    "fake_negative_calibrated_rn": (kernel.FAKE_NEGATIVE_CALIBRATED_RN,),
+    "es_dfm": (kernel.ES_DFM,),
+    "es_dfm_rn": (kernel.ES_DFM_RN,),
+    "defer": (kernel.DEFER,),
+    "defuse": (kernel.DEFUSE,),
+    "bi_defuse": (kernel.IN_WINDOW, kernel.OUT_OF_WINDOW),
+    "fsiw": (kernel.FSIW,),
+    "ulc": (kernel.ULC,),
+    "hazard": (kernel.FAKE_NEGATIVE_WEIGHTED,),
+    "delayed_feedback": (kernel.DELAYED_FEEDBACK, kernel.DELAYED_FEEDBACK_RATE),
 }
-_EVENTS = ("logistic", "probit", "cloglog")
-"""Losses of labels 0 and 1 only."""
+"""The kernel's losses of each head of a loss, the one that speaks first."""
+
+_NUMBERS = ("squared", "poisson")
+"""Losses of labels that need not be 0 or 1."""
 
 RESCALE_DOUBLINGS = 16
 """Doublings of the scale before they are taken out: far from the ends of float32."""
@@ -49,27 +65,60 @@ class LinearWeights:
     intercept : float
     loss : str
         What it was trained for, with its link: the score is a log odds only under ``logistic``.
+    partner : LinearWeights or None
+        The second head of a loss that has two.
+    horizon_days : float
+        Window and lateness of the goal, for a loss whose link reads them.
     """
 
     weights: np.ndarray
     intercept: float
-    loss: str = "logistic"
+    loss: LinkedLoss | DelayedLoss = "logistic"
+    partner: "LinearWeights | None" = None
+    horizon_days: float = 0.0
 
     def logits(self, slots: np.ndarray) -> np.ndarray:
         """Return the log odds of rows of slots, uint32 (n, F) below 2**bits; float64 (n,)."""
         out = np.empty(len(slots))
         kernel.linear_logits(self.weights, slots, out, self.intercept)
-        if self.loss != "logistic":
-            kernel.to_log_odds(LOSSES[self.loss], out)
+        partner = None if self.partner is None else self.partner.logits(slots)
+        link(self.loss, out, partner, self.horizon_days)
         return out
 
 
+def link(
+    loss: LinkedLoss | DelayedLoss,
+    scores: np.ndarray,
+    partner: np.ndarray | None = None,
+    horizon_days: float = 0.0,
+) -> None:
+    """Replace the scores of a loss's first head, float64 (n,), by the log odds of the label.
+
+    Parameters
+    ----------
+    loss : str
+    scores : ndarray of shape (n,), float64
+    partner : ndarray of shape (n,), float64, optional
+        Scores of the second head, for a loss that has two.
+    horizon_days : float
+        Window and lateness, for a loss whose link reads them.
+    """
+    if loss != "logistic":
+        others = np.empty(0) if partner is None else partner
+        kernel.to_log_odds(HEADS[loss][0], scores, others, horizon_days)
+
+
 class _Table:
-    """The state of the configurations that share a number of slots."""
+    """The state of the configurations that share a number of slots.
+
+    ``places`` names the configuration of each lane; one with two heads has two lanes side by side,
+    and ``first`` are the lanes that speak.
+    """
 
     def __init__(self, bits: int, places: Sequence[int], remembers: bool, dtype: str) -> None:
         self.bits = bits
         self.places = list(places)
+        self.first = [at for at, place in enumerate(places) if place not in self.places[:at]]
         count = len(places)
         self.lanes = (0.0,) * count
         self.state = aligned_zeros((1 << bits, 2, count), dtype)
@@ -88,6 +137,8 @@ class FTRLExpert:
         Learnt side by side from the same rows; each as if it were alone, to the bit.
     dtype : str
         Of the state: ``"float64"``, or ``"float32"`` for half the memory, rounded without bias.
+    horizon_days : float
+        Window and lateness of the goal, for losses of delays.
 
     Raises
     ------
@@ -102,6 +153,7 @@ class FTRLExpert:
         bits: int = 20,
         configurations: Sequence[Configuration] = (Configuration(),),
         dtype: str = "float64",
+        horizon_days: float = 0.0,
     ) -> None:
         if not 1 <= bits <= 30:
             raise ValueError(f"bits is {bits}; write a whole number from 1 to 30")
@@ -112,6 +164,7 @@ class FTRLExpert:
         self.bits = bits
         self.configurations = tuple(configurations)
         self.dtype = dtype
+        self.horizon_days = horizon_days
         self.rows = 0
         count = len(self.configurations)
         self._elapsed_us = [0] * count
@@ -123,18 +176,34 @@ class FTRLExpert:
             raise ValueError(f"a configuration has {max(widths)} bits; there are only {bits}")
         self._tables: list[_Table] = []
         for width in sorted(set(widths), reverse=True):
-            places = [place for place in range(count) if widths[place] == width]
+            places = [
+                place
+                for place in range(count)
+                if widths[place] == width
+                for _ in HEADS[self.configurations[place].loss]
+            ]
             remembers = any(self.configurations[place].schedule == "adam" for place in places)
             self._tables.append(_Table(width, places, remembers, dtype))
+        self._accounts = [
+            np.array([0.0 if self.configurations[at].non_negative else -1.0 for at in table.places])
+            for table in self._tables
+        ]
+        self._come_late = any(each.comes_late for each in self.configurations)
 
     @property
     def width(self) -> int:
         """Configurations, K."""
         return len(self.configurations)
 
-    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def learn(
+        self,
+        slots: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        outcomes: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Learn rows in order; see :meth:`predict_then_learn`."""
-        return self.predict_then_learn(slots, labels, weights)
+        return self.predict_then_learn(slots, labels, weights, outcomes=outcomes)
 
     def predict_then_learn(
         self,
@@ -142,6 +211,7 @@ class FTRLExpert:
         labels: np.ndarray,
         weights: np.ndarray | None = None,
         values: np.ndarray | None = None,
+        outcomes: np.ndarray | None = None,
     ) -> np.ndarray:
         """Learn rows in order and return each one's log odds from before its own update.
 
@@ -155,6 +225,9 @@ class FTRLExpert:
             weight 0 is predicted only.
         values : ndarray of shape (n, F), optional
             All 1 if left out.
+        outcomes : ndarray of shape (n, N_OUTCOMES), float64, optional
+            What losses of labels that come late ask for beside the label: the kernel's columns. All
+            0 if left out.
 
         Returns
         -------
@@ -171,9 +244,10 @@ class FTRLExpert:
         targets = self._checked_labels(labels, rows)
         factors = self._checked_weights(weights, rows)
         given = _checked_values(values, slots)
+        told = self._checked_outcomes(outcomes, rows)
         out = np.empty((rows, len(self.configurations)))
-        for table in self._tables:
-            whole = len(table.places) == len(self.configurations)
+        for table, account in zip(self._tables, self._accounts, strict=True):
+            whole = table.places == [*range(len(self.configurations))]
             found = out if whole else np.empty((rows, len(table.places)))
             kernel.learn(
                 table.state,
@@ -182,13 +256,15 @@ class FTRLExpert:
                 given,
                 targets,
                 factors if whole or factors.shape[1] == 1 else factors[:, table.places].copy(),
+                told,
                 self._parameters(table),
+                account,
                 self.rows,
                 table.lanes,
                 found,
             )
             if not whole:
-                out[:, table.places] = found
+                self._spread(table, found, out)
         self.rows += rows
         return out
 
@@ -229,7 +305,7 @@ class FTRLExpert:
         rows, count = len(slots), len(self.configurations)
         logits, widths = np.empty((rows, count)), np.empty((rows if uncertain else 0, count))
         for table in self._tables:
-            whole = len(table.places) == count
+            whole = table.places == [*range(count)]
             found = logits if whole else np.empty((rows, len(table.places)))
             doubt = widths if whole else np.empty((len(widths), len(table.places)))
             kernel.predict(
@@ -242,9 +318,15 @@ class FTRLExpert:
                 doubt,
             )
             if not whole:
-                logits[:, table.places] = found
-                widths[:, table.places] = doubt
+                self._spread(table, found, logits)
+                if uncertain:
+                    self._spread(table, doubt, widths)
         return logits, widths
+
+    @staticmethod
+    def _spread(table: _Table, found: np.ndarray, out: np.ndarray) -> None:
+        """Write what the lanes that speak say, (n, lanes), into the columns of (n, K)."""
+        out[:, [table.places[lane] for lane in table.first]] = found[:, table.first]
 
     def advance(self, elapsed_us: int | Sequence[int]) -> None:
         """Let time pass: what was learnt so far counts for less, by each half-life.
@@ -285,12 +367,16 @@ class FTRLExpert:
         One with fewer bits is spread over all the slots that share one of its own.
         """
         table, place = self._table_of(configuration)
-        narrow = kernel.weights(table.state, self._parameters(table), place)
-        return LinearWeights(
-            np.repeat(narrow, 1 << (self.bits - table.bits)),
-            0.0,
-            self.configurations[configuration].loss,
+        loss = self.configurations[configuration].loss
+        first, *others = (
+            np.repeat(
+                kernel.weights(table.state, self._parameters(table), place + head),
+                1 << (self.bits - table.bits),
+            )
+            for head in range(len(HEADS[loss]))
         )
+        partner = LinearWeights(others[0], 0.0) if others else None
+        return LinearWeights(first, 0.0, loss, partner, self.horizon_days)
 
     def accumulated(self, configuration: int, slots: np.ndarray) -> np.ndarray:
         """Return n of some slots, the squared gradients they have met, float64; 0 if not admitted.
@@ -329,6 +415,8 @@ class FTRLExpert:
             "doublings": list(self._doublings),
             "taken_out": list(self._taken_out),
             "frozen": list(self._frozen),
+            "horizon_days": self.horizon_days,
+            "accounts": [account.tolist() for account in self._accounts],
         }
         return arrays, manifest
 
@@ -336,12 +424,13 @@ class FTRLExpert:
     def restore(cls, arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Self:
         """Return the expert of a :meth:`state`."""
         configurations = [Configuration(**each) for each in manifest["configurations"]]
-        expert = cls(manifest["bits"], configurations, manifest["dtype"])
+        expert = cls(manifest["bits"], configurations, manifest["dtype"], manifest["horizon_days"])
         expert.rows = manifest["rows"]
         expert._elapsed_us = list(manifest["elapsed_us"])
         expert._doublings = list(manifest["doublings"])
         expert._taken_out = list(manifest["taken_out"])
         expert._frozen = list(manifest["frozen"])
+        expert._accounts = [np.array(account) for account in manifest["accounts"]]
         for table in expert._tables:
             name = _suffix(table.bits, expert.bits)
             touched = arrays[f"slots{name}"]
@@ -375,9 +464,10 @@ class FTRLExpert:
         for table in self._tables:
             for column, place in enumerate(table.places):
                 spare = self._growth(place)[0] // RESCALE_DOUBLINGS * RESCALE_DOUBLINGS
-                if spare > 0:
+                if spare > 0 and column in table.first:
                     factor = math.ldexp(1.0, -spare)
-                    kernel.rescale(table.state, table.momenta, column, factor)
+                    for head in range(len(HEADS[self.configurations[place].loss])):
+                        kernel.rescale(table.state, table.momenta, column + head, factor)
                     self._taken_out[place] += spare
 
     def _parameters(self, table: _Table) -> np.ndarray:
@@ -388,8 +478,10 @@ class FTRLExpert:
         if table.parameters is not None:
             return table.parameters
         found = np.zeros((len(table.places), kernel.N_PARAMETERS))
-        for row, place in zip(found, table.places, strict=True):
+        for lane, (row, place) in enumerate(zip(found, table.places, strict=True)):
             each = self.configurations[place]
+            first = table.places.index(place)
+            heads = HEADS[each.loss]
             whole, part = self._growth(place)
             scale = math.ldexp(2.0**part, whole)
             row[kernel.ALPHA] = each.alpha
@@ -402,7 +494,9 @@ class FTRLExpert:
             row[kernel.ADMISSION_SHARE] = (
                 each.admission_probability if each.admission == "poisson" else 1.0
             )
-            row[kernel.LOSS] = LOSSES[each.loss]
+            row[kernel.LOSS] = heads[lane - first]
+            row[kernel.PARTNER] = first + (lane - first + 1) % len(heads)
+            row[kernel.HORIZON] = self.horizon_days
             row[kernel.LEARNING] = 0.0 if self._frozen[place] else 1.0
         table.parameters = found
         return found
@@ -416,11 +510,24 @@ class FTRLExpert:
         if targets.shape != (rows,):
             raise ValueError(f"labels must be {rows} numbers, shape ({rows},)")
         losses = {each.loss for each in self.configurations}
-        if losses & set(_EVENTS) and not ((targets == 0.0) | (targets == 1.0)).all():
+        if not losses <= set(_NUMBERS) and not ((targets == 0.0) | (targets == 1.0)).all():
             raise ValueError(f"labels must be {rows} zeros and ones, shape ({rows},)")
         if not np.isfinite(targets).all() or ("poisson" in losses and (targets < 0).any()):
             raise ValueError("labels must be finite, and counts at least 0")
         return targets
+
+    def _checked_outcomes(self, outcomes: np.ndarray | None, rows: int) -> np.ndarray:
+        if not self._come_late:
+            return kernel.NO_OUTCOMES
+        if outcomes is None:
+            return np.zeros((rows, kernel.N_OUTCOMES))
+        told = np.ascontiguousarray(outcomes, dtype=np.float64)
+        if told.shape != (rows, kernel.N_OUTCOMES) or not np.isfinite(told).all():
+            raise ValueError(
+                f"outcomes must be finite numbers of shape {(rows, kernel.N_OUTCOMES)}, not "
+                f"{told.shape}"
+            )
+        return told
 
     def _checked_weights(self, weights: np.ndarray | None, rows: int) -> np.ndarray:
         if weights is None:

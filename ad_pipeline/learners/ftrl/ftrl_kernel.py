@@ -22,6 +22,10 @@ form, and c costs nothing per feature. :mod:`.ftrl_expert` moves c and takes pow
 **Admission.** A slot that is not admitted yet has z = 0 and, in place of √n, minus the number of
 its visits: a counting filter with one hash function, whose cells are the slots themselves.
 
+**Labels that come late.** Their losses weigh the events of a row's stream, by the formulas of
+:mod:`ad_pipeline.learners.delayed.losses`. Some need two heads, which are two lanes side by side:
+the scores of both are known before either slope is.
+
 **Two features of a row in one slot.** Their values add in the logit, as the hashing trick says.
 In the update each is a visit of its own, and all visits see the weight that made the prediction:
 z receives the same gradient sum as Algorithm 1 on the added value, n receives the sum of the
@@ -42,6 +46,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from ad_pipeline.learners.delayed import losses as late
 from ad_pipeline.learners.ftrl.slot_memory import (
     WIDTH,
     gather,
@@ -58,6 +63,18 @@ FloatArray = np.ndarray
 
 NO_VALUES: np.ndarray = np.empty((0, 0), dtype=np.float64)
 """Pass as ``values`` when every feature has the value 1."""
+
+NO_OUTCOMES: np.ndarray = np.empty((0, 0), dtype=np.float64)
+"""Pass as ``outcomes`` when no loss is for labels that come late."""
+
+# Columns of `outcomes`: what a row of the stream tells beside its label.
+LATE = 0  # 1: positive by an arrival after the first emission
+CONFIRMED = 1  # 1: at maturity
+LATENESS = 2  # P(arrives after the window | y = 1, x), by the model in force
+REAL_NEGATIVE = 3  # P(y = 0 | not positive by the window, x), the same
+WAITED = 4  # days: the observation window
+DELAY = 5  # days from the anchor to the arrival; 0 without one
+N_OUTCOMES = 6
 
 ROWS_AHEAD = 3
 """Rows between the one whose slots are fetched into the cache and the one that is learnt."""
@@ -76,7 +93,9 @@ ADMISSION_COUNT = 6  # visits up to and with the one that admits
 ADMISSION_SHARE = 7  # probability with which one more visit admits
 LOSS = 8
 LEARNING = 9  # 0 freezes the configuration, else 1
-N_PARAMETERS = 10
+PARTNER = 10  # lane of the other head; its own if there is one head
+HORIZON = 11  # days: window + lateness, of a head that tells of delays
+N_PARAMETERS = 12
 
 # Losses with their links.
 LOGISTIC = 0
@@ -84,6 +103,23 @@ PROBIT = 1
 CLOGLOG = 2
 SQUARED = 3
 POISSON = 4
+
+# Losses of labels that come late; all have the logistic link but where `log_odds_of_heads` says so.
+POSITIVE_UNLABELLED = 5
+FAKE_NEGATIVE_WEIGHTED = 6
+FAKE_NEGATIVE_WEIGHTED_RN = 7
+FAKE_NEGATIVE_CALIBRATED = 8
+FAKE_NEGATIVE_CALIBRATED_RN = 9
+ES_DFM = 10
+ES_DFM_RN = 11
+DEFER = 12
+DEFUSE = 13
+FSIW = 14
+ULC = 15
+IN_WINDOW = 16
+OUT_OF_WINDOW = 17
+DELAYED_FEEDBACK = 18
+DELAYED_FEEDBACK_RATE = 19
 
 _ROOT_HALF = math.sqrt(0.5)
 _ROOT_TWO_OVER_PI = math.sqrt(2.0 / math.pi)
@@ -150,6 +186,117 @@ def log_odds(loss: int, score: float) -> float:
         return score
     rate = math.exp(min(score, 30.0))
     return rate if rate > 30.0 else math.log(math.expm1(rate))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _coefficients(loss: int, event: late.Event) -> tuple[float, float]:
+    """Return a and b of an event under a loss with one head, or of one head of Bi-DEFUSE."""
+    if loss == POSITIVE_UNLABELLED:
+        return late.positive_unlabelled(event)
+    if loss == FAKE_NEGATIVE_WEIGHTED:
+        return late.fake_negative_weighted(event)
+    if loss == FAKE_NEGATIVE_WEIGHTED_RN:
+        return late.fake_negative_weighted_rn(event)
+    if loss == ES_DFM:
+        return late.es_dfm(event)
+    if loss == ES_DFM_RN:
+        return late.es_dfm_rn(event)
+    if loss == DEFER:
+        return late.defer(event)
+    if loss == DEFUSE:
+        return late.defuse(event)
+    if loss == FSIW:
+        return late.fsiw(event)
+    if loss == ULC:
+        return late.ulc(event)
+    if loss == IN_WINDOW:
+        return late.in_window(event)
+    if loss == OUT_OF_WINDOW:
+        return late.out_of_window(event)
+    return late.log_loss(event)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rate_per_day(score: float) -> float:
+    """Return the hazard that a score stands for, within its bounds."""
+    low, high = late.RATES_PER_DAY
+    return min(max(math.exp(min(score, 30.0)), low), high)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def late_slope(
+    loss: int,
+    score: float,
+    partner: float,
+    label: float,
+    outcome: FloatArray,
+    horizon: float,
+    account: FloatArray,
+    lane: int,
+) -> float:
+    """Return the slope of an event's loss by its score, for labels that come late.
+
+    Parameters
+    ----------
+    loss : int
+        Of this module's codes, from :data:`POSITIVE_UNLABELLED` on.
+    score, partner : float
+        Of the head, and of the other one.
+    label : float
+        0 or 1.
+    outcome : ndarray of shape (N_OUTCOMES,), float64
+    horizon : float
+        Days.
+    account : ndarray of shape (K,), float64
+        What negatives have given and positives may take back, nats, by lane; negative without a
+        clip, else updated in place.
+    lane : int
+    """
+    f = 1.0 / (1.0 + math.exp(-score))
+    q = 1.0 / (1.0 + math.exp(score))
+    if loss in (DELAYED_FEEDBACK, DELAYED_FEEDBACK_RATE):
+        rate = rate_per_day(partner if loss == DELAYED_FEEDBACK else score)
+        if loss == DELAYED_FEEDBACK_RATE:
+            f, q = 1.0 / (1.0 + math.exp(-partner)), 1.0 / (1.0 + math.exp(partner))
+        told = late.Censored(
+            label, outcome[LATE], outcome[CONFIRMED], outcome[WAITED], outcome[DELAY], horizon
+        )
+        by_score, by_log_rate = late.delayed_feedback_slopes(
+            f, q, rate, told, math.exp(-rate * outcome[WAITED]), math.exp(-rate * horizon)
+        )
+        return by_score if loss == DELAYED_FEEDBACK else by_log_rate
+    event = late.Event(f, q, label, outcome[LATE], outcome[LATENESS], outcome[REAL_NEGATIVE])
+    a, b = _coefficients(loss, event)
+    if loss == POSITIVE_UNLABELLED and account[lane] >= 0.0:
+        given = max(score, 0.0) + math.log1p(math.exp(-abs(score)))  # -log(1 - f)
+        account[lane] *= 1.0 - 1.0 / late.ACCOUNT_EVENTS
+        if label == 0.0:
+            account[lane] += given
+        elif given <= account[lane]:
+            account[lane] -= given
+        else:
+            b = 0.0
+    return late.slope_of(a, b, f, q)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def log_odds_of_heads(loss: int, score: float, partner: float, horizon: float) -> float:
+    """Return the log odds of the label under any loss; ``partner`` is the other head's score."""
+    if loss < FAKE_NEGATIVE_CALIBRATED:
+        return score if loss > POISSON else log_odds(loss, score)
+    if loss == FAKE_NEGATIVE_CALIBRATED:  # p = f / (1 - f)
+        return late.calibrated_log_odds(score)
+    if loss == FAKE_NEGATIVE_CALIBRATED_RN:  # p = 2 f
+        softplus = max(-score, 0.0) + math.log1p(math.exp(-abs(score)))
+        return late.calibrated_log_odds(math.log(2.0) - softplus)
+    if loss == IN_WINDOW:  # p = F_in + F_late
+        both = 1.0 / (1.0 + math.exp(-score)) + 1.0 / (1.0 + math.exp(-partner))
+        return late.calibrated_log_odds(math.log(both))
+    if loss == DELAYED_FEEDBACK:  # p = f (1 - e^{-λH})
+        softplus = max(-score, 0.0) + math.log1p(math.exp(-abs(score)))
+        arrived = -math.expm1(-rate_per_day(partner) * horizon)
+        return late.calibrated_log_odds(math.log(arrived) - softplus)
+    return score
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -235,7 +382,9 @@ def learn(
     values: FloatArray,
     labels: np.ndarray,
     weights: FloatArray,
+    outcomes: FloatArray,
     parameters: FloatArray,
+    account: FloatArray,
     position: int,
     lanes: tuple[float, ...],
     out: FloatArray,
@@ -254,8 +403,12 @@ def learn(
     labels : ndarray of shape (n,), float64
     weights : ndarray of shape (n, 1) or (n, K), float64
         Factors on the gradient; 0 predicts the row without learning it.
+    outcomes : ndarray of shape (n, N_OUTCOMES), float64, or (0, 0)
+        What losses of labels that come late ask for; see the columns above.
     parameters : ndarray of shape (K, N_PARAMETERS), float64
         See the columns above.
+    account : ndarray of shape (K,), float64
+        See :func:`late_slope`; updated in place.
     position : int
         Rows of the stream before these: it enters the draws.
     lanes : tuple of K floats
@@ -271,6 +424,7 @@ def learn(
     whole = whole_slots(flat, lanes)
     valued = values.shape[0] > 0
     remembered = momenta.shape[0] > 0
+    come_late = outcomes.shape[0] > 0
     alpha = _laid_out(parameters, ALPHA, padded, flat)
     beta = _laid_out(parameters, BETA, padded, flat)
     l1 = _laid_out(parameters, L1, padded, flat)
@@ -315,10 +469,20 @@ def learn(
         for k in range(count):
             loss = int(parameters[k, LOSS])
             score = scores[k]
-            out[row, k] = log_odds(loss, score)
             factor = weights[row, k if weights.shape[1] > 1 else 0]
             factor *= parameters[k, SCALE] * parameters[k, LEARNING]
-            slopes[k] = factor * slope(loss, score, labels[row]) if factor != 0.0 else 0.0
+            if come_late and loss > POISSON:
+                partner = scores[int(parameters[k, PARTNER])]
+                horizon = parameters[k, HORIZON]
+                out[row, k] = log_odds_of_heads(loss, score, partner, horizon)
+                slopes[k] = 0.0
+                if factor != 0.0:
+                    slopes[k] = factor * late_slope(
+                        loss, score, partner, labels[row], outcomes[row], horizon, account, k
+                    )
+            else:
+                out[row, k] = log_odds(loss, score)
+                slopes[k] = factor * slope(loss, score, labels[row]) if factor != 0.0 else 0.0
             learns |= slopes[k] != _ZERO
         if not learns:
             continue
@@ -416,7 +580,10 @@ def predict(
         else:
             sum_lanes(slot_weights, padded, scores, lanes)
         for k in range(count):
-            out[row, k] = log_odds(int(parameters[k, LOSS]), scores[k])
+            partner = scores[int(parameters[k, PARTNER])]
+            out[row, k] = log_odds_of_heads(
+                int(parameters[k, LOSS]), scores[k], partner, parameters[k, HORIZON]
+            )
         if uncertain:
             for lane in range(size):
                 rates[lane] = rate_scale[lane] / (beta[lane] + max(s[lane], _ZERO))
@@ -581,10 +748,19 @@ def linear_logits(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def to_log_odds(loss: int, scores: FloatArray) -> None:
-    """Replace scores, float64 (n,), by the log odds that they stand for under a loss's link."""
+def to_log_odds(loss: int, scores: FloatArray, partners: FloatArray, horizon: float) -> None:
+    """Replace scores, float64 (n,), by the log odds that they stand for under a loss's link.
+
+    Parameters
+    ----------
+    partners : ndarray of shape (n,) or (0,), float64
+        Scores of the other head; empty without one.
+    horizon : float
+        Days.
+    """
     for row in range(scores.size):
-        scores[row] = log_odds(loss, scores[row])
+        partner = partners[row] if partners.size else 0.0
+        scores[row] = log_odds_of_heads(loss, scores[row], partner, horizon)
 
 
 def checked_slots(slots: np.ndarray, n_slots: int) -> np.ndarray:
