@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import sqlglot
@@ -1015,7 +1015,7 @@ def _read_dataset(top: _Place) -> Dataset:
         path=top.path,
     )
     if "settings" in entries:
-        _check_rates(entries["settings"], dataset)
+        _check_goals_named(entries["settings"], dataset)
     sources = _read_sources(entries["sources"], dataset)
     _check_entities(entries, dataset, sources)
     _check_calibration_slice(entries, dataset)
@@ -1151,23 +1151,34 @@ def _read_settings(place: _Place | None) -> Settings:
         ) from error
 
 
-def _check_rates(place: _Place, dataset: Dataset) -> None:
-    """Refuse a rate of negatives for a goal that there is not."""
-    for name in dataset.settings.examples.negative_rate_by_goal:
-        if name not in dataset.goal_names:
-            raise place.at(["examples", "negative_rate_by_goal", name]).error(
-                f"there is no goal {name!r}", f"write one of {', '.join(dataset.goal_names)}"
-            )
+def _check_goals_named(place: _Place, dataset: Dataset) -> None:
+    """Refuse a setting for a goal that there is not."""
+    settings = dataset.settings
+    named = [("examples", "negative_rate_by_goal", settings.examples.negative_rate_by_goal)]
+    named.append(("online", "by_goal", settings.online.by_goal))
+    if settings.deep is not None:
+        named.append(("deep", "by_goal", settings.deep.by_goal))
+    for group, setting, goals in named:
+        for name in goals:
+            if name not in dataset.goal_names:
+                raise place.at([group, setting, name]).error(
+                    f"there is no goal {name!r}", f"write one of {', '.join(dataset.goal_names)}"
+                )
 
 
 def _setting_names(location: Iterable[int | str]) -> list[str]:
     """Return the names that a group of settings knows."""
     group: type[BaseModel] = Settings
     for step in location:
-        inner = group.model_fields[str(step)].annotation
-        if not isinstance(inner, type) or not issubclass(inner, BaseModel):
+        annotation = group.model_fields[str(step)].annotation
+        inner = [
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not inner:
             return []
-        group = inner
+        group = inner[0]
     return list(group.model_fields)
 
 

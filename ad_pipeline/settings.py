@@ -161,7 +161,7 @@ class Objective(Group):
         if own is not None and self.strategy not in (None, own):
             raise ValueError(
                 f"loss {self.loss!r} corrects the stream {own!r}, not {self.strategy!r}; leave "
-                "strategy out"
+                "strategy out, or name another loss beside it"
             )
         return self
 
@@ -217,6 +217,11 @@ class DelaySettings(Group):
     lookback_hours: PositiveInt = Field(
         default=168, description="Matured hours a fit reads: a week has every weekday."
     )
+    maximum_rows: PositiveInt = Field(
+        default=300_000,
+        description="Negatives that a model of delay is fitted to, drawn by hash of the "
+        "impression, each for the inverse of the share: memory is flat.",
+    )
     group_by: Literal["ad_id", "campaign_id", "advertiser_id"] | None = Field(
         default="campaign_id",
         description="Column of an impression whose values have distributions of their own.",
@@ -251,7 +256,7 @@ class OnlineSettings(Configuration):
         description="More configurations, learnt in the same walk of memory: each names what "
         "differs from the settings above. The best of them serves.",
     )
-    by_goal: dict[str, dict[str, float | int | str | bool | None]] = Field(
+    by_goal: dict[str, Mapping[str, float | int | str | bool | None]] = Field(
         default_factory=dict,
         description="Of a goal: what differs for it from the configuration above, as its loss. The "
         "entries of the grid then differ from that.",
@@ -324,7 +329,7 @@ class OnlineSettings(Configuration):
     def of_goal(self, goal: str) -> "OnlineSettings":
         """Return the settings of one goal, with what differs for it."""
         differences = self.by_goal.get(goal, {})
-        return type(self).model_validate(self.model_dump() | differences | {"by_goal": {}})
+        return type(self).model_validate(self.model_dump() | dict(differences) | {"by_goal": {}})
 
     def configurations(self) -> tuple[Configuration, ...]:
         """Return what is learnt side by side: these settings, then those of the grid."""
@@ -365,14 +370,14 @@ class DeepSettings(Objective):
         description="Log hours between two continuations, counted from 1970; each learns all that "
         "was emitted since the one before.",
     )
-    by_goal: dict[str, dict[str, str | bool | None]] = Field(
+    by_goal: dict[str, Mapping[str, str | bool | None]] = Field(
         default_factory=dict, description="Of a goal: another loss, strategy or non_negative."
     )
 
     def of_goal(self, goal: str) -> "DeepSettings":
         """Return the settings of one goal, with what differs for it."""
         differences = self.by_goal.get(goal, {})
-        return type(self).model_validate(self.model_dump() | differences | {"by_goal": {}})
+        return type(self).model_validate(self.model_dump() | dict(differences) | {"by_goal": {}})
 
     @model_validator(mode="after")
     def _check_goals(self) -> Self:

@@ -27,6 +27,7 @@ from ad_pipeline.features.dictionary import tokens_of_slots, write_dictionary
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import advance_hours
 from ad_pipeline.learners.batch.batch_hours import score_hours, train_hours
+from ad_pipeline.learners.delayed.delay_model_hours import fit_hours
 from ad_pipeline.learners.ensemble.ensembles import fit_ensembles, held_out_forecasts
 from ad_pipeline.learners.online.grid_hours import chosen_configurations, select_hours
 from ad_pipeline.learners.online.online_hours import learn_hours
@@ -89,6 +90,9 @@ def run_hours(
     if with_dictionary:
         write_dictionary(warehouse, contract, dataset, *span)
         progress("inverse_dictionary")
+    for _ in fit_hours(warehouse, deployment, *span):
+        pass
+    progress("delay_models")
     for _ in learn_hours(warehouse, deployment, *span):
         pass
     progress("online_learner")

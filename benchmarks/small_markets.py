@@ -36,6 +36,7 @@ from ad_pipeline.features.encoding import FeatureContract, category_hashes, dens
 from ad_pipeline.learners.batch import batch_hours
 from ad_pipeline.learners.batch.batch_hours import train_after
 from ad_pipeline.learners.batch.batch_model import TooFewPositives
+from ad_pipeline.learners.delayed.shown_examples import shown_examples
 from ad_pipeline.learners.ensemble import ensembles
 from ad_pipeline.learners.ensemble.ensembles import held_out_forecasts, open_ensemble
 from ad_pipeline.learners.ftrl.ftrl_expert import LinearWeights
@@ -43,7 +44,6 @@ from ad_pipeline.learners.online import online_hours
 from ad_pipeline.learners.online.step import (
     Examples,
     OnlineExpert,
-    labels_and_weights,
     new_expert,
 )
 from ad_pipeline.simulation.marketplace import simulate_days
@@ -305,6 +305,22 @@ def _online_by_age(deployment: Deployment, goal: str, seen: _Seen) -> dict[str, 
     return columns
 
 
+def _shown(
+    deployment: Deployment, contract: FeatureContract, goal: str, rows: pa.Table
+) -> Examples:
+    """Return what the online learner is shown of emitted rows."""
+    dataset = deployment.dataset
+    settings = dataset.settings.online
+    shown = shown_examples(rows, dataset.goal(goal), [settings], settings.kind_weights)
+    rows = rows.take(pa.array(shown.places))
+    return Examples(
+        slots=slots(contract, *read_as_served(deployment, contract, rows)),
+        labels=shown.labels,
+        weights=shown.weights,
+        emit_us=rows.column("emit_us").to_numpy(),
+    )
+
+
 def _equal_by_age(
     warehouse: Warehouse, deployment: Deployment, contract: FeatureContract, goal: str, seen: _Seen
 ) -> dict[str, np.ndarray]:
@@ -314,14 +330,14 @@ def _equal_by_age(
     span = {"start_us": frozen[0] - EQUAL_HOURS * HOUR_US, "end_us": frozen[-1]}
     with warehouse.reader() as connection:
         rows = rows_of(connection, select("learners.emitted_examples"), span | {"goal": goal})
-    labels, weights = labels_and_weights(rows.column("kind").to_pylist(), settings.kind_weights)
-    tokens = slots(contract, *read_as_served(deployment, contract, rows))
-    emit_us = rows.column("emit_us").to_numpy()
+    examples = _shown(deployment, contract, goal, rows)
+    emit_us = examples.emit_us
     columns = seen.empty("equal", AGES)
     for frozen_us in frozen:
         first, last = np.searchsorted(emit_us, [frozen_us - EQUAL_HOURS * HOUR_US, frozen_us])
         expert = new_expert(settings)
-        expert.learn(tokens[first:last], labels[first:last], weights[first:last])
+        learnt = examples.taken(slice(int(first), int(last)))
+        expert.learn(learnt.slots, learnt.labels, learnt.weights)
         for age, of_hour in seen.scored_by(frozen_us, AGES):
             columns[f"equal_{age}h"][of_hour] = expert.logits(seen.tokens[of_hour])[:, 0]
     return columns
@@ -336,13 +352,7 @@ def _by_refresh(
     span = {"start_us": deployment.dataset.start_us, "end_us": end_us}
     with warehouse.reader() as connection:
         rows = rows_of(connection, select("learners.emitted_examples"), span | {"goal": goal})
-    labels, weights = labels_and_weights(rows.column("kind").to_pylist(), settings.kind_weights)
-    examples = Examples(
-        slots=slots(contract, *read_as_served(deployment, contract, rows)),
-        labels=labels,
-        weights=weights,
-        emit_us=rows.column("emit_us").to_numpy(),
-    )
+    examples = _shown(deployment, contract, goal, rows)
     return refreshed_logits(
         new_expert(settings), examples, seen.tokens, seen.served_us, start_us, end_us
     )

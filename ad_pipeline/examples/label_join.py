@@ -15,9 +15,10 @@ import duckdb
 
 from ad_pipeline.clocks import HOUR_US, hour_of, timestamp
 from ad_pipeline.datasets import Dataset, Goal
-from ad_pipeline.examples.strategies import Emission, emission_of
+from ad_pipeline.examples.strategies import PLACES, Emission, emission_of
 from ad_pipeline.examples.subsampling import Draw, draw_of
 from ad_pipeline.examples.tables import (
+    LABEL_DELAYS,
     LABEL_STATES,
     LABELLED_IMPRESSIONS,
     TABLES,
@@ -48,6 +49,10 @@ class HourCounts:
         Those of them with label 1.
     states : dict of str to int
         Label states by name; a state that nothing entered is absent.
+    delay_rows : int
+        Places of the distributions of delays fitted for this hour; 0 in hours without a fit.
+    median_delay_us : int or None
+        Of all positives that such a fit read, microseconds.
     """
 
     goal: str
@@ -56,6 +61,8 @@ class HourCounts:
     matured: int
     matured_positives: int
     states: dict[str, int]
+    delay_rows: int
+    median_delay_us: int | None
 
 
 def join_labels(
@@ -237,6 +244,14 @@ def count_labels(
             ).fetchall()
             for hour_us, goal, name, number in rows:
                 counts.setdefault((hour_us, goal), {})[name] = number
+        fitted = connection.execute(
+            f"SELECT {LABEL_DELAYS.clock}, goal, count(*), "
+            f"min(delay_us) FILTER (delay_group = '' AND place = {PLACES // 2}) "
+            f"FROM {LABEL_DELAYS.name} WHERE {LABEL_DELAYS.clock} >= $start_us "
+            f"AND {LABEL_DELAYS.clock} < $end_us GROUP BY ALL ORDER BY ALL",
+            span,
+        ).fetchall()
+    delays = {(hour_us, goal): (rows, median_us) for hour_us, goal, rows, median_us in fitted}
     return tuple(
         HourCounts(
             goal=goal.name,
@@ -245,6 +260,8 @@ def count_labels(
             matured=sum(matured.get((hour_us, goal.name), {}).values()),
             matured_positives=matured.get((hour_us, goal.name), {}).get("1", 0),
             states=states.get((hour_us, goal.name), {}),
+            delay_rows=delays.get((hour_us, goal.name), (0, None))[0],
+            median_delay_us=delays.get((hour_us, goal.name), (0, None))[1],
         )
         for hour_us in range(start_us, end_us, HOUR_US)
         for goal in dataset.goals_in_chain_order()

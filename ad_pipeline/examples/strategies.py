@@ -168,7 +168,9 @@ class EmittedRows:
         """Return them of rows that have the table's columns."""
         return cls(
             rows.column("kind").to_numpy(zero_copy_only=False).astype(str),
-            *(rows.column(name).to_numpy() for name in ("wait_us", "anchor_us", "serving_us")),
+            rows.column("wait_us").to_numpy(),
+            rows.column("anchor_us").to_numpy(),
+            rows.column("serving_us").to_numpy(),
             rows.column("arrived_us").fill_null(-1).to_numpy(),
         )
 

@@ -65,8 +65,13 @@ def draw_of(settings: Settings, goal: str) -> Draw:
     return Draw(
         negative_rate=rate,
         draw=f"{settings.seed} {PURPOSE} ",
-        kept_below=ABOVE_ALL if rate >= 1 else f"{int(rate * 2**64):016x}",
+        kept_below=kept_below(rate),
     )
+
+
+def kept_below(share: float) -> str:
+    """Return the hexadecimal text below which a share of all hashes lie; share in (0, 1]."""
+    return ABOVE_ALL if share >= 1 else f"{int(share * 2**64):016x}"
 
 
 def is_kept(draw: Draw, request_id: str | None, impression_id: str) -> bool:

@@ -119,6 +119,7 @@ def make_market(
     folder: Path,
     spec: MarketplaceSpec = TINY,
     settings: Mapping[str, Any] | None = None,
+    purchase_observation: str | None = None,
 ) -> Market:
     """Write the dataset file of a market and return the market, with no log yet.
 
@@ -129,13 +130,18 @@ def make_market(
     spec : MarketplaceSpec
     settings : mapping, optional
         Laid over :data:`SETTINGS`, group by group.
+    purchase_observation : str, optional
+        As in ``1h``; an hour less than the window if left out.
     """
     written = yaml.safe_load((DATA_FOLDER / "marketplace" / "dataset.yaml").read_text())
     end_us = spec.start_us + spec.days * DAY_US
     written |= {"name": "market", "start": timestamp(spec.start_us), "end": timestamp(end_us)}
     # Most purchases come before a negative is learnt: two days are too short to unlearn the others.
     hours = spec.purchase_window_us // HOUR_US
-    written["goals"]["purchase"] |= {"window": f"{hours}h", "observation": f"{hours - 1}h"}
+    written["goals"]["purchase"] |= {
+        "window": f"{hours}h",
+        "observation": purchase_observation or f"{hours - 1}h",
+    }
     laid_over = settings or {}
     written["settings"] = {
         group: {**SETTINGS.get(group, {}), **laid_over.get(group, {})}

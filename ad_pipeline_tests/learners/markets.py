@@ -26,6 +26,7 @@ def ready_market(
     days: int = TINY.days,
     settings: Mapping[str, Any] | None = None,
     spec: MarketplaceSpec = TINY,
+    purchase_observation: str | None = None,
 ) -> Market:
     """Return a market whose hours are ready to be learnt.
 
@@ -37,8 +38,11 @@ def ready_market(
     settings : mapping, optional
         Laid over those of a small market.
     spec : MarketplaceSpec
+    purchase_observation : str, optional
+        See :func:`ad_pipeline_tests.defs.markets.make_market`.
     """
-    market = make_market(folder, replace(spec, seed=seed, days=days), settings)
+    spec = replace(spec, seed=seed, days=days)
+    market = make_market(folder, spec, settings, purchase_observation)
     write_days(market, range(days))
     deployment = market.deployment
     dataset, warehouse = deployment.dataset, Warehouse(deployment.warehouse)

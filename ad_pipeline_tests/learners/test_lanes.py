@@ -9,7 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
-from ad_pipeline.learners.online.example_weights import recency_weights
+from ad_pipeline.examples.strategies import KINDS
+from ad_pipeline.learners.delayed.shown_examples import POSITIVE_KINDS, recency_weights
 from ad_pipeline.learners.online.lanes import (
     ENGAGEMENT_KINDS,
     LANES,
@@ -19,7 +20,6 @@ from ad_pipeline.learners.online.lanes import (
     divide,
     is_waiting_array,
 )
-from ad_pipeline.learners.online.step import KIND_LABELS
 
 Divide = Callable[[np.ndarray, int, int | None], Division]
 
@@ -182,8 +182,8 @@ def test_a_capacity_of_nothing_and_more_waiting_than_rows_are_refused() -> None:
 
 
 def test_every_kind_of_example_has_a_lane() -> None:
-    assert ENGAGEMENT_KINDS.issubset(KIND_LABELS)
-    assert {k for k, label in KIND_LABELS.items() if label} < ENGAGEMENT_KINDS
+    assert ENGAGEMENT_KINDS.issubset(KINDS)
+    assert set(POSITIVE_KINDS) < ENGAGEMENT_KINDS
 
 
 # --- a stream of them ---------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from ad_pipeline.learners.online.step import (
     Examples,
     OnlineExpert,
     RiverExpert,
-    labels_and_weights,
     new_expert,
     online_hour,
     restore_expert,
@@ -52,7 +51,9 @@ class Recorder:
         self.learnt: list[int] = []
         self.passed_us = 0
 
-    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
+    def learn(
+        self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray, outcomes: np.ndarray
+    ) -> None:
         self.learnt += slots[:, 0].tolist()
 
     def logits(self, slots: np.ndarray) -> np.ndarray:
@@ -106,18 +107,6 @@ def test_a_row_outside_the_hour_and_examples_out_of_order_are_refused() -> None:
     swapped = Examples(zeros, ones, ones, np.array([1, 0]) + HOUR)
     with pytest.raises(ValueError, match="not ordered"):
         online_hour(FTRLExpert(4), none, np.empty(0, np.int64), swapped, MINUTE_US, HOUR)
-
-
-def test_labels_and_weights_follow_the_kind() -> None:
-    kinds = ["negative", "immediate_positive", "retraction", "delayed_positive"]
-    labels, weights = labels_and_weights(kinds, OnlineSettings().kind_weights)
-    assert labels.tolist() == [0, 1, 0, 1]
-    assert weights.tolist() == [1.0, 1.0, 0.0, 1.0]
-    assert [len(part) for part in labels_and_weights([], OnlineSettings().kind_weights)] == [0, 0]
-    with pytest.raises(ValueError, match="unknown kind 'maybe'"):
-        labels_and_weights(["maybe"], OnlineSettings().kind_weights)
-    with pytest.raises(ValueError, match="no 'negative'"):
-        labels_and_weights(["negative"], {})
 
 
 @pytest.mark.parametrize("name", EXPERTS)

@@ -29,7 +29,9 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
-    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
+    def learn(
+        self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray, outcomes: np.ndarray
+    ) -> None:
         self.batches.append(slots[:, 0].tolist())
 
     def logits(self, slots: np.ndarray) -> np.ndarray:

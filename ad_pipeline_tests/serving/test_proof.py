@@ -68,10 +68,15 @@ def test_a_weight_in_its_neighbours_slot_is_found(world: worlds.World) -> None:
     assert "2 slots weigh otherwise" in found.faults[0]
 
 
-def test_another_intercept_or_loss_is_found(world: worlds.World) -> None:
+def test_another_intercept_or_link_is_found(world: worlds.World) -> None:
     online = _online(world).online
-    for changed in (replace(online, intercept=1e-300), replace(online, loss="probit")):
-        assert "intercept and loss" in proof_with(world, online=changed).faults[0]
+    for changed in (
+        replace(online, intercept=1e-300),
+        replace(online, loss="probit"),
+        replace(online, horizon_days=1.0),
+        replace(online, partner=online),
+    ):
+        assert "intercept and link" in proof_with(world, online=changed).faults[0]
 
 
 @pytest.mark.parametrize(

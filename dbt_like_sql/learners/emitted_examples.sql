@@ -7,7 +7,11 @@
 SELECT
     impressions.*,
     examples.kind,
+    examples.wait_us,
     examples.source_event_id,
+    examples.anchor_us,
+    examples.arrived_us,
+    examples.serving_us,
     examples.emit_us,
     examples.weight AS example_weight
 FROM examples.training_examples AS examples
@@ -16,4 +20,9 @@ INNER JOIN events.impressions AS impressions
     AND impressions.received_us = examples.serving_us
 WHERE examples.goal = $goal
     AND examples.emit_us >= $start_us AND examples.emit_us < $end_us
-ORDER BY examples.emit_us, examples.impression_id, examples.kind, examples.source_event_id
+ORDER BY
+    examples.emit_us,
+    examples.impression_id,
+    examples.kind,
+    examples.wait_us,
+    examples.source_event_id

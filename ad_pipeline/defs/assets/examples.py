@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ad_pipeline.clocks import hours_between
+from ad_pipeline.clocks import MINUTE_US, hours_between
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
 from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import column_lineage, table_spec, upstream_tables
@@ -52,6 +52,7 @@ def examples(context: dg.AssetExecutionContext, deployment: DeploymentResource):
         emitted: dict[str, int] = {"dagster/row_count": 0}
         matured: dict[str, int | float] = {"dagster/row_count": 0}
         states: dict[str, int] = {"dagster/row_count": 0}
+        delays: dict[str, int | float] = {"dagster/row_count": 0}
         for count in of_hour:
             emitted["dagster/row_count"] += sum(count.emitted.values())
             emitted |= {label(kind, count.goal): rows for kind, rows in count.emitted.items()}
@@ -62,11 +63,17 @@ def examples(context: dg.AssetExecutionContext, deployment: DeploymentResource):
                 matured[label("rate of positives", count.goal)] = (
                     count.matured_positives / count.matured
                 )
+            delays["dagster/row_count"] += count.delay_rows
+            if count.median_delay_us is not None:
+                delays[label("median delay, minutes", count.goal)] = (
+                    count.median_delay_us / MINUTE_US
+                )
             states["dagster/row_count"] += sum(count.states.values())
             states |= {label(state, count.goal): rows for state, rows in count.states.items()}
         for name, figures in (
             ("training_examples", emitted),
             ("labelled_impressions", matured),
+            ("label_delays", delays),
             ("label_states", states),
         ):
             describe_hour(context, ["examples", name], hour_us, figures)

@@ -16,6 +16,7 @@ from ad_pipeline.defs.partitions import HORIZON, HOURLY, PREVIOUS_HOUR, SAME_HOU
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, table, whole
 from ad_pipeline.learners.batch.batch_hours import score_hours, train_hours
+from ad_pipeline.learners.delayed.delay_model_hours import fit_hours
 from ad_pipeline.learners.ensemble.ensembles import fit_ensembles
 from ad_pipeline.learners.online.grid_hours import select_hours
 from ad_pipeline.learners.online.grid_selection import configuration_names
@@ -41,6 +42,7 @@ RATES = dg.AssetDep(["features", "rates"], partition_mapping=HORIZON)
 IMPRESSIONS = dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON)
 LEARNT_FROM = [
     dg.AssetDep(["learners", "online_model"], partition_mapping=PREVIOUS_HOUR),
+    dg.AssetDep(["learners", "delay_models"], partition_mapping=PREVIOUS_HOUR),
     dg.AssetDep(["learners", "quarantined_hours"], partition_mapping=SAME_HOUR),
     dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
     IMPRESSIONS,
@@ -57,6 +59,44 @@ class Quarantine(dg.Config):
     accept: bool = Field(default=False, description="Learn them although their guard tripped.")
     cause: str = Field(default="a person", description="Who decides, and why.")
     evidence: str = Field(default="{}", description="What the decision rests on, JSON.")
+
+
+@dg.asset(
+    key=["learners", "delay_models"],
+    group_name="learners",
+    kinds={"numba"},
+    partitions_def=HOURLY,
+    backfill_policy=SINGLE_RUN,
+    deps=[
+        dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
+        IMPRESSIONS,
+        RATES,
+    ],
+    description=(
+        "The models of delay of each goal in force after this hour: how late positives come, and "
+        "which observed negatives are real. Losses of delayed labels weigh examples by them; they "
+        "are fitted anew on matured labels, and hours without a fit point at the models before."
+    ),
+)
+def delay_models(
+    context: dg.AssetExecutionContext, deployment: DeploymentResource
+) -> dg.MaterializeResult:
+    """Fit where a fit is due, else point at the models in force."""
+    start_us, end_us = hours(context)
+    figures: dict[int, dict[str, float | int | str]] = {}
+    for hour in fit_hours(deployment.warehouse, deployment.paths, start_us, end_us):
+        shown = figures.setdefault(hour.hour_us, {})
+        shown[label("cause", hour.goal)] = hour.cause
+        shown[label("models in force", hour.goal)] = short(hour.digest)
+        if hour.facts is not None:
+            shown |= {label(name, hour.goal): value for name, value in hour.facts.items()}
+            context.log.info(
+                f"models of delay of {hour.goal} after {timestamp(hour.hour_us)}: "
+                f"{json.dumps(hour.facts)}"
+            )
+    for hour_us, shown in figures.items():
+        describe_hour(context, ["learners", "delay_models"], hour_us, shown)
+    return dg.MaterializeResult()
 
 
 @dg.multi_asset(
@@ -123,8 +163,13 @@ def online_learner(context: dg.AssetExecutionContext, deployment: DeploymentReso
     scored: dict[int, dict[str, float | int | str]] = {}
     moved: dict[int, dict[str, float | int | str]] = {}
     guarded: dict[int, dict[str, float | int | str]] = {}
-    names = configuration_names(deployment.paths.dataset.settings.online.configurations())
+    online = deployment.paths.dataset.settings.online
+    names_of = {
+        goal: configuration_names(online.of_goal(goal).configurations())
+        for goal in deployment.paths.dataset.goal_names
+    }
     for hour in learn_hours(deployment.warehouse, deployment.paths, start_us, end_us):
+        names = names_of[hour.goal]
         models.setdefault(hour.hour_us, {}).update(
             {
                 **{label(f"learnt {kind}", hour.goal): rows for kind, rows in hour.learned.items()},

@@ -222,7 +222,7 @@ class FTRLClassifier(base.MiniBatchClassifier):
         """Return the classifier of :meth:`state_arrays` and :meth:`manifest`."""
         expert = FTRLExpert.restore(arrays, manifest["expert"])
         (configuration,) = expert.configurations
-        given = configuration.model_dump(exclude={"bits"})
+        given = configuration.model_dump(exclude={"bits", "strategy", "non_negative"})
         model = cls(
             **given, moment=manifest["moment"], bits=expert.bits, dtype=manifest["expert"]["dtype"]
         )

@@ -226,8 +226,8 @@ class FTRLExpert:
         values : ndarray of shape (n, F), optional
             All 1 if left out.
         outcomes : ndarray of shape (n, N_OUTCOMES), float64, optional
-            What losses of labels that come late ask for beside the label: the kernel's columns. All
-            0 if left out.
+            What losses of labels that come late ask for beside the label: the kernel's columns. If
+            left out, positives are never late and every negative is real.
 
         Returns
         -------
@@ -519,8 +519,10 @@ class FTRLExpert:
     def _checked_outcomes(self, outcomes: np.ndarray | None, rows: int) -> np.ndarray:
         if not self._come_late:
             return kernel.NO_OUTCOMES
-        if outcomes is None:
-            return np.zeros((rows, kernel.N_OUTCOMES))
+        if outcomes is None or not outcomes.size:
+            told = np.zeros((rows, kernel.N_OUTCOMES))
+            told[:, kernel.REAL_NEGATIVE] = 1.0
+            return told
         told = np.ascontiguousarray(outcomes, dtype=np.float64)
         if told.shape != (rows, kernel.N_OUTCOMES) or not np.isfinite(told).all():
             raise ValueError(

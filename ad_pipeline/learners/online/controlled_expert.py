@@ -54,9 +54,15 @@ class ControlledExpert:
         """Configurations, K."""
         return self.expert.width
 
-    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def learn(
+        self,
+        slots: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        outcomes: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Learn rows in order, then move the rates; returns log odds from before, (n, K)."""
-        logits = self.expert.learn(slots, labels, weights)
+        logits = self.expert.learn(slots, labels, weights, outcomes)
         _, moves = self._control.observe(logits, labels, weights)
         for move in moves:
             if move.kind == "raise":

@@ -175,7 +175,7 @@ class _Selection:
     def run(self, warehouse: Warehouse, start_us: int, end_us: int) -> Iterator[SelectedHour]:
         dataset = self.deployment.dataset
         settings = dataset.settings.online
-        names = configuration_names(settings.configurations())
+        names = configuration_names(settings.of_goal(self.goal).configurations())
         with warehouse.reader() as connection:
             rows = rows_of(
                 connection,

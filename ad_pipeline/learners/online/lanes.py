@@ -29,7 +29,9 @@ from ad_pipeline.learners.online.step import Examples
 LANES = ("fresh engagements", "waiting engagements", "fresh negatives", "waiting negatives")
 """In the order in which they may use the capacity."""
 
-ENGAGEMENT_KINDS = frozenset({"immediate_positive", "delayed_positive", "retraction"})
+ENGAGEMENT_KINDS = frozenset(
+    {"immediate_positive", "delayed_positive", "confirmed_positive", "retraction"}
+)
 """Kinds of training example that say that something happened, after it happened."""
 
 _PREFIX = "waiting_"
@@ -108,6 +110,7 @@ class LaneRows(Examples):
 
     def __post_init__(self) -> None:
         """Refuse columns of different lengths."""
+        super().__post_init__()
         lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns of different lengths: {lengths}")
@@ -224,7 +227,7 @@ class Lanes:
         if self.hold_nothing:
             return fresh
         rows = self.waiting.before(fresh)
-        teaches = rows.weights > 0
+        teaches = rows.teach
         places = np.flatnonzero(teaches)
         division = divide(rows.is_engagement[places], len(self.waiting), self.capacity)
         self.by_lane += division.by_lane

@@ -22,12 +22,14 @@ from ad_pipeline.checkpoints import (
     unswept,
     write_checkpoint,
 )
-from ad_pipeline.clocks import HOUR_US, MINUTE_US, hours_between
-from ad_pipeline.datasets import Deployment
+from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US, hours_between
+from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, slots
+from ad_pipeline.learners.delayed.delay_model_hours import foretell, rest_on_models
+from ad_pipeline.learners.delayed.losses import stream_log_odds
+from ad_pipeline.learners.delayed.shown_examples import shown_examples
 from ad_pipeline.learners.online.controlled_expert import ControlledExpert, MadeMove
-from ad_pipeline.learners.online.example_weights import recency_weights
 from ad_pipeline.learners.online.guard import (
     COMPARED_WITH,
     Evidence,
@@ -56,7 +58,6 @@ from ad_pipeline.learners.online.step import (
     HourScores,
     OnlineExpert,
     Position,
-    labels_and_weights,
     new_expert,
     online_hour,
     restore_expert,
@@ -65,7 +66,7 @@ from ad_pipeline.learners.online.within_hour import WithinHour, digest_of
 from ad_pipeline.learners.tables import GRID_PREDICTIONS, HOUR_GUARDS, RATE_MOVES, TABLES
 from ad_pipeline.warehouse import Warehouse, arrow_rows, replace_hours, rows_of, select
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raise when the same log and settings would give other weights."""
 
 UPDATED = "last_update_hours"
@@ -89,7 +90,7 @@ class LearnedHour:
     scored : int
         Impressions scored.
     learned : dict of str to int
-        Examples that were emitted in the hour, by kind, those of weight 0 included.
+        Examples that were emitted in the hour and that some configuration is shown, by kind.
     lanes : dict or None
         Who went before whom, what was learnt by lane and what waits: see :meth:`Lanes.described`.
         None where no slice has a capacity: then all of ``learned`` was.
@@ -194,20 +195,24 @@ def learn_hours(
         served, emitted, decided = _read_chunk(warehouse, list(models), chunk_us, chunk_end_us)
         served_slots = _encoded_slots(deployment, contract, served)
         served_us = _moments(served, "received_us")
-        examples = {goal: _examples(deployment, contract, rows) for goal, rows in emitted.items()}
+        shown = {
+            goal.name: _examples(deployment, contract, goal, emitted[goal.name])
+            for goal in dataset.goals
+        }
         with unswept(deployment.checkpoints):
             predictions: list[pa.Table] = []
             learned: list[LearnedHour] = []
             for hour_us in hours_between(chunk_us, chunk_end_us):
                 rows = _hour_rows(served_us, hour_us)
                 for goal, model in models.items():
-                    emission = _hour_rows(examples[goal].emit_us, hour_us)
+                    examples, kinds = shown[goal]
+                    emission = _hour_rows(examples.emit_us, hour_us)
                     scores, hour = model.run(
                         hour_us,
                         served_slots[rows],
                         served_us[rows],
-                        examples[goal].taken(emission),
-                        emitted[goal].column("kind").slice(emission.start, _length(emission)),
+                        examples.taken(emission),
+                        kinds.slice(emission.start, _length(emission)),
                         decided.get((goal, hour_us)),
                     )
                     predictions.append(_prediction_rows(served, rows, goal, scores, hour_us, model))
@@ -266,12 +271,13 @@ class _Model:
         never = np.zeros(1 << contract.bits, dtype=np.int32)
         digest = digest_before(deployment, goal, start_us)
         if digest is None:
-            expert = new_expert(settings.online)
+            horizon_days = _horizon_days(deployment, goal)
+            expert = new_expert(settings.online.of_goal(goal), horizon_days)
             lanes = Lanes.restore({}, settings.online.micro_batch_capacity)
             return cls(deployment, contract, goal, expert, None, 0, never, recent, lanes)
         checkpoint = read_checkpoint(deployment.checkpoints, digest, verify=False)
         manifest = checkpoint.manifest
-        must_continue(manifest, goal, _identity(deployment, contract), start_us)
+        must_continue(manifest, goal, _identity(deployment, contract, goal), start_us)
         expert = open_expert(deployment.checkpoints, digest)
         if UPDATED in checkpoint.arrays:
             never[checkpoint.arrays["slots"]] = checkpoint.arrays[UPDATED]
@@ -337,7 +343,7 @@ class _Model:
     def _chosen(self, emitted: LaneRows, hour_us: int) -> LaneRows:
         """Return what a slice learns of the examples emitted in it and of those that wait."""
         batch = self.lanes.next_batch(emitted)
-        self.updated_hours[batch.slots[batch.weights > 0].ravel()] = hour_us // HOUR_US
+        self.updated_hours[batch.slots[batch.teach].ravel()] = hour_us // HOUR_US
         return batch
 
     def settle(self, hour: LearnedHour) -> None:
@@ -354,12 +360,17 @@ class _Model:
     def _evidence(self, examples: Examples) -> Evidence:
         """Score a sample of the hour's examples by the model as it begins the hour.
 
-        By configuration 0: labels that cannot be surprise all of them.
+        By configuration 0: labels that cannot be surprise all of them. What it expects of a stream
+        with fake negatives is their share of positives, not the final one.
         """
-        counting = np.flatnonzero(examples.weights > 0)
+        weights = examples.first_weights
+        counting = np.flatnonzero(weights > 0)
         rows = counting[sampled(len(counting))]
         logits = self.expert.logits(examples.slots[rows])[:, 0]
-        return evidence_of(logits, examples.labels[rows], examples.weights[rows], len(counting))
+        settings = self.deployment.dataset.settings.online.of_goal(self.goal)
+        if settings.comes_late:
+            logits = stream_log_odds(logits, settings.shown)
+        return evidence_of(logits, examples.labels[rows], weights[rows], len(counting))
 
     def _judged(
         self,
@@ -390,7 +401,7 @@ class _Model:
         within_hour = self.within_hour = WithinHour(
             self.deployment.checkpoints,
             self.goal,
-            _identity(self.deployment, self.contract)
+            _identity(self.deployment, self.contract, self.goal)
             | {
                 "hour_us": hour_us,
                 "parent": self.parent,
@@ -439,18 +450,18 @@ class _Model:
                 },
                 "label_watermark_us": hour_us + HOUR_US,
                 "settings": self.deployment.dataset.settings.digest(),
-                **_identity(self.deployment, self.contract),
+                **_identity(self.deployment, self.contract, self.goal),
                 "expert": expert,
                 "lanes": lanes,
             },
         )
 
 
-def _identity(deployment: Deployment, contract: FeatureContract) -> dict[str, Any]:
+def _identity(deployment: Deployment, contract: FeatureContract, goal: str) -> dict[str, Any]:
     """Return what a chain of hours has in common, from its first to its last."""
     return {
         "contract": contract.digest,
-        "learner": learner_of(deployment.dataset.settings.online),
+        "learner": learner_of(deployment.dataset.settings.online.of_goal(goal)),
         "code_version": CODE_VERSION,
     }
 
@@ -475,21 +486,35 @@ def _encoded_slots(deployment: Deployment, contract: FeatureContract, rows: pa.T
     return slots(contract, read, counts)
 
 
-def _examples(deployment: Deployment, contract: FeatureContract, rows: pa.Table) -> LaneRows:
+def _horizon_days(deployment: Deployment, goal: str) -> float:
+    found = deployment.dataset.goal(goal)
+    return (found.window_us + found.lateness_us) / DAY_US
+
+
+def _examples(
+    deployment: Deployment, contract: FeatureContract, goal: Goal, rows: pa.Table
+) -> tuple[LaneRows, pa.ChunkedArray]:
+    """Return what the configurations of a goal are shown of emitted rows, and the rows' kinds."""
     settings = deployment.dataset.settings.online
-    kinds = rows.column("kind").to_pylist()
-    labels, weights = labels_and_weights(kinds, settings.kind_weights)
+    objectives = settings.of_goal(goal.name).configurations()
+    shown = shown_examples(
+        rows, goal, objectives, settings.kind_weights, settings.recency_half_life_hours
+    )
+    rows = rows.take(pa.array(shown.places))
+    kinds = rows.column("kind")
     emit_us = _moments(rows, "emit_us")
-    recency = recency_weights(
-        emit_us, _moments(rows, "received_us"), settings.recency_half_life_hours
-    )
-    return LaneRows(
-        slots=_encoded_slots(deployment, contract, rows),
-        labels=labels,
-        weights=weights * _moments(rows, "example_weight") * recency,
+    slots_of_rows = _encoded_slots(deployment, contract, rows)
+    if rest_on_models(objectives):
+        foretell(deployment, goal.name, slots_of_rows, emit_us, shown.outcomes)
+    examples = LaneRows(
+        slots=slots_of_rows,
+        labels=shown.labels,
+        weights=shown.weights,
         emit_us=emit_us,
-        is_engagement=np.array([kind in ENGAGEMENT_KINDS for kind in kinds], dtype=bool),
+        is_engagement=np.array([kind in ENGAGEMENT_KINDS for kind in kinds.to_pylist()], bool),
+        outcomes=shown.outcomes,
     )
+    return examples, kinds
 
 
 def _prediction_rows(

@@ -163,7 +163,7 @@ class RateControl:
         logits : ndarray of shape (n, K), float64
             Given before each row was learnt.
         labels : ndarray of shape (n,), 0 or 1
-        weights : ndarray of shape (n,), float64
+        weights : ndarray of shape (n,), (n, 1) or (n, K), float64
 
         Returns
         -------
@@ -172,8 +172,10 @@ class RateControl:
         moves : list of Move
             To be made before the next micro-batch.
         """
+        each = weights.reshape(len(labels), -1)
         surprises = [
-            surprise_of(logits[:, place], labels, weights) for place in range(len(self._followed))
+            surprise_of(logits[:, place], labels, each[:, place if each.shape[1] > 1 else 0])
+            for place in range(len(self._followed))
         ]
         moves = [
             move

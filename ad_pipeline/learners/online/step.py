@@ -5,8 +5,8 @@ expert's state leaves it as plain arrays and a JSON manifest, ready for a checkp
 checkpoint's parent and stream position are is the caller's to say.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -19,15 +19,6 @@ from ad_pipeline.learners.online.controlled_expert import ControlledExpert
 if TYPE_CHECKING:
     from ad_pipeline.settings import OnlineSettings
 
-KIND_LABELS = {
-    "immediate_positive": 1,
-    "negative": 0,
-    "delayed_positive": 1,
-    "confirmed_negative": 0,
-    "retraction": 0,
-}
-"""The label that each kind of training example teaches."""
-
 
 class OnlineExpert(Protocol):
     """What the online step asks of a learner over hashed slots, under K configurations."""
@@ -37,8 +28,18 @@ class OnlineExpert(Protocol):
         """K."""
         ...
 
-    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Any:
-        """Learn rows in order: slots uint32 (n, F), labels 0/1 (n,), weights float64 (n,)."""
+    def learn(
+        self,
+        slots: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        outcomes: np.ndarray | None = None,
+    ) -> Any:
+        """Learn rows in order.
+
+        Slots are uint32 (n, F), labels 0 or 1 (n,), weights float64 (n,), (n, 1) or (n, K),
+        outcomes the kernel's columns, (n, N_OUTCOMES), or (n, 0).
+        """
         ...
 
     def logits(self, slots: np.ndarray) -> np.ndarray:
@@ -58,13 +59,15 @@ class OnlineExpert(Protocol):
         ...
 
 
-def new_expert(settings: "OnlineSettings") -> OnlineExpert:
+def new_expert(settings: "OnlineSettings", horizon_days: float = 0.0) -> OnlineExpert:
     """Return an untrained expert.
 
     Parameters
     ----------
     settings : OnlineSettings
-        ``estimator`` is ``"ftrl"`` or the dotted path of any River classifier.
+        Of one goal; ``estimator`` is ``"ftrl"`` or the dotted path of any River classifier.
+    horizon_days : float
+        Window and lateness of the goal, for losses of delays.
 
     Raises
     ------
@@ -72,7 +75,7 @@ def new_expert(settings: "OnlineSettings") -> OnlineExpert:
         If the estimator is no River classifier.
     """
     if settings.estimator == "ftrl":
-        expert = FTRLExpert(settings.bits, settings.configurations(), settings.dtype)
+        expert = FTRLExpert(settings.bits, settings.configurations(), settings.dtype, horizon_days)
         control = settings.rate_control
         return expert if control is None else ControlledExpert(expert, control)
     return RiverExpert(settings.estimator, settings.estimator_parameters, settings.bits)
@@ -120,8 +123,14 @@ class RiverExpert:
         self.bits = bits
         self._model = river_state.new_classifier(path, parameters)
 
-    def learn(self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
-        """Learn rows in order; see :class:`OnlineExpert`.
+    def learn(
+        self,
+        slots: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        outcomes: np.ndarray | None = None,
+    ) -> None:
+        """Learn rows in order; see :class:`OnlineExpert`. Outcomes are not looked at.
 
         Raises
         ------
@@ -131,7 +140,7 @@ class RiverExpert:
         from ad_pipeline.learners.ftrl import river_state
 
         slots = ftrl_kernel.checked_slots(slots, 1 << self.bits)
-        river_state.learn_rows(self._model, _slot_dicts(slots), labels, weights)
+        river_state.learn_rows(self._model, _slot_dicts(slots), labels, weights.reshape(len(slots)))
 
     def logits(self, slots: np.ndarray) -> np.ndarray:
         """Return log odds, float64 (n, 1); see :class:`OnlineExpert`."""
@@ -200,15 +209,34 @@ class Examples:
     ----------
     slots : ndarray of shape (m, F), uint32
     labels : ndarray of shape (m,), 0 or 1
-    weights : ndarray of shape (m,), float64
+    weights : ndarray of shape (m,), (m, 1) or (m, K), float64
+        For all configurations, or for each.
     emit_us : ndarray of shape (m,), int64
         Microseconds since the epoch, non-decreasing.
+    outcomes : ndarray of shape (m, N_OUTCOMES) or (m, 0), float64
+        What losses of labels that come late ask for: the kernel's columns. None if left out.
     """
 
     slots: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
     emit_us: np.ndarray
+    outcomes: np.ndarray = field(kw_only=True, default_factory=lambda: np.zeros((0, 0)))
+
+    def __post_init__(self) -> None:
+        """Make as many rows of no outcomes as there are examples."""
+        if not self.outcomes.size:
+            object.__setattr__(self, "outcomes", np.zeros((len(self.emit_us), 0)))
+
+    @property
+    def teach(self) -> np.ndarray:
+        """Whether each row has a weight for any configuration, bool (m,)."""
+        return np.any(np.atleast_2d(self.weights.T) > 0, axis=0)
+
+    @property
+    def first_weights(self) -> np.ndarray:
+        """Weights under configuration 0, float64 (m,)."""
+        return self.weights if self.weights.ndim == 1 else self.weights[:, 0]
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -252,35 +280,6 @@ class Position:
     next_slice: int
     examples: int
     logits: np.ndarray
-
-
-def labels_and_weights(
-    kinds: Sequence[str], kind_weights: Mapping[str, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the label (uint8) and the weight (float64) of every example by its kind.
-
-    Parameters
-    ----------
-    kinds : sequence of str
-        ``examples.training_examples.kind``.
-    kind_weights : mapping of str to float
-        ``settings.online.kind_weights``.
-
-    Raises
-    ------
-    ValueError
-        If a kind is unknown, or the settings give it no weight.
-    """
-    found, codes = np.unique(np.asarray(kinds, dtype=str), return_inverse=True)
-    names: list[str] = found.tolist()
-    for name in names:
-        if name not in KIND_LABELS:
-            raise ValueError(f"unknown kind {name!r}; known are {', '.join(KIND_LABELS)}")
-        if name not in kind_weights:
-            raise ValueError(f"settings.online.kind_weights has no {name!r}; write a weight, or 0")
-    labels = np.array([KIND_LABELS[name] for name in names], dtype=np.uint8)
-    weights = np.array([kind_weights[name] for name in names], dtype=np.float64)
-    return labels[codes], weights[codes]
 
 
 def online_hour(
@@ -358,7 +357,7 @@ def online_hour(
         emitted = slice(int(first_example[index]), int(first_example[index + 1]))
         batch = examples.taken(emitted) if chosen is None else chosen(emitted)
         if len(batch):
-            expert.learn(batch.slots, batch.labels, batch.weights)
+            expert.learn(batch.slots, batch.labels, batch.weights, batch.outcomes)
         expert.advance(min(micro_batch_us, HOUR_US - index * micro_batch_us))
         examples_learned += emitted.stop - emitted.start
         if after_slice is not None and index + 1 < n_slices:
