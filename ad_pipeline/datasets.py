@@ -1154,11 +1154,12 @@ def _read_settings(place: _Place | None) -> Settings:
 def _check_goals_named(place: _Place, dataset: Dataset) -> None:
     """Refuse a setting for a goal that there is not."""
     settings = dataset.settings
-    named = [("examples", "negative_rate_by_goal", settings.examples.negative_rate_by_goal)]
-    named.append(("online", "by_goal", settings.online.by_goal))
-    if settings.deep is not None:
-        named.append(("deep", "by_goal", settings.deep.by_goal))
-    for group, setting, goals in named:
+    of_deep = {} if settings.deep is None else settings.deep.by_goal
+    for group, setting, goals in (
+        ("examples", "negative_rate_by_goal", settings.examples.negative_rate_by_goal),
+        ("online", "by_goal", settings.online.by_goal),
+        ("deep", "by_goal", of_deep),
+    ):
         for name in goals:
             if name not in dataset.goal_names:
                 raise place.at([group, setting, name]).error(

@@ -29,8 +29,7 @@ from ad_pipeline.clocks import DAY_US, HOUR_US, timestamp
 from ad_pipeline.datasets import Dataset, Deployment, load_dataset
 from ad_pipeline.events.contract import LOG_TABLES, event_tables
 from ad_pipeline.events.ingest import deduplication, ingest_hours, make_goals
-from ad_pipeline.examples.label_join import join_labels
-from ad_pipeline.examples.subsampling import draw_of
+from ad_pipeline.examples.label_join import GoalJoin, join_labels
 from ad_pipeline.examples.tables import TABLES
 from ad_pipeline.simulation.spec import START_US
 from ad_pipeline.warehouse import Warehouse, bound, one_row, select
@@ -180,20 +179,8 @@ def bare(folder: Path) -> Side:
     a bare read of the log.
     """
     dataset = load_dataset(folder / "dataset.yaml")
-    goal = dataset.goals[0]
-    start_us, end_us = _hours(dataset)
-    parameters = {
-        **draw_of(dataset.settings, goal.name),
-        "start_us": start_us,
-        "end_us": end_us,
-        "horizon_us": dataset.horizon_us,
-        "goal": goal.name,
-        "anchor_goal": goal.anchor,
-        "window_us": goal.window_us,
-        "lateness_us": goal.lateness_us,
-        "observation_us": goal.observation_us,
-        "counting": goal.counting,
-    }
+    parameters = GoalJoin.of(dataset, dataset.goals[0]).parameters(*_hours(dataset))
+    parameters["horizon_us"] = dataset.horizon_us
     took: Seconds = {}
     with (
         tempfile.TemporaryDirectory(dir=folder) as target,

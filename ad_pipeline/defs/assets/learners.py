@@ -87,6 +87,7 @@ def delay_models(
     for hour in fit_hours(deployment.warehouse, deployment.paths, start_us, end_us):
         shown = figures.setdefault(hour.hour_us, {})
         shown[label("cause", hour.goal)] = hour.cause
+        shown[label("losses that read them", hour.goal)] = hour.objectives
         shown[label("models in force", hour.goal)] = short(hour.digest)
         if hour.facts is not None:
             shown |= {label(name, hour.goal): value for name, value in hour.facts.items()}

@@ -54,6 +54,8 @@ class FittedHour:
         Start of the hour.
     digest : str or None
         Their checkpoint; None while there are none.
+    objectives : int
+        That read them.
     cause : str
         Why they were fitted in this hour, "unchanged", or why there are none.
     facts : dict or None
@@ -63,6 +65,7 @@ class FittedHour:
     goal: str
     hour_us: int
     digest: str | None
+    objectives: int
     cause: str
     facts: dict[str, Any] | None
 
@@ -114,8 +117,11 @@ def fit_hours(
     refit_us = dataset.settings.delays.refit_every_hours * HOUR_US
     for hour_us in hours_between(start_us, end_us):
         for goal in dataset.goals_in_chain_order():
-            if not rest_on_models(objectives_of(dataset.settings, goal.name)):
-                yield FittedHour(goal.name, hour_us, None, "no loss of this goal needs them", None)
+            objectives = objectives_of(dataset.settings, goal.name)
+            reading = sum(each.loss in NEEDED_BY for each in objectives)
+            if not reading:
+                cause = "no loss of this goal needs them"
+                yield FittedHour(goal.name, hour_us, None, 0, cause, None)
                 continue
             digest = digest_after(deployment, goal.name, hour_us - HOUR_US)
             cause, facts = "unchanged" if digest else "no models yet: rows are as logged", None
@@ -130,7 +136,7 @@ def fit_hours(
                     digest = _write(deployment, contract, goal, hour_us, digest, models, facts)
             if digest is not None:
                 point(deployment.checkpoints, pointer(goal.name, hour_us), digest)
-            yield FittedHour(goal.name, hour_us, digest, cause, facts)
+            yield FittedHour(goal.name, hour_us, digest, reading, cause, facts)
 
 
 def open_delay_models(deployment: Deployment, digest: str) -> DelayModels:
