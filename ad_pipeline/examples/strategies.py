@@ -14,7 +14,7 @@ Ktena et al., RecSys 2019 (arXiv 1907.06558): ``immediate``. Yang et al., ES-DFM
 real negatives. ``matched`` is ours (docs/adr/0010).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Self, TypedDict
 
@@ -151,7 +151,8 @@ class EmittedRows:
 
     Attributes
     ----------
-    kinds : ndarray of shape (n,), str
+    kinds : ndarray of shape (n,), int8
+        Places in :data:`KINDS`.
     wait_us, anchor_us, serving_us : ndarray of shape (n,), int64
     arrived_us : ndarray of shape (n,), int64
         When our log had the row's engagement; -1 without one.
@@ -165,14 +166,32 @@ class EmittedRows:
 
     @classmethod
     def of(cls, rows: pa.Table) -> Self:
-        """Return them of rows that have the table's columns."""
+        """Return them of rows that have the table's columns.
+
+        Raises
+        ------
+        ValueError
+            If a kind is unknown.
+        """
+        kinds = rows.column("kind").combine_chunks()
+        coded = kinds if pa.types.is_dictionary(kinds.type) else kinds.dictionary_encode()
+        names = coded.dictionary.to_pylist()
+        unknown = [name for name in names if name not in KINDS]
+        if unknown:
+            raise ValueError(f"unknown kind {unknown[0]!r}; known are {', '.join(KINDS)}")
+        places = np.array([KINDS.index(name) for name in names], dtype=np.int8)
         return cls(
-            rows.column("kind").to_numpy(zero_copy_only=False).astype(str),
+            places[coded.indices.to_numpy()],
             rows.column("wait_us").to_numpy(),
             rows.column("anchor_us").to_numpy(),
             rows.column("serving_us").to_numpy(),
             rows.column("arrived_us").fill_null(-1).to_numpy(),
         )
+
+
+def among(kinds: np.ndarray, named: Collection[str]) -> np.ndarray:
+    """Return which of some places in :data:`KINDS`, (n,), are of the kinds named, bool (n,)."""
+    return np.array([kind in named for kind in KINDS])[kinds]
 
 
 def rows_of_strategy(name: StrategyName, goal: Goal, rows: EmittedRows) -> np.ndarray:
@@ -187,8 +206,8 @@ def rows_of_strategy(name: StrategyName, goal: Goal, rows: EmittedRows) -> np.nd
     """
     strategy = STRATEGIES[name]
     wait_us = 0 if strategy.at_once else goal.observation_us
-    found = np.isin(rows.kinds, sorted(strategy.kinds)) & (rows.wait_us == wait_us)
-    confirmed = np.isin(rows.kinds, sorted(strategy.confirmed))
+    found = among(rows.kinds, strategy.kinds) & (rows.wait_us == wait_us)
+    confirmed = among(rows.kinds, strategy.confirmed)
     if strategy.only_first_positives:
         first_us = np.maximum(rows.anchor_us + goal.observation_us, rows.serving_us)
         confirmed &= rows.arrived_us <= first_us

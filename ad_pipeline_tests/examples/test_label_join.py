@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US, hour_of
 from ad_pipeline.datasets import Dataset, Goal
 from ad_pipeline.examples.label_join import GoalJoin, join_labels, replace_goal
-from ad_pipeline.examples.strategies import STRATEGIES, EmittedRows, rows_of_strategy
+from ad_pipeline.examples.strategies import KINDS, STRATEGIES, EmittedRows, rows_of_strategy
 from ad_pipeline.examples.subsampling import draw_of, is_kept
 from ad_pipeline.examples.tables import (
     LABEL_DELAYS,
@@ -811,7 +811,8 @@ def kinds(
     rows = EmittedRows.of(emitted)
     chosen = np.flatnonzero(rows_of_strategy(shown, goal, rows))
     minutes = (emitted.column("emit_us").to_numpy()[chosen] - START_US) // MINUTE_US
-    return list(zip(rows.kinds[chosen].tolist(), minutes.tolist(), strict=True))
+    names = [KINDS[place] for place in rows.kinds[chosen]]
+    return list(zip(names, minutes.tolist(), strict=True))
 
 
 def label(facts: Facts) -> tuple[int, int | None]:

@@ -99,10 +99,10 @@ def test_a_fresh_row_weighs_more_if_the_settings_say_so() -> None:
 
 def test_an_unknown_kind_and_a_kind_without_weight_are_named() -> None:
     with pytest.raises(ValueError, match="unknown kind 'maybe'"):
-        weights_of_kinds(np.array(["maybe"]), WEIGHTS)
+        shown_examples(emitted((("maybe", 0, None),)), GOAL, [Configuration()], WEIGHTS)
     with pytest.raises(ValueError, match="no 'negative'"):
-        weights_of_kinds(np.array(["negative"]), {})
-    assert weights_of_kinds(np.array([], dtype=str), WEIGHTS).shape == (0,)
+        shown_examples(emitted(), GOAL, [Configuration()], {})
+    assert weights_of_kinds(np.array([], dtype=np.int8), {}).shape == (0,)
 
 
 def test_nothing_emitted_is_nothing_shown() -> None:

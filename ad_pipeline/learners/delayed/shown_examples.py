@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.datasets import Goal
-from ad_pipeline.examples.strategies import KINDS, EmittedRows, rows_of_strategy
+from ad_pipeline.examples.strategies import KINDS, EmittedRows, among, rows_of_strategy
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.settings import Objective, StrategyName
 
@@ -87,32 +87,35 @@ def shown_examples(
     outcomes = np.zeros((len(places), 0))
     if any(each.comes_late for each in objectives):
         outcomes = np.zeros((len(places), kernel.N_OUTCOMES))
-        outcomes[:, kernel.LATE] = kinds == "delayed_positive"
-        outcomes[:, kernel.CONFIRMED] = np.isin(kinds, CONFIRMED_KINDS)
+        outcomes[:, kernel.LATE] = among(kinds, ("delayed_positive",))
+        outcomes[:, kernel.CONFIRMED] = among(kinds, CONFIRMED_KINDS)
         outcomes[:, kernel.REAL_NEGATIVE] = 1.0
         outcomes[:, kernel.WAITED] = goal.observation_us / DAY_US
         arrived_us, anchor_us = emitted.arrived_us[places], emitted.anchor_us[places]
         delays = np.where(arrived_us >= 0, arrived_us - anchor_us, 0)
         outcomes[:, kernel.DELAY] = delays / DAY_US
-    labels = np.isin(kinds, POSITIVE_KINDS).astype(np.uint8)
+    labels = among(kinds, POSITIVE_KINDS).astype(np.uint8)
     return ShownExamples(places, labels, weights[places], outcomes)
 
 
 def weights_of_kinds(kinds: np.ndarray, kind_weights: Mapping[str, float]) -> np.ndarray:
     """Return the setting's weight of each row's kind, float64 (n,).
 
+    Parameters
+    ----------
+    kinds : ndarray of shape (n,), int8
+        Places in :data:`ad_pipeline.examples.strategies.KINDS`.
+    kind_weights : mapping of str to float
+
     Raises
     ------
     ValueError
-        If a kind is unknown, or the settings give it no weight.
+        If the settings give a kind that is there no weight.
     """
-    found, codes = np.unique(kinds, return_inverse=True)
-    for name in found.tolist():
-        if name not in KINDS:
-            raise ValueError(f"unknown kind {name!r}; known are {', '.join(KINDS)}")
+    for name in (KINDS[place] for place in np.unique(kinds)):
         if name not in kind_weights:
             raise ValueError(f"settings.online.kind_weights has no {name!r}; write a weight, or 0")
-    return np.array([kind_weights[name] for name in found.tolist()], dtype=np.float64)[codes]
+    return np.array([kind_weights.get(name, 0.0) for name in KINDS])[kinds]
 
 
 def recency_weights(

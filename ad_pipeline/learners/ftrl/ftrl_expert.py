@@ -439,6 +439,31 @@ class FTRLExpert:
                 table.momenta[touched] = arrays[f"momenta{name}"]
         return expert
 
+    def continued(self, configurations: Sequence[Configuration]) -> Self:
+        """Return a learner of other configurations, each beginning where the only one stands.
+
+        A second head begins untrained: what the first has learnt is no start for it.
+
+        Parameters
+        ----------
+        configurations : sequence of Configuration
+            With as many bits as this learner.
+
+        Raises
+        ------
+        ValueError
+            If there are several configurations to begin with, or some have fewer bits.
+        """
+        if len(self.configurations) != 1 or any(each.bits for each in configurations):
+            raise ValueError("one configuration of all bits can be continued, by others of them")
+        other = type(self)(self.bits, configurations, self.dtype, self.horizon_days)
+        other.rows = self.rows
+        (own,), (table,) = self._tables, other._tables
+        scale = self._parameters(own)[0, kernel.SCALE]
+        for lane in table.first:
+            table.state[:, :, lane] = own.state[:, :, 0] / scale
+        return other
+
     def _table_of(self, configuration: int) -> tuple[_Table, int]:
         for table in self._tables:
             if configuration in table.places:
