@@ -38,7 +38,7 @@ from ad_pipeline.learners.ftrl.slot_memory import aligned_zeros
 FIRST_SQUARES = 1.0
 """n0: of gradients that are sums over a batch's rows, whose slopes are mostly below 1."""
 
-AHEAD = 12
+AHEAD = 24
 """Slots between the one whose memory is fetched and the one that is read or learnt."""
 
 _LINE = 16
