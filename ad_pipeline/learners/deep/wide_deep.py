@@ -20,7 +20,8 @@ through a weight.
 
 **Bursts.** A batch whose gradient is longer than :data:`LONGEST` times the root mean square of all
 batches so far is shortened to that, table and layers alike. Without it one burst of positives would
-not move the layers far, AdaGrad sees to that, but its square would slow them for good.
+not move the layers far, AdaGrad sees to that, but its square would slow them for good. Bursts that
+are the stream's nature, more than one batch in ``LONGEST``^2, raise that root mean square and pass.
 ``non_negative`` drops, of a batch whose positives take back more than its negatives gave, all that
 negatives' side of the risk says (Kiryo et al., algorithm 1 without its backward step).
 
