@@ -3,9 +3,9 @@
 Raw values first; the share of the gap between pre-trained and oracle that an arm closes (RI of the
 papers) only beside them, since it depends on both ends and is not comparable between logs.
 Intervals resample blocks, the same for all arms, so that differences and shares are paired; seeds
-are averaged inside each draw. An arm that could be deployed and still beats the oracle beyond noise has seen a
-label that it should not have: that is what :func:`leaks` looks for. Replaying the arms is
-:mod:`.prequential`.
+are averaged inside each draw. An arm that could be deployed and still beats the oracle beyond noise
+has seen a label that it should not have: that is what :func:`leaks` looks for. Replaying the arms
+is :mod:`.prequential`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
