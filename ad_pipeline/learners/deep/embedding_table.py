@@ -132,6 +132,20 @@ class EmbeddingTable:
             unlearnt.word, np.float32(self.rate), np.float32(FIRST_SQUARES),
         )  # fmt: skip
 
+    def begin_at(self, other: "EmbeddingTable") -> None:
+        """Make an untouched table that of another, which may have fewer wide weights a slot.
+
+        Those that the other lacks are untrained.
+        """
+        heads, others = self.unlearnt.heads, other.unlearnt.heads
+        learnt = other.learnt
+        self.numbers[learnt, :others] = other.numbers[learnt, :others]
+        self.numbers[learnt, heads:] = other.numbers[learnt, others:]
+        self.squares[learnt, :others] = other.squares[learnt, :others]
+        self.squares[learnt, heads:] = other.squares[learnt, others:]
+        self.unlearnt = self.unlearnt._replace(scale=other.unlearnt.scale)
+        self.present[:] = other.present
+
     def state(self) -> dict[str, np.ndarray]:
         """Return the slots that were learnt, with their numbers and sums of squares."""
         learnt = self.learnt

@@ -282,6 +282,47 @@ class WideDeep:
         learner.rows = manifest["rows"]
         return learner
 
+    def continued(self, settings: DeepSettings) -> "WideDeep":
+        """Return a learner of another objective or other rates that begins where this one stands.
+
+        A second head begins untrained: what the first has learnt is no start for it. Sums of
+        squares are kept, so an embedding's rate is the new one over what was met before.
+
+        Raises
+        ------
+        ValueError
+            If this learner has two heads, or the settings ask for another network.
+        """
+        own = self.settings
+        if len(HEADS[own.loss]) > 1:
+            raise ValueError(f"{own.loss} has two heads; only a learner with one can be continued")
+        for name in ("bits", "embedding", "layers", "leak"):
+            if getattr(own, name) != getattr(settings, name):
+                raise ValueError(
+                    f"{name} is {getattr(own, name)}, not {getattr(settings, name)}: that would be "
+                    "another network"
+                )
+        other = WideDeep(settings, self.fields, self.slot_bits, self.horizon_days, self.seed)
+        other.rows = self.rows
+        other.table.begin_at(self.table)
+        dense = [(np.array(weights), np.array(biases)) for weights, biases in self._dense]
+        squares = [(np.array(weights), np.array(biases)) for weights, biases in self._squares]
+        added = len(HEADS[settings.loss]) - 1
+        if added:
+            # The layers' first draw is of two outputs: the second of them is untrained there.
+            drawn, _ = _first_layers(settings, self.fields, 1 + added, self.seed)[-1]
+            weights, biases = dense[-1]
+            dense[-1] = (
+                np.hstack([weights, drawn[:, 1:]]),
+                np.concatenate([biases, np.zeros(added, np.float32)]),
+            )
+            squares[-1] = (
+                np.hstack([squares[-1][0], np.zeros_like(drawn[:, 1:])]),
+                np.concatenate([squares[-1][1], np.zeros(added, np.float32)]),
+            )
+        other._keep(dense, squares, int(self._steps))
+        return other
+
     def _keep(self, dense: Any, squares: Any, steps: int) -> None:
         """Hand the layers to JAX, as copies: a step overwrites the memory that it is given."""
         jax = self._jax
