@@ -59,7 +59,9 @@ def test_curve_and_interval_of_any_rows_are_those_of_lifelines(rows: Rows, level
 def test_a_thousand_microsecond_durations_are_those_of_lifelines() -> None:
     rng = np.random.default_rng(1)
     durations = rng.integers(0, 26 * HOUR_US, 1_000)
-    assert_as_lifelines(list(zip(durations.tolist(), (rng.random(1_000) < 0.3).tolist())))
+    assert_as_lifelines(
+        list(zip(durations.tolist(), (rng.random(1_000) < 0.3).tolist(), strict=True))
+    )
 
 
 def test_to_take_the_censored_for_events_is_found() -> None:
