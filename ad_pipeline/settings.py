@@ -231,6 +231,14 @@ class DelaySettings(Group):
         description="With fewer, a group has the distribution of all: 256 quantiles of fewer "
         "delays would repeat them.",
     )
+    calibrated_factor: Annotated[float, Field(gt=1)] = Field(
+        default=1.25,
+        description="Observed over predicted events of a model of delay, either way, beyond which "
+        "it warns if the whole interval is: its loss would be off by as much.",
+    )
+    calibration_hours: PositiveInt = Field(
+        default=168, description="Matured hours over which models of delay are judged."
+    )
 
 
 class OnlineSettings(Configuration):
@@ -593,8 +601,13 @@ class DelayReportSettings(Group):
     )
     largest_groups: PositiveInt = Field(
         default=8,
+<<<<<<< HEAD
         description="Groups of settings.delays.group_by whose delays are told: as many as a picture "
         "holds.",
+=======
+        description="Groups of settings.delays.group_by whose delays are told: as many as a "
+        "picture holds.",
+>>>>>>> main
     )
     anchors: Annotated[int, Field(ge=1_000)] = Field(
         default=150_000,
@@ -633,6 +646,26 @@ class DelayReportSettings(Group):
     )
 
 
+<<<<<<< HEAD
+=======
+class DelayBenchmarkSettings(Group):
+    """The benchmark of late labels: how much of the log it replays, and how often."""
+
+    anchors: Annotated[int, Field(ge=1_000)] = Field(
+        default=60_000,
+        description="Sampled by hash of the impression, the same for both families: five seeds of "
+        "all arms take less than half an hour on two cores. `--full` takes all.",
+    )
+    seeds: Annotated[int, Field(ge=2, le=100)] = Field(
+        default=5, description="Each leaves out another tenth of the anchors. `--full` takes ten."
+    )
+    block_minutes: PositiveInt = Field(
+        default=60, description="Of log between two states that are served from."
+    )
+    replicates: PositiveInt = Field(default=300, description="Draws of the paired block bootstrap.")
+
+
+>>>>>>> main
 class Settings(Group):
     """All settings of one deployment."""
 
@@ -653,6 +686,10 @@ class Settings(Group):
     promotion: PromotionSettings = PromotionSettings()
     drift: DriftSettings = DriftSettings()
     delay_report: DelayReportSettings = DelayReportSettings()
+<<<<<<< HEAD
+=======
+    delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
+>>>>>>> main
 
     def strategies_of(self, goal: str) -> tuple[StrategyName, ...]:
         """Return what the learners of a goal are shown: names of strategies, each once."""
