@@ -601,13 +601,8 @@ class DelayReportSettings(Group):
     )
     largest_groups: PositiveInt = Field(
         default=8,
-<<<<<<< HEAD
-        description="Groups of settings.delays.group_by whose delays are told: as many as a picture "
-        "holds.",
-=======
         description="Groups of settings.delays.group_by whose delays are told: as many as a "
         "picture holds.",
->>>>>>> main
     )
     anchors: Annotated[int, Field(ge=1_000)] = Field(
         default=150_000,
@@ -646,8 +641,6 @@ class DelayReportSettings(Group):
     )
 
 
-<<<<<<< HEAD
-=======
 class DelayBenchmarkSettings(Group):
     """The benchmark of late labels: how much of the log it replays, and how often."""
 
@@ -665,7 +658,6 @@ class DelayBenchmarkSettings(Group):
     replicates: PositiveInt = Field(default=300, description="Draws of the paired block bootstrap.")
 
 
->>>>>>> main
 class Settings(Group):
     """All settings of one deployment."""
 
@@ -686,10 +678,7 @@ class Settings(Group):
     promotion: PromotionSettings = PromotionSettings()
     drift: DriftSettings = DriftSettings()
     delay_report: DelayReportSettings = DelayReportSettings()
-<<<<<<< HEAD
-=======
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
->>>>>>> main
 
     def strategies_of(self, goal: str) -> tuple[StrategyName, ...]:
         """Return what the learners of a goal are shown: names of strategies, each once."""

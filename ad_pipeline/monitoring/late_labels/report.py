@@ -93,7 +93,9 @@ class KnownAnchors:
         An arrival past the horizon, of an anchor that the log had late itself, counts as one at it.
         """
         durations = np.where(
-            self.positive, np.minimum(self.arrived_us - self.anchor_us, self.horizon_us), self.ages_us
+            self.positive,
+            np.minimum(self.arrived_us - self.anchor_us, self.horizon_us),
+            self.ages_us,
         )
         events = self.positive
         if rows is not None:
@@ -257,7 +259,9 @@ class DelayFacts:
         def share(later: float) -> float:
             return later / (come + later) if come + later > 0 else float("nan")
 
-        return Estimate(*(share(x) for x in (self.to_come.value, self.to_come.low, self.to_come.high)))
+        return Estimate(
+            *(share(x) for x in (self.to_come.value, self.to_come.low, self.to_come.high))
+        )
 
     @property
     def in_window(self) -> Estimate:
@@ -266,13 +270,13 @@ class DelayFacts:
 
     @property
     def lateness(self) -> Estimate:
-        """c = P(arrives after the observation window | positive)."""
+        """C = P(arrives after the observation window | positive)."""
         inside = self.in_window
         return Estimate(1.0 - inside.value, 1.0 - inside.high, 1.0 - inside.low)
 
     @property
     def delayed_rate(self) -> float:
-        """d = p c: how often an anchor converts, and late."""
+        """D = p c: how often an anchor converts, and late."""
         return self.delays.rate.value * self.lateness.value
 
     @property
@@ -363,7 +367,10 @@ def delay_facts(
         matured=int(final.sum()),
         positives=int(anchors.positive.sum()),
         matured_rate=ratio_by_blocks(
-            anchors.positive[final].astype(np.float64), np.ones(int(final.sum())), hours[final], level
+            anchors.positive[final].astype(np.float64),
+            np.ones(int(final.sum())),
+            hours[final],
+            level,
         ),
         rate_so_far=float(anchors.positive.mean()) if count else float("nan"),
         delays=delays,
@@ -554,9 +561,7 @@ def _ad_facts(
     )
 
 
-def _young_share(
-    anchors: KnownAnchors, ads: SeenAds, median_us: float, level: float
-) -> Estimate:
+def _young_share(anchors: KnownAnchors, ads: SeenAds, median_us: float, level: float) -> Estimate:
     """Return the share of anchors whose ad is younger than the median delay.
 
     Of those served at least a median delay after the log began: an ad that was there before is not

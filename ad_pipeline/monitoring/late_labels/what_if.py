@@ -188,7 +188,14 @@ def arms_of_report(model: LogModel, configured: Objective) -> tuple[Arm, ...]:
     single = tuple(arm for arm in CANDIDATES if arm.objective.loss in COEFFICIENTS)
     arms = (*CONTROLS, *waiting_arms(model.goal, ()), *single, CLIPPED)
     if arm_of(arms, configured) is None:
-        arms = (*arms, Arm(CONFIGURED, f"loss {configured.loss} on stream {configured.shown}", objective=configured))
+        arms = (
+            *arms,
+            Arm(
+                CONFIGURED,
+                f"loss {configured.loss} on stream {configured.shown}",
+                objective=configured,
+            ),
+        )
     return arms
 
 
@@ -291,9 +298,7 @@ def _judged_world(
         hour_of(plan.end_us + horizon_us) + HOUR_US,
         Settings(seed=settings.seed, delays=delays),
     )
-    replay = Replay(
-        split_us=plan.split_us, block_us=plan.block_us, kept_share=1.0, delays=delays
-    )
+    replay = Replay(split_us=plan.split_us, block_us=plan.block_us, kept_share=1.0, delays=delays)
     learners = LinearLearners(
         _configuration(online), made.rows.slot_bits, model.horizon_days, LEARNT_SIDE_BY_SIDE
     )
@@ -302,9 +307,7 @@ def _judged_world(
     outcomes = told_outcomes(stream, replay)
     said = {
         arm.name: scores.log_odds
-        for arm, scores in replay_arms(
-            stream, replay, learners, learning, 0, pre_trained, outcomes
-        )
+        for arm, scores in replay_arms(stream, replay, learners, learning, 0, pre_trained, outcomes)
     }
     for arm in arms:
         if arm.role == "base_rate":
