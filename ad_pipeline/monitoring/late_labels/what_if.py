@@ -20,6 +20,7 @@ from ad_pipeline.clocks import HOUR_US, MINUTE_US, hour_of
 from ad_pipeline.evaluation.metrics import CLIP, probabilities_of
 from ad_pipeline.evaluation.survival import Estimate
 from ad_pipeline.learners.delayed.losses import COEFFICIENTS
+from ad_pipeline.learners.ftrl.ftrl_kernel import N_OUTCOMES
 from ad_pipeline.monitoring.late_labels.arms import (
     CANDIDATES,
     CLIPPED,
@@ -32,6 +33,7 @@ from ad_pipeline.monitoring.late_labels.arms import (
 from ad_pipeline.monitoring.late_labels.linear import LinearLearners
 from ad_pipeline.monitoring.late_labels.log_model import LogModel, Plan, drawn_world, plan_of
 from ad_pipeline.monitoring.late_labels.prequential import (
+    BenchLearner,
     Replay,
     base_rate_scores,
     judged_anchors,
@@ -51,6 +53,9 @@ LEAST_SHARE = 0.01
 """Of the judged anchors that a bucket of ad ages must hold to be told."""
 
 LEARNT_SIDE_BY_SIDE = 16
+
+PAIRS_OF_RATE = 50_000
+"""Rows by which a learner is told the base rate: one of 0.001 is then met within 5 %."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,32 @@ class WhatIf:
         quantile = float(stdtrit(worlds - 1, (1.0 + self.level) / 2.0))
         reach = quantile * float(values.std(ddof=1)) / np.sqrt(worlds)
         return Estimate(mean, mean - reach, mean + reach)
+
+
+@dataclass(frozen=True)
+class LearnersOfKnownRate(LinearLearners):
+    """Makes FTRL learners whose bias has learnt a base rate, as any that has run for long.
+
+    A world is too short to learn a rate of 0.005 from nothing: it would show how a learner begins,
+    and not how it treats late labels.
+
+    Attributes
+    ----------
+    rate : float
+        It is shown as rows of the bias alone, a positive of weight p and a negative of weight
+        1 - p in turn, so that no luck is in it.
+    """
+
+    rate: float = 0.5
+
+    def fresh(self, seed: int) -> BenchLearner:
+        """Return a learner with log loss that knows the rate, and no ad."""
+        learner = super().fresh(seed)
+        labels = np.tile([1.0, 0.0], PAIRS_OF_RATE)
+        weights = np.tile([self.rate, 1.0 - self.rate], PAIRS_OF_RATE)
+        bias = np.zeros((len(labels), 1), dtype=np.uint32)
+        learner.learn(bias, labels, weights, np.zeros((len(labels), N_OUTCOMES)))
+        return learner
 
 
 def objective_of(online: OnlineSettings) -> Objective:
@@ -299,8 +330,12 @@ def _judged_world(
         Settings(seed=settings.seed, delays=delays),
     )
     replay = Replay(split_us=plan.split_us, block_us=plan.block_us, kept_share=1.0, delays=delays)
-    learners = LinearLearners(
-        _configuration(online), made.rows.slot_bits, model.horizon_days, LEARNT_SIDE_BY_SIDE
+    learners = LearnersOfKnownRate(
+        _configuration(online),
+        made.rows.slot_bits,
+        model.horizon_days,
+        LEARNT_SIDE_BY_SIDE,
+        rate=model.rate,
     )
     learning = [arm for arm in arms if arm.role in ("learner", "oracle", "frozen")]
     pre_trained = pre_train(stream, replay, learners, 0)
