@@ -191,7 +191,7 @@ class DelayDistribution:
 
     @property
     def rate(self) -> Estimate:
-        """Share that converts, p = 1 - S(H), told also by who may still do; NaN without an event."""
+        """Share that converts, p = 1 - S(H), also by who may still do; NaN without an event."""
         low, high = self.curve.survival_interval([self.horizon_us])
         value = float(self.curve.incidence([self.horizon_us])[0])
         if not value > 0:

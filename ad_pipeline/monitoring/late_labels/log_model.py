@@ -6,15 +6,15 @@ ads' lives, the spread of their rates and the traffic of each, and the truth is 
 world is a model of the log and not the log.** It leaves out: all features but the ad; hours of the
 day and drift; delays that differ by ad or depend on its rate; ads with much and ads with little
 traffic; goals that hang on goals; retractions, and rows that come late themselves; the thinning of
-negatives. What it keeps is what the losses differ by: how many labels are on their way, and how much
-of an ad's life is over before they come.
+negatives. What it keeps is what the losses differ by: how many labels are on their way, and how
+much of an ad's life is over before they come.
 
 Drawing it is all that is done here; learning from it is :mod:`.what_if`.
 
 Time is the log's own. Delays, lives, windows and the hours between two fits stay as they are, since
 the losses differ by their ratios; what is scaled down is the traffic, by having fewer ads live at a
-time, each with as many anchors an hour as in the log. (Thinning the traffic of each ad instead would
-make an ad's life shorter in anchors, and every learner slower against it.)
+time, each with as many anchors an hour as in the log. (Thinning the traffic of each ad instead
+would make an ad's life shorter in anchors, and every learner slower against it.)
 """
 
 import hashlib

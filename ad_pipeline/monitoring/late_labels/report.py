@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ad_pipeline.clocks import HOUR_US, MINUTE_US
+from ad_pipeline.clocks import HOUR_US, MINUTE_US, about
 from ad_pipeline.datasets import Goal
 from ad_pipeline.evaluation.intervals import reach_of_sum
 from ad_pipeline.evaluation.survival import DelayDistribution, Estimate, SurvivalCurve
@@ -334,6 +334,21 @@ class AgeBucket:
     predicted: float
     observed_over_predicted: Estimate
 
+    @property
+    def in_words(self) -> str:
+        """The ad ages for people."""
+        return ages_in_words(self.low_us, self.high_us)
+
+    def miscalibrated(self, settings: DelayReportSettings) -> bool:
+        """Tell whether scores are off beyond noise by more than is calibrated, either way.
+
+        The whole interval is; a bucket of few positives, expected and observed, is not judged.
+        """
+        if max(self.predicted, self.positives) < settings.minimum_positives:
+            return False
+        ratio, factor = self.observed_over_predicted, settings.calibrated_factor
+        return ratio.low > factor or ratio.high < 1.0 / factor
+
 
 def delay_facts(
     anchors: KnownAnchors,
@@ -401,6 +416,15 @@ def age_edges(median_delay_us: float, median_life_us: float) -> np.ndarray:
         if not edges or edge >= LEAST_RATIO * edges[-1]:
             edges.append(round(edge))
     return np.array(edges, dtype=np.int64)
+
+
+def ages_in_words(low_us: float, high_us: float) -> str:
+    """Return the ad ages ``[low_us, high_us)`` for people; NaN: not known."""
+    if np.isnan(low_us):
+        return "not known"
+    if np.isinf(high_us):
+        return f"from {about(low_us)} on" if low_us > 0 else "any age"
+    return f"{about(low_us)} to {about(high_us)}" if low_us > 0 else f"under {about(high_us)}"
 
 
 def by_ad_age(

@@ -9,6 +9,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -59,8 +60,8 @@ class SecondPriceMarket:
 
 
 second_price = SecondPriceMarket()
-"""Ready to be named: a positive is worth one unit of currency, and the market's median price is what
-the average anchor is worth. Its shares hold for any currency, its amounts for that value alone."""
+"""Ready to be named: a positive is worth one unit of currency, the market's median price is what the
+average anchor is worth. Its shares hold for any currency, its amounts for that value alone."""
 
 
 def value_function(path: str | None) -> ValueFunction | None:
@@ -91,7 +92,7 @@ def value_function(path: str | None) -> ValueFunction | None:
             f"settings.delay_report.value_function is {path!r}, and {module} holds no function "
             f"{name!r}; write package.module:function"
         )
-    return found
+    return cast(ValueFunction, found)
 
 
 def valued(value: ValueFunction, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:

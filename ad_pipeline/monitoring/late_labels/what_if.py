@@ -54,7 +54,7 @@ LEAST_SHARE = 0.01
 
 LEARNT_SIDE_BY_SIDE = 16
 
-PAIRS_OF_RATE = 50_000
+PAIRS_OF_RATE = 500_000
 """Rows by which a learner is told the base rate: one of 0.001 is then met within 5 %."""
 
 
@@ -113,13 +113,13 @@ class WhatIf:
 
     def loss_against(self, name: str, other: str) -> Estimate:
         """Return the log loss of an arm over that of another, less 1: paired by world."""
-        return self._over_worlds(
+        return self.over_worlds(
             self.loss[:, self.place(name)] / self.loss[:, self.place(other)] - 1.0
         )
 
     def calibration(self, name: str) -> Estimate:
         """Return predicted over true of an arm, on all judged anchors."""
-        return self._over_worlds(
+        return self.over_worlds(
             self.predicted[:, self.place(name)].sum(axis=1) / self.true.sum(axis=1)
         )
 
@@ -128,7 +128,7 @@ class WhatIf:
         told = self.told
         ratios = self.predicted[:, self.place(name)] / np.maximum(self.true, 1e-300)
         return [
-            self._over_worlds(ratios[:, bucket]) if told[bucket] else Estimate(float("nan"))
+            self.over_worlds(ratios[:, bucket]) if told[bucket] else Estimate(float("nan"))
             for bucket in range(len(told))
         ]
 
@@ -158,15 +158,15 @@ class WhatIf:
 
     def miscalibration_against(self, name: str, other: str) -> Estimate:
         """Return the difference of two arms' :meth:`miscalibration`, paired by world."""
-        return self._over_worlds(self.miscalibration(name) - self.miscalibration(other))
+        return self.over_worlds(self.miscalibration(name) - self.miscalibration(other))
 
     def worth_against(self, name: str, other: str) -> Estimate | None:
         """Return what an anchor is worth less under an arm than under another, micro-currency."""
         if self.worth is None:
             return None
-        return self._over_worlds(self.worth[:, self.place(other)] - self.worth[:, self.place(name)])
+        return self.over_worlds(self.worth[:, self.place(other)] - self.worth[:, self.place(name)])
 
-    def _over_worlds(self, values: np.ndarray) -> Estimate:
+    def over_worlds(self, values: np.ndarray) -> Estimate:
         """Return the mean over worlds with Student's t interval; no bounds with one world."""
         from scipy.special import stdtrit
 
@@ -321,7 +321,7 @@ def _judged_world(
 ) -> _Judged:
     made = drawn_world(model, plan, settings.seed, number)
     horizon_us = model.goal.window_us
-    # All ads of a world have one distribution of delays: groups of ads would only have noisier ones.
+    # All ads of a world have one distribution of delays: groups would only have noisier ones.
     delays = settings.delays.model_copy(update={"group_by": None})
     stream = stream_of_world(
         made.rows,
