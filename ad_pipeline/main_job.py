@@ -155,9 +155,9 @@ def materialize(deployment: Deployment, start_us: int, end_us: int | None, say: 
     if end_us is None:
         raise ValueError(f"dataset {deployment.dataset.name} is open: say up to which hour to run")
     span = f"{hour_key(start_us)}...{hour_key(end_us - HOUR_US)}"
-    say(f"  dagster asset materialize --select '*' --partition-range {span}")
+    say(f"  dagster asset materialize --select '{EVERYTHING}' --partition-range {span}")
     command = [
-        sys.executable, "-m", "dagster", "asset", "materialize", "--select", "*",
+        sys.executable, "-m", "dagster", "asset", "materialize", "--select", EVERYTHING,
         "-m", "ad_pipeline.definitions", "--partition-range", span,
     ]  # fmt: skip
     return run_command(deployment, command, say)
@@ -200,7 +200,7 @@ def recover(
     say(f"  the online model goes back to before {hour_key(start_us)}; {span} is run again")
     command = [
         sys.executable, "-m", "dagster", "asset", "materialize",
-        "--select", 'key:"learners/quarantined_hours"+ or key:"learners/retrains"',
+        "--select", f'({RECOVERED}) and {EVERYTHING}',
         "-m", "ad_pipeline.definitions", "--partition-range", span,
         "--config-json", json.dumps({"ops": {"quarantine": {"config": asked}}}),
     ]  # fmt: skip

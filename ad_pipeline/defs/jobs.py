@@ -6,9 +6,12 @@ in ``automation.py`` and ``sensors.py``.
 
 import dagster as dg
 
+BESIDE_THE_PATH = dg.AssetSelection.assets(["monitoring", "delay_report"])
+"""Takes longer than an hour of log, and nothing waits for it: the main job leaves it out."""
+
 main = dg.define_asset_job(
     "main",
-    selection=dg.AssetSelection.all(),
+    selection=dg.AssetSelection.all() - BESIDE_THE_PATH,
     description=(
         "Run the whole path for a range of log hours: events, labels, learners, ensemble, drift, "
         "parity, bundle, promotion. Start it from the Partitions tab with any range."
@@ -26,7 +29,8 @@ recover_online_model = dg.define_asset_job(
     # Retrains stand upstream and are made in one step with the batch model.
     selection=dg.AssetSelection.assets(["learners", "quarantined_hours"])
     .downstream()
-    .required_multi_asset_neighbors(),
+    .required_multi_asset_neighbors()
+    - BESIDE_THE_PATH,
     description=(
         "Take the online model back to before a suspect log hour and learn from there on without "
         "it; all that depends on the model is made anew. Choose the partitions from that hour to "
@@ -52,5 +56,14 @@ retrain = dg.define_asset_job(
     description=(
         "Train LightGBM anew in one log hour and record why. The drift sensor starts it; the "
         "ensemble, the bundle and its checks follow by automation."
+    ),
+)
+
+delay_report = dg.define_asset_job(
+    "delay_report",
+    selection=BESIDE_THE_PATH,
+    description=(
+        "Say how late labels come, which loss to learn them with and what another one would cost, "
+        "and check that served scores are calibrated at every age of an ad."
     ),
 )

@@ -1,4 +1,6 @@
-"""What watches the pipeline: drift of the inputs, candidate replay, parity of what was served."""
+"""What watches the pipeline: drift of the inputs, candidate replay, parity, late labels."""
+
+import math
 
 import dagster as dg
 
@@ -11,10 +13,20 @@ from ad_pipeline.defs.partitions import SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, picture, rounded, short, table, whole
 from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.late_labels.delay_page import (
+    SERVED_HEADINGS,
+    cost_rows,
+    facts_in_words,
+    served_rows,
+)
+from ad_pipeline.monitoring.late_labels.recommendation import GoalReport, sentences
+from ad_pipeline.monitoring.late_labels.report_of_log import PAGE, write_delay_report
+from ad_pipeline.monitoring.late_labels.report_rows import figures_of
 from ad_pipeline.monitoring.plots import finding
 from ad_pipeline.monitoring.production_parity import record_parity
 from ad_pipeline.monitoring.replay import record_replay
-from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, DRIFT, PRODUCTION_PARITY
+from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, DELAY_REPORT, DRIFT, PRODUCTION_PARITY
+from ad_pipeline.settings import DelayReportSettings
 
 
 @dg.multi_asset(
@@ -134,6 +146,62 @@ def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentR
         else "production parity: no decisions yet"
     )
     return dg.MaterializeResult()
+
+
+@dg.multi_asset(
+    name="delay_report",
+    specs=[
+        table_spec(
+            DELAY_REPORT,
+            deps=[
+                ["events", "impressions"],
+                ["events", "engagements"],
+                ["events", "retractions"],
+                ["examples", "labelled_impressions"],
+                ["examples", "label_states"],
+                ["learners", "predictions"],
+            ],
+            kinds={"numba"},
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def delay_report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Say how late labels come, and replay every loss in made worlds of the same delays."""
+    paths = deployment.paths
+    written = write_delay_report(deployment.warehouse, paths)
+    metadata: dict[str, dg.MetadataValue | float | str] = {}
+    for report in written.goals:
+        metadata |= _of_goal(report, paths.dataset.settings.delay_report)
+        goal = report.facts.goal.name
+        metadata[label("picture", goal)] = picture(written.pictures[goal])
+        if report.found is not None:
+            context.log.info(f"delay report, {goal}: recommended {report.found.arm.name}")
+    if not written.goals:
+        context.log.info("delay report: the log has no anchors yet")
+        metadata["finding"] = "the log has no anchors yet"
+    metadata["the page"] = dg.MetadataValue.path(str(paths.reports / PAGE))
+    return dg.MaterializeResult(metadata=metadata)
+
+
+def _of_goal(
+    report: GoalReport, settings: DelayReportSettings
+) -> dict[str, dg.MetadataValue | float | str]:
+    """Return what the page of the asset shows of one goal."""
+    goal = report.facts.goal.name
+    shown: dict[str, dg.MetadataValue | float | str] = {}
+    if report.found is not None and report.replayed is not None:
+        shown[label("finding", goal)] = " ".join(sentences(report.found, report.replayed))
+        shown[label("recommended", goal)] = report.found.arm.name
+        shown[label("ways of learning", goal)] = table(*cost_rows(report.found, report.replayed))
+    shown[label("of the log", goal)] = table(("of the log", "value"), facts_in_words(report.facts))
+    shown[label("served scores by ad age", goal)] = table(
+        SERVED_HEADINGS, served_rows(report.served, settings)
+    )
+    for name, estimate in figures_of(report.facts).items():
+        if math.isfinite(estimate.value):
+            shown[label(name, goal)] = rounded(estimate.value)
+    return shown
 
 
 def _shown(value: float | None) -> str:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 POINTS = 400
 """Of a curve."""
 
+MOST_RATIO = 3.0
+"""Drawn of a calibration: intervals of few anchors would press the others into a line."""
+
 TICKS_US = (
     SECOND_US,
     MINUTE_US,
@@ -157,7 +160,7 @@ def _costs(axes: "Axes", found: Recommendation) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("log loss above the recommended one, %")
     axes.spines[["top", "right"]].set_visible(False)
-    _titled(axes, "What each loss would cost (blue: not shown to be worse)")
+    _titled(axes, "What each loss would cost; blue: tolerated")
 
 
 def _points(
@@ -182,6 +185,7 @@ def _points(
 def _by_age(axes: "Axes", labels: Sequence[str], measured: str) -> None:
     axes.axhline(1.0, color=GREY, linewidth=1.0, linestyle=":")
     axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", fontsize=7)
+    axes.set_ylim(max(axes.get_ylim()[0], 0.0), min(axes.get_ylim()[1], MOST_RATIO))
     axes.set_ylabel(measured)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7)

@@ -97,8 +97,19 @@ class Recommendation:
         """Whether both changes are within :data:`CHANGES_NOTHING`, whole intervals."""
         return all(
             max(abs(bound) for bound in (change.value, change.low, change.high)) < CHANGES_NOTHING
-            for change in (self.weighting_log_loss, self.weighting_prediction)
+            for change in self._changes
         )
+
+    @property
+    def weighting_changes_something(self) -> bool:
+        """Whether either is a change beyond noise; neither of the two: too little was replayed."""
+        return not self.weighting_changes_nothing and any(
+            change.low > 0 or change.high < 0 for change in self._changes
+        )
+
+    @property
+    def _changes(self) -> tuple[Estimate, Estimate]:
+        return self.weighting_log_loss, self.weighting_prediction
 
     def cost(self, name: str) -> Cost:
         """Return what is said of an arm."""
@@ -256,8 +267,13 @@ def sentences(found: Recommendation, replayed: WhatIf) -> Iterator[str]:
             f"Weighting changes nothing here: {WEIGHTED} changes less than "
             f"{CHANGES_NOTHING:.0%} ({figures})."
         )
+    elif found.weighting_changes_something:
+        yield f"Weighting changes something here: {WEIGHTED} changes {figures}."
     else:
-        yield f"Weighting is no matter of taste here: {WEIGHTED} changes {figures}."
+        yield (
+            f"Too little was replayed to tell what weighting changes: {WEIGHTED} changes {figures}; "
+            "raise settings.delay_report.anchors."
+        )
     if found.configured.name == found.arm.name:
         yield "That is what is configured."
     else:
