@@ -23,6 +23,13 @@ Say = Callable[[str], None]
 
 INSTANCE_SETTINGS = Path(__file__).resolve().parent / "defs" / "dagster.yaml"
 
+EVERYTHING = 'not key:"monitoring/delay_report"'
+"""What the main job makes, as Dagster selects it: all but what takes longer than an hour of log and
+that nothing waits for."""
+
+RECOVERED = 'key:"learners/quarantined_hours"+ or key:"learners/retrains"'
+"""What is made again when an online model is taken back."""
+
 _STEP_ENDED = re.compile(
     r"STEP_SUCCESS - Finished execution of step \"(?P<step>\w+)\" in (?P<took>.+)\."
 )

@@ -59,8 +59,8 @@ retrain = dg.define_asset_job(
     ),
 )
 
-delay_report = dg.define_asset_job(
-    "delay_report",
+report_delays = dg.define_asset_job(
+    "report_delays",
     selection=BESIDE_THE_PATH,
     description=(
         "Say how late labels come, which loss to learn them with and what another one would cost, "

@@ -154,9 +154,12 @@ def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentR
         table_spec(
             DELAY_REPORT,
             deps=[
-                ["events", "impressions"],
-                ["events", "engagements"],
-                ["events", "retractions"],
+                *(
+                    table.name.split(".")
+                    for table in HOURLY_TABLES
+                    if table.name
+                    in ("events.impressions", "events.engagements", "events.retractions")
+                ),
                 ["examples", "labelled_impressions"],
                 ["examples", "label_states"],
                 ["learners", "predictions"],
