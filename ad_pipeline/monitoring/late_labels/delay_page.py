@@ -1,4 +1,4 @@
-"""The delay report as one HTML page: sentences, pictures and tables, with nothing outside of it.
+"""The delay report for people: one HTML page that holds all, and lines for a terminal.
 
 Formatting only. What is said is made in :mod:`.recommendation`, what is drawn in
 :mod:`.delay_plots`, what is measured in :mod:`.report`.
@@ -121,6 +121,28 @@ def served_rows(
         for expert, buckets in served.items()
         for bucket in buckets
     ]
+
+
+def report_lines(report: GoalReport, settings: DelayReportSettings) -> Iterator[str]:
+    """Yield what a terminal shows of one goal.
+
+    Parameters
+    ----------
+    report : GoalReport
+    settings : DelayReportSettings
+        From when on a bucket of ad ages is told.
+    """
+    yield f"{report.facts.goal.name}:"
+    for name, value in facts_in_words(report.facts):
+        yield f"  {name}: {value}"
+    for expert, ages, _, _, ratio, off in served_rows(report.served, settings):
+        if off:
+            yield f"  {expert} is {off} at ad ages {ages}: observed / predicted {ratio}"
+    if report.found is None or report.replayed is None:
+        yield "  no positive has come: nothing to replay"
+        return
+    for sentence in sentences(report.found, report.replayed):
+        yield f"  {sentence}"
 
 
 SERVED_HEADINGS = ("expert", "age of the ad", "anchors", "positives", "observed / predicted", "")

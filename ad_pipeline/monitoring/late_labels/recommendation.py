@@ -271,7 +271,7 @@ def sentences(found: Recommendation, replayed: WhatIf) -> Iterator[str]:
         yield f"Weighting changes something here: {WEIGHTED} changes {figures}."
     else:
         yield (
-            f"Too little was replayed to tell what weighting changes: {WEIGHTED} changes {figures}; "
+            f"Too little was replayed to tell what weighting changes: {WEIGHTED}, {figures}; "
             "raise settings.delay_report.anchors."
         )
     if found.configured.name == found.arm.name:

@@ -60,8 +60,8 @@ class SecondPriceMarket:
 
 
 second_price = SecondPriceMarket()
-"""Ready to be named: a positive is worth one unit of currency, and the market's median price is what
-an average anchor is worth. Its shares hold for any currency, its amounts for that value alone."""
+"""Ready to be named: a positive is worth one unit of currency, the median price is what an average
+anchor is worth. Its shares hold for any currency, its amounts for that value alone."""
 
 
 def value_function(path: str | None) -> ValueFunction | None:
