@@ -243,6 +243,14 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         sql("UPDATE monitoring.drift SET drifted = true WHERE column_name = 'publisher_id'"),
         {"inputs_have_not_drifted"},
     ),
+    "young ads convert more often than is said": (
+        sql(
+            "INSERT INTO monitoring.delay_report BY NAME SELECT 'click' AS goal, "
+            "'served' AS about, 'online' AS name, 'under 1 h' AS part, "
+            "'observed_over_predicted' AS metric, 1.6 AS value, true AS miscalibrated"
+        ),
+        {"calibrated_at_every_ad_age"},
+    ),
     "nobody has served yet": (
         sql("DELETE FROM monitoring.production_parity WHERE bundle_hash <> ''"),
         {"served_scores_are_given_again", "served_features_were_right"},

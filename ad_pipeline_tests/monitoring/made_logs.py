@@ -1,4 +1,4 @@
-"""Models of logs whose delays, lives and rates are planted, and their replays, small enough to test.
+"""Models of logs with planted delays, lives and rates, and their replays, small enough to test.
 
 Delays and lives are exponential, cut off where the model says; everything else is the production
 code's own.
@@ -32,7 +32,7 @@ def planted_model(
 
 def stable_ads(rate: float) -> LogModel:
     """Return a log whose labels are late against the window, and soon against an ad's life."""
-    return planted_model(rate, HOUR_US, 48 * HOUR_US, 6 * HOUR_US)
+    return planted_model(rate, 40 * MINUTE_US, 24 * HOUR_US, 4 * HOUR_US, anchors_per_hour=90.0)
 
 
 def short_lived_ads() -> LogModel:
@@ -46,7 +46,11 @@ def settings_of(anchors: int, worlds: int, seed: int = 1) -> Settings:
 
 
 def replayed(
-    model: LogModel, anchors: int, worlds: int = 3, value: ValueFunction | None = None, seed: int = 1
+    model: LogModel,
+    anchors: int,
+    worlds: int = 3,
+    value: ValueFunction | None = None,
+    seed: int = 1,
 ) -> WhatIf:
     """Return the replays of a model under the default online learner."""
     return what_if(model, settings_of(anchors, worlds, seed), OnlineSettings(), value)
