@@ -82,7 +82,7 @@ def test_at_an_earlier_moment_nothing_later_is_known(market: Market) -> None:
         known = known_anchors(connection, dataset, goal, names, market.start_us, now_us)
         later = connection.execute(
             "SELECT count(*) FROM examples.labelled_impressions WHERE goal = 'purchase' "
-            "AND serving_us < $now_us AND label = 1 AND arrived_us >= $now_us",
+            "AND anchor_us < $now_us AND label = 1 AND arrived_us >= $now_us",
             {"now_us": now_us},
         ).fetchone()
     assert ads is not None
