@@ -202,6 +202,9 @@ def test_a_value_function_that_is_none_is_refused_by_name(path: str) -> None:
 def test_a_value_function_that_gives_no_number_each_is_refused() -> None:
     said = np.full(4, 0.1)
     assert valued(lambda predicted, true: predicted - true, said, said).tolist() == [0.0] * 4
-    for broken in (lambda predicted, true: 0.0, lambda predicted, true: predicted * np.nan):
+    for broken in (
+        lambda predicted, true: (predicted - true)[:1],
+        lambda predicted, true: predicted * np.nan,
+    ):
         with pytest.raises(ValueError, match="one finite number each"):
             valued(broken, said, said)

@@ -184,6 +184,7 @@ def _points(
 
 def _by_age(axes: "Axes", labels: Sequence[str], measured: str) -> None:
     axes.axhline(1.0, color=GREY, linewidth=1.0, linestyle=":")
+    axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", fontsize=7)
     axes.set_ylim(max(axes.get_ylim()[0], 0.0), min(axes.get_ylim()[1], MOST_RATIO))
     axes.set_ylabel(measured)
