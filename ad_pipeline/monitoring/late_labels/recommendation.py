@@ -206,9 +206,15 @@ def _tolerated(
 ) -> Iterator[str]:
     """Yield who is not shown to be worse: by more than is tolerated, the whole interval.
 
-    In log loss against the lowest one, in calibration by age against the best calibrated. The one
-    of lowest log loss is always among them, so that there is a choice.
+    In log loss against the lowest one, in calibration by age against the best calibrated. What is
+    off at some ad age by so much that the check of served scores would warn is out, unless all are.
+    The one of lowest log loss is always among the others, so that there is a choice.
     """
+    candidates = [
+        arm
+        for arm in candidates
+        if not replayed.off_at_some_age(arm.name, settings.calibrated_factor)
+    ] or candidates
     best = min(candidates, key=lambda arm: _mean_loss(replayed, arm)).name
     fairest = min(candidates, key=lambda arm: replayed.miscalibration(arm.name).mean()).name
     for arm in candidates:

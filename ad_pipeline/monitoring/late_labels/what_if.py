@@ -12,7 +12,7 @@ Nothing is decided here; :mod:`.recommendation` does that.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +53,10 @@ LEAST_SHARE = 0.01
 """Of the judged anchors that a bucket of ad ages must hold to be told."""
 
 LEARNT_SIDE_BY_SIDE = 16
+
+RATES = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Factors on the deployment's learning rate, of which each world has the oracle's best. A world is
+short: with too low a rate whoever shows rows twice would win by being faster alone."""
 
 PAIRS_OF_RATE = 500_000
 """Rows by which a learner is told the base rate: one of 0.001 is then met within 5 %."""
@@ -159,6 +163,16 @@ class WhatIf:
     def miscalibration_against(self, name: str, other: str) -> Estimate:
         """Return the difference of two arms' :meth:`miscalibration`, paired by world."""
         return self.over_worlds(self.miscalibration(name) - self.miscalibration(other))
+
+    def off_at_some_age(self, name: str, factor: float) -> bool:
+        """Tell whether an arm is off by more than a factor in a bucket, the whole interval.
+
+        Against the oracle, as :meth:`miscalibration`.
+        """
+        told = self.told
+        own, oracle = (self.predicted[:, self.place(each)][:, told] for each in (name, ORACLE))
+        ratios = [self.over_worlds(column) for column in (own / oracle).T]
+        return any(each.low > factor or each.high < 1.0 / factor for each in ratios)
 
     def worth_against(self, name: str, other: str) -> Estimate | None:
         """Return what an anchor is worth less under an arm than under another, micro-currency."""
@@ -337,9 +351,26 @@ def _judged_world(
         LEARNT_SIDE_BY_SIDE,
         rate=model.rate,
     )
-    learning = [arm for arm in arms if arm.role in ("learner", "oracle", "frozen")]
     pre_trained = pre_train(stream, replay, learners, 0)
     outcomes = told_outcomes(stream, replay)
+    judged = judged_anchors(stream, replay)
+    true = made.rates[judged]
+    oracle = next(arm for arm in arms if arm.role == "oracle")
+    by_rate = replay_arms(
+        stream,
+        replay,
+        learners,
+        [replace(oracle, rate=rate) for rate in RATES],
+        0,
+        pre_trained,
+        outcomes,
+    )
+    best, _ = min(
+        by_rate, key=lambda each: _expected_loss(true, probabilities_of(each[1].log_odds))
+    )
+    learning = [
+        replace(arm, rate=best.rate) for arm in arms if arm.role in ("learner", "oracle", "frozen")
+    ]
     said = {
         arm.name: scores.log_odds
         for arm, scores in replay_arms(stream, replay, learners, learning, 0, pre_trained, outcomes)
@@ -349,8 +380,6 @@ def _judged_world(
             said[arm.name] = base_rate_scores(stream, replay)
         elif arm.role == "recalibrated":
             said[arm.name] = recalibrated_scores(stream, replay, said[VANILLA])
-    judged = judged_anchors(stream, replay)
-    true = made.rates[judged]
     bucket = np.searchsorted(model.edges_us, made.ages_us[judged], side="right")
     buckets = len(model.edges_us) + 1
     loss: list[float] = []
