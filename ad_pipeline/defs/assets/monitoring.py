@@ -1,18 +1,29 @@
-"""What watches the pipeline: drift of the inputs, candidate replay, parity, late labels."""
+"""What watches the pipeline: drift, candidate replay, parity of what was served, late labels."""
 
 import math
 
 import dagster as dg
+from pydantic import Field
 
 from ad_pipeline.clocks import hours_between, timestamp
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
 from ad_pipeline.defs.automation import refresh_after_upstream
-from ad_pipeline.defs.hourly_metadata import describe_hour
+from ad_pipeline.defs.hourly_metadata import describe_hour, rows_by_hour
 from ad_pipeline.defs.lineage import table_spec
-from ad_pipeline.defs.partitions import SAME_HOUR, SINGLE_RUN, hours
+from ad_pipeline.defs.partitions import HORIZON, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, picture, rounded, short, table, whole
+from ad_pipeline.monitoring.delay_calibration import record_calibration
 from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.late_labels.benchmark import (
+    FAMILIES,
+    Asked,
+    Family,
+    GoalMeasured,
+    picture_file,
+    record_benchmark,
+)
+from ad_pipeline.monitoring.late_labels.benchmark_plots import PRINTED, figures_of
 from ad_pipeline.monitoring.late_labels.delay_page import (
     SERVED_HEADINGS,
     cost_rows,
@@ -21,11 +32,18 @@ from ad_pipeline.monitoring.late_labels.delay_page import (
 )
 from ad_pipeline.monitoring.late_labels.recommendation import GoalReport, sentences
 from ad_pipeline.monitoring.late_labels.report_of_log import PAGE, write_delay_report
-from ad_pipeline.monitoring.late_labels.report_rows import figures_of
+from ad_pipeline.monitoring.late_labels.report_rows import facts_figures
 from ad_pipeline.monitoring.plots import finding
 from ad_pipeline.monitoring.production_parity import record_parity
 from ad_pipeline.monitoring.replay import record_replay
-from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, DELAY_REPORT, DRIFT, PRODUCTION_PARITY
+from ad_pipeline.monitoring.tables import (
+    CANDIDATE_REPLAY,
+    DELAY_BENCHMARK,
+    DELAY_CALIBRATION,
+    DELAY_REPORT,
+    DRIFT,
+    PRODUCTION_PARITY,
+)
 from ad_pipeline.settings import DelayReportSettings
 
 
@@ -149,6 +167,105 @@ def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentR
 
 
 @dg.multi_asset(
+    name="delay_calibration",
+    specs=[
+        table_spec(
+            DELAY_CALIBRATION,
+            deps=[
+                dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["examples", "label_delays"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["learners", "delay_models"], partition_mapping=PREVIOUS_HOUR),
+                dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON),
+            ],
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def delay_calibration(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Hold what the models of delay said against the labels that matured next."""
+    start_us, end_us = hours(context)
+    rows = record_calibration(deployment.warehouse, deployment.paths, start_us, end_us)
+    context.log.info(f"delay calibration: {rows:,} rows")
+    written = dict(rows_by_hour(deployment.warehouse, DELAY_CALIBRATION, start_us, end_us))
+    for hour_us in hours_between(start_us, end_us):
+        shown = {"dagster/row_count": written.get(hour_us, 0)}
+        describe_hour(context, ["monitoring", "delay_calibration"], hour_us, shown)
+    return dg.MaterializeResult()
+
+
+class DelayBenchmark(dg.Config):
+    """How much of the benchmark to run; the default takes less than half an hour on two cores."""
+
+    goals: list[str] = Field(default_factory=list, description="Empty: every goal.")
+    families: list[Family] = Field(
+        default=list(FAMILIES), description="linear (FTRL), deep (wide & deep)."
+    )
+    arms: list[str] = Field(default_factory=list, description="Empty: every arm.")
+    seeds: int | None = Field(default=None, description="None: settings.delay_benchmark.seeds.")
+    anchors: int | None = Field(default=None, description="None: as the settings say.")
+    full: bool = Field(default=False, description="All anchors, ten seeds.")
+    fresh: bool = Field(default=False, description="Run anew what is kept of earlier runs.")
+
+
+@dg.multi_asset(
+    name="delay_benchmark",
+    specs=[
+        table_spec(
+            DELAY_BENCHMARK,
+            deps=[["examples", "labelled_impressions"], ["events", "impressions"]],
+            kinds={"numba"},
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def delay_benchmark(
+    context: dg.AssetExecutionContext, config: DelayBenchmark, deployment: DeploymentResource
+):
+    """Replay every way of learning from late labels on a sample of the log, and compare them."""
+    asked = Asked(
+        goals=tuple(config.goals),
+        families=tuple(config.families),
+        arms=tuple(config.arms),
+        seeds=config.seeds,
+        anchors=config.anchors,
+        full=config.full,
+        fresh=config.fresh,
+    )
+    paths = deployment.paths
+    measured, left_out = record_benchmark(deployment.warehouse, paths, asked, context.log.info)
+    metadata: dict[str, dg.MetadataValue | str | float] = {}
+    for name, found in measured.items():
+        metadata |= {
+            label("picture", name): picture(found.picture),
+            label("best arms", name): _best_arms(found),
+            label("the picture as a file", name): dg.MetadataValue.path(
+                str(picture_file(paths, name))
+            ),
+        }
+        for family, each in found.families.items():
+            metadata |= {
+                label("log loss", name, family, arm): rounded(figure.value)
+                for arm, figure in figures_of(each.figures, "log_loss").items()
+            }
+    metadata |= {label("left out", name): why for name, why in left_out.items()}
+    return dg.MaterializeResult(metadata=metadata)
+
+
+def _best_arms(found: GoalMeasured) -> dg.MarkdownMetadataValue:
+    """Return every family's arms, the best first, as a table."""
+    rows = []
+    for family, each in found.families.items():
+        columns = [figures_of(each.figures, metric) for metric, _, _ in PRINTED]
+        for arm in sorted(columns[0], key=lambda name: columns[0][name].value):
+            cells = [
+                shape.format(column[arm].value) if arm in column else "-"
+                for column, (_, _, shape) in zip(columns, PRINTED, strict=True)
+            ]
+            rows.append((family, arm, *cells))
+    return table(("family", "arm", *(heading for _, heading, _ in PRINTED)), rows)
+
+
+@dg.multi_asset(
     name="delay_report",
     specs=[
         table_spec(
@@ -201,7 +318,7 @@ def _of_goal(
     shown[label("served scores by ad age", goal)] = table(
         SERVED_HEADINGS, served_rows(report.served, settings)
     )
-    for name, estimate in figures_of(report.facts).items():
+    for name, estimate in facts_figures(report.facts).items():
         if math.isfinite(estimate.value):
             shown[label(name, goal)] = rounded(estimate.value)
     return shown

@@ -63,7 +63,7 @@ def _rows(report: GoalReport, settings: DelayReportSettings) -> Iterator[Row]:
 
 def _of_log(facts: DelayFacts) -> Iterator[Row]:
     counted = {"rows": facts.anchors, "positives": facts.positives}
-    for metric, estimate in figures_of(facts).items():
+    for metric, estimate in facts_figures(facts).items():
         yield _estimated(LOG, "", metric, estimate) | counted
     for group in facts.groups:
         for metric, estimate in (
@@ -78,7 +78,7 @@ def _of_log(facts: DelayFacts) -> Iterator[Row]:
             }
 
 
-def figures_of(facts: DelayFacts) -> dict[str, Estimate]:
+def facts_figures(facts: DelayFacts) -> dict[str, Estimate]:
     """Return what the log says of all anchors of a goal, by name; delays in microseconds."""
     found = {
         "rate": facts.delays.rate,
