@@ -18,7 +18,6 @@ from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
 from ad_pipeline.monitoring.late_labels.benchmark import (
     FAMILIES,
     Asked,
-    Family,
     GoalMeasured,
     picture_file,
     record_benchmark,
@@ -197,7 +196,8 @@ class DelayBenchmark(dg.Config):
     """How much of the benchmark to run; the default takes less than half an hour on two cores."""
 
     goals: list[str] = Field(default_factory=list, description="Empty: every goal.")
-    families: list[Family] = Field(
+    # Of texts: Dagster's configuration knows no Literal.
+    families: list[str] = Field(
         default=list(FAMILIES), description="linear (FTRL), deep (wide & deep)."
     )
     arms: list[str] = Field(default_factory=list, description="Empty: every arm.")
@@ -224,7 +224,7 @@ def delay_benchmark(
     """Replay every way of learning from late labels on a sample of the log, and compare them."""
     asked = Asked(
         goals=tuple(config.goals),
-        families=tuple(config.families),
+        families=tuple(family for family in FAMILIES if family in config.families),
         arms=tuple(config.arms),
         seeds=config.seeds,
         anchors=config.anchors,
