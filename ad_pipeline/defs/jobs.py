@@ -62,8 +62,8 @@ retrain = dg.define_asset_job(
     ),
 )
 
-delay_benchmark = dg.define_asset_job(
-    "delay_benchmark",
+benchmark_delays = dg.define_asset_job(
+    "benchmark_delays",
     selection=BENCHMARK,
     description=(
         "Replay every way of learning from late labels on a sample of the log, for up to half an "
