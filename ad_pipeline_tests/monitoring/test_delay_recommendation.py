@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ad_pipeline.evaluation.metrics import probabilities_of
 from ad_pipeline.evaluation.survival import Estimate
 from ad_pipeline.monitoring.late_labels.arms import ORACLE, VANILLA
+from ad_pipeline.monitoring.late_labels.linear import LinearLearners
 from ad_pipeline.monitoring.late_labels.recommendation import (
     WEIGHTED,
     Recommendation,
@@ -15,8 +17,8 @@ from ad_pipeline.monitoring.late_labels.recommendation import (
     sentences,
 )
 from ad_pipeline.monitoring.late_labels.value import second_price
-from ad_pipeline.monitoring.late_labels.what_if import WhatIf, arms_of_report
-from ad_pipeline.settings import DelayReportSettings, Objective
+from ad_pipeline.monitoring.late_labels.what_if import LearnersOfKnownRate, WhatIf, arms_of_report
+from ad_pipeline.settings import Configuration, DelayReportSettings, Objective
 from ad_pipeline_tests.monitoring.made_logs import replayed, short_lived_ads, stable_ads
 
 SETTINGS = DelayReportSettings()
@@ -141,3 +143,24 @@ def test_too_few_anchors_are_said_to_be_too_few(frequent: WhatIf) -> None:
     predicted[:, place] = predicted[:, frequent.place(VANILLA)] * np.array([0.9, 1.1, 1.0])[:, None]
     unsure = replace(frequent, loss=loss, predicted=predicted)
     assert "Too little was replayed" in said_of(unsure)
+
+
+def test_no_loss_beats_the_oracle_by_being_faster(frequent: WhatIf, short_lived: WhatIf) -> None:
+    """All arms of a world learn at the oracle's best rate: who shows rows twice gains nothing."""
+    for world in (frequent, short_lived):
+        gained = {
+            arm.name: -world.loss_against(arm.name, ORACLE).value
+            for arm in world.arms
+            if recommendable(arm)
+        }
+        assert max(gained.values()) < SETTINGS.tolerated_loss, gained
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.005, 0.345])
+def test_a_learner_of_a_made_world_knows_the_base_rate_before_it_begins(rate: float) -> None:
+    made = LearnersOfKnownRate(Configuration(), 12, 1.0, 16, rate=rate)
+    bias = np.zeros((1, 1), dtype=np.uint32)
+    assert probabilities_of(made.fresh(0).logits(bias))[0, 0] == pytest.approx(rate, rel=0.05)
+    # Negative control: one that begins from nothing says a half.
+    untold = LinearLearners(Configuration(), 12, 1.0).fresh(0)
+    assert probabilities_of(untold.logits(bias))[0, 0] == 0.5
