@@ -125,6 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print the measures of every goal and expert")
     report.set_defaults(run=_report)
 
+    delays = commands.add_parser(
+        "delay-report",
+        help="say how late labels come, which loss to use and what another one would cost",
+    )
+    delays.add_argument("--goal", help="one goal only (else all)")
+    delays.set_defaults(run=_delay_report)
+
     status = commands.add_parser("status", help="say what is served and how far the log is read")
     status.set_defaults(run=_status)
 
@@ -308,6 +315,21 @@ def _drive(chosen: argparse.Namespace) -> None:
 
 def _report(_: argparse.Namespace) -> None:
     _print_report(deployment_from_env())
+
+
+def _delay_report(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.monitoring.late_labels.delay_page import report_lines
+    from ad_pipeline.monitoring.late_labels.report_of_log import PAGE, write_delay_report
+    from ad_pipeline.warehouse import Warehouse
+
+    deployment = deployment_from_env()
+    written = write_delay_report(Warehouse(deployment.warehouse), deployment, chosen.goal)
+    if not written.goals:
+        _say(f"{deployment.dataset.name}: the log has no anchors yet; run it first")
+    for report in written.goals:
+        for line in report_lines(report, deployment.dataset.settings.delay_report):
+            _say(line)
+    _say(f"page {deployment.reports / PAGE}")
 
 
 def _status(_: argparse.Namespace) -> None:

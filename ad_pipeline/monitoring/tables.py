@@ -1,4 +1,4 @@
-"""The tables of this room: drift verdicts, parity, candidate replay, benchmark of late labels.
+"""The tables of this room: drift verdicts, parity, candidate replay, late labels.
 
 Only definitions, and how a result becomes rows; what is compared is in
 :mod:`ad_pipeline.monitoring.drift` and :mod:`ad_pipeline.monitoring.parity`.
@@ -138,7 +138,46 @@ DELAY_CALIBRATION = Table(
     ),
 )
 
-TABLES = (DRIFT, PRODUCTION_PARITY, CANDIDATE_REPLAY, DELAY_CALIBRATION, DELAY_BENCHMARK)
+DELAY_REPORT = Table(
+    name="monitoring.delay_report",
+    columns=(
+        Column("goal", "VARCHAR", "Goal."),
+        Column("known_until_us", "BIGINT", "Log time up to which everything was known."),
+        Column("about", "VARCHAR", "log, served, made worlds or recommendation."),
+        Column("name", "VARCHAR", "Group of anchors, expert, or way of learning; '' for all."),
+        Column("part", "VARCHAR", "Ages of the ad, or 'group'; '' for all."),
+        Column("metric", "VARCHAR", "What is measured; its unit ends the name."),
+        Column("value", "DOUBLE", "NULL where the log cannot tell it."),
+        Column("low", "DOUBLE", "Lower bound of its interval."),
+        Column("high", "DOUBLE", "Upper bound of its interval."),
+        Column("rows", "BIGINT", "Anchors behind it."),
+        Column("positives", "BIGINT", "Positives among these, so far."),
+        Column(
+            "miscalibrated",
+            "BOOLEAN",
+            "Of served scores at some ad ages: off by more than settings.delay_report tolerates, "
+            "the whole interval.",
+        ),
+        Column("said", "VARCHAR", "A sentence for people."),
+    ),
+    key=("goal", "about", "name", "part", "metric"),
+    clock=None,
+    description=(
+        "How late labels come, what that does to learning, and which loss to use. One row per goal "
+        "and number: of the log with censoring, of served scores by the age of the ad, and of each "
+        "loss in made worlds of the same delays. The page and its pictures are named in the "
+        "metadata."
+    ),
+)
+
+TABLES = (
+    DRIFT,
+    PRODUCTION_PARITY,
+    CANDIDATE_REPLAY,
+    DELAY_CALIBRATION,
+    DELAY_BENCHMARK,
+    DELAY_REPORT,
+)
 
 
 def drift_rows(

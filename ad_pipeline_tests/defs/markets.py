@@ -52,6 +52,7 @@ SETTINGS: dict[str, Any] = {
     "evaluation": {"replicates": 50},
     "promotion": {"margin": 0.5},
     "drift": {"psi_threshold": 5.0},
+    "delay_report": {"anchors": 2_000, "worlds": 2},
 }
 """What a small market needs to get through every branch: a batch model, a fit, a promotion.
 

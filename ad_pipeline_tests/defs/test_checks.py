@@ -259,6 +259,13 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
             "FROM monitoring.delay_calibration)"
         ),
         {"delay_models_are_calibrated"},
+    "young ads convert more often than is said": (
+        sql(
+            "INSERT INTO monitoring.delay_report BY NAME SELECT 'click' AS goal, "
+            "'served' AS about, 'online' AS name, 'under 1 h' AS part, "
+            "'observed_over_predicted' AS metric, 1.6 AS value, true AS miscalibrated"
+        ),
+        {"calibrated_at_every_ad_age"},
     ),
     "nobody has served yet": (
         sql("DELETE FROM monitoring.production_parity WHERE bundle_hash <> ''"),

@@ -1,5 +1,7 @@
 """What watches the pipeline: drift, candidate replay, parity of what was served, late labels."""
 
+import math
+
 import dagster as dg
 from pydantic import Field
 
@@ -16,12 +18,20 @@ from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
 from ad_pipeline.monitoring.late_labels.benchmark import (
     FAMILIES,
     Asked,
-    Family,
     GoalMeasured,
     picture_file,
     record_benchmark,
 )
 from ad_pipeline.monitoring.late_labels.benchmark_plots import PRINTED, figures_of
+from ad_pipeline.monitoring.late_labels.delay_page import (
+    SERVED_HEADINGS,
+    cost_rows,
+    facts_in_words,
+    served_rows,
+)
+from ad_pipeline.monitoring.late_labels.recommendation import GoalReport, sentences
+from ad_pipeline.monitoring.late_labels.report_of_log import PAGE, write_delay_report
+from ad_pipeline.monitoring.late_labels.report_rows import facts_figures
 from ad_pipeline.monitoring.plots import finding
 from ad_pipeline.monitoring.production_parity import record_parity
 from ad_pipeline.monitoring.replay import record_replay
@@ -29,9 +39,11 @@ from ad_pipeline.monitoring.tables import (
     CANDIDATE_REPLAY,
     DELAY_BENCHMARK,
     DELAY_CALIBRATION,
+    DELAY_REPORT,
     DRIFT,
     PRODUCTION_PARITY,
 )
+from ad_pipeline.settings import DelayReportSettings
 
 
 @dg.multi_asset(
@@ -184,7 +196,8 @@ class DelayBenchmark(dg.Config):
     """How much of the benchmark to run; the default takes less than half an hour on two cores."""
 
     goals: list[str] = Field(default_factory=list, description="Empty: every goal.")
-    families: list[Family] = Field(
+    # Of texts: Dagster's configuration knows no Literal.
+    families: list[str] = Field(
         default=list(FAMILIES), description="linear (FTRL), deep (wide & deep)."
     )
     arms: list[str] = Field(default_factory=list, description="Empty: every arm.")
@@ -211,7 +224,7 @@ def delay_benchmark(
     """Replay every way of learning from late labels on a sample of the log, and compare them."""
     asked = Asked(
         goals=tuple(config.goals),
-        families=tuple(config.families),
+        families=tuple(family for family in FAMILIES if family in config.families),
         arms=tuple(config.arms),
         seeds=config.seeds,
         anchors=config.anchors,
@@ -250,6 +263,65 @@ def _best_arms(found: GoalMeasured) -> dg.MarkdownMetadataValue:
             ]
             rows.append((family, arm, *cells))
     return table(("family", "arm", *(heading for _, heading, _ in PRINTED)), rows)
+
+
+@dg.multi_asset(
+    name="delay_report",
+    specs=[
+        table_spec(
+            DELAY_REPORT,
+            deps=[
+                *(
+                    table.name.split(".")
+                    for table in HOURLY_TABLES
+                    if table.name
+                    in ("events.impressions", "events.engagements", "events.retractions")
+                ),
+                ["examples", "labelled_impressions"],
+                ["examples", "label_states"],
+                ["learners", "predictions"],
+            ],
+            kinds={"numba"},
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def delay_report(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Say how late labels come, and replay every loss in made worlds of the same delays."""
+    paths = deployment.paths
+    written = write_delay_report(deployment.warehouse, paths)
+    metadata: dict[str, dg.MetadataValue | float | str] = {}
+    for report in written.goals:
+        metadata |= _of_goal(report, paths.dataset.settings.delay_report)
+        goal = report.facts.goal.name
+        metadata[label("picture", goal)] = picture(written.pictures[goal])
+        if report.found is not None:
+            context.log.info(f"delay report, {goal}: recommended {report.found.arm.name}")
+    if not written.goals:
+        context.log.info("delay report: the log has no anchors yet")
+        metadata["finding"] = "the log has no anchors yet"
+    metadata["the page"] = dg.MetadataValue.path(str(paths.reports / PAGE))
+    return dg.MaterializeResult(metadata=metadata)
+
+
+def _of_goal(
+    report: GoalReport, settings: DelayReportSettings
+) -> dict[str, dg.MetadataValue | float | str]:
+    """Return what the page of the asset shows of one goal."""
+    goal = report.facts.goal.name
+    shown: dict[str, dg.MetadataValue | float | str] = {}
+    if report.found is not None and report.replayed is not None:
+        shown[label("finding", goal)] = " ".join(sentences(report.found, report.replayed))
+        shown[label("recommended", goal)] = report.found.arm.name
+        shown[label("ways of learning", goal)] = table(*cost_rows(report.found, report.replayed))
+    shown[label("of the log", goal)] = table(("of the log", "value"), facts_in_words(report.facts))
+    shown[label("served scores by ad age", goal)] = table(
+        SERVED_HEADINGS, served_rows(report.served, settings)
+    )
+    for name, estimate in facts_figures(report.facts).items():
+        if math.isfinite(estimate.value):
+            shown[label(name, goal)] = rounded(estimate.value)
+    return shown
 
 
 def _shown(value: float | None) -> str:

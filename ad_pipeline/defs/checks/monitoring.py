@@ -16,6 +16,7 @@ PARITY = ["monitoring", "production_parity"]
 DRIFTED = ["monitoring", "drift"]
 BENCHMARK = ["monitoring", "delay_benchmark"]
 CALIBRATION = ["monitoring", "delay_calibration"]
+DELAYS = ["monitoring", "delay_report"]
 
 
 @dg.multi_asset_check(
@@ -211,4 +212,34 @@ def no_arm_beats_the_oracle(deployment: DeploymentResource) -> dg.AssetCheckResu
         if rows
         else "no goal could be replayed, which the asset's metadata explains",
         compared=len(rows),
+    )
+
+
+@dg.asset_check(
+    asset=DELAYS,
+    name="calibrated_at_every_ad_age",
+    description=(
+        "Served scores fit final labels at every age of an ad: where labels are late, the young "
+        "ads are the first that they fit no more."
+    ),
+)
+def calibrated_at_every_ad_age(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Read the newest report; ads whose age the log cannot know are judged as one bucket."""
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT goal, name, part, value, miscalibrated FROM monitoring.delay_report "
+            "WHERE miscalibrated IS NOT NULL ORDER BY abs(ln(nullif(value, 0))) DESC, 1, 2, 3"
+        ).fetchall()
+    off = [row for row in rows if row[4]]
+    return found(
+        "calibrated_at_every_ad_age",
+        DELAYS,
+        not off,
+        "; ".join(
+            f"{goal}, {expert}: {value:.2f} positives for each predicted at ad ages {ages}"
+            for goal, expert, ages, value, _ in off
+        )
+        or f"{len(rows)} buckets of ad ages, none off beyond noise",
+        warns=True,
+        **{"buckets": len(rows), "buckets off": len(off)},
     )
