@@ -259,6 +259,7 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
             "FROM monitoring.delay_calibration)"
         ),
         {"delay_models_are_calibrated"},
+    ),
     "young ads convert more often than is said": (
         sql(
             "INSERT INTO monitoring.delay_report BY NAME SELECT 'click' AS goal, "

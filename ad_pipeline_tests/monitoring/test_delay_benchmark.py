@@ -24,6 +24,7 @@ from ad_pipeline.monitoring.late_labels.arms import (
 from ad_pipeline.monitoring.late_labels.benchmark import (
     FOLDER,
     Asked,
+    families_named,
     picture_file,
     record_benchmark,
 )
@@ -181,6 +182,8 @@ def test_names_that_there_are_not_are_refused_with_those_there_are(market: Marke
     warehouse = Warehouse(deployment.warehouse)
     with pytest.raises(LookupError, match="no goal 'clicks'; it has click, purchase"):
         record_benchmark(warehouse, deployment, Asked(goals=("clicks",)), lambda _: None)
+    with pytest.raises(LookupError, match="no family 'wide'; there are linear, deep"):
+        families_named(["wide"])
     with pytest.raises(LookupError, match="no arm 'esdfm'; there are base rate"):
         record_benchmark(
             warehouse, deployment, Asked(goals=("click",), arms=("esdfm",)), lambda _: None

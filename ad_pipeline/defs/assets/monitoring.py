@@ -19,6 +19,7 @@ from ad_pipeline.monitoring.late_labels.benchmark import (
     FAMILIES,
     Asked,
     GoalMeasured,
+    families_named,
     picture_file,
     record_benchmark,
 )
@@ -224,7 +225,7 @@ def delay_benchmark(
     """Replay every way of learning from late labels on a sample of the log, and compare them."""
     asked = Asked(
         goals=tuple(config.goals),
-        families=tuple(family for family in FAMILIES if family in config.families),
+        families=families_named(config.families),
         arms=tuple(config.arms),
         seeds=config.seeds,
         anchors=config.anchors,

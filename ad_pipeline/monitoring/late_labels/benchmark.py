@@ -225,6 +225,21 @@ class _Prepared:
         return lines
 
 
+def families_named(names: Sequence[str]) -> tuple[Family, ...]:
+    """Return families by name.
+
+    Raises
+    ------
+    LookupError
+        If there is none of a name; the message lists those there are.
+    """
+    known: dict[str, Family] = {family: family for family in FAMILIES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise LookupError(f"no family {unknown[0]!r}; there are {', '.join(known)}")
+    return tuple(known[name] for name in names)
+
+
 def _goals(deployment: Deployment, names: Sequence[str]) -> list[Goal]:
     goals = {goal.name: goal for goal in deployment.dataset.goals}
     unknown = [name for name in names if name not in goals]
