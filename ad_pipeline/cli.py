@@ -117,6 +117,19 @@ def _parser() -> argparse.ArgumentParser:
     _describe_market(simulate)
     simulate.set_defaults(run=_simulate)
 
+    conversions = commands.add_parser(
+        "simulate-conversions", help="write a log in the format of a public conversion log"
+    )
+    conversions.add_argument("--format", choices=("criteo", "cascade"), default="criteo")
+    conversions.add_argument("--rows", type=int, help="clicks (else as the format's default)")
+    conversions.add_argument("--days", type=int, help="days of clicks")
+    conversions.add_argument(
+        "--recorded-days", type=float, help="leave out what happens later (else nothing)"
+    )
+    conversions.add_argument("--seed", type=int, help="another world than the default one")
+    conversions.add_argument("--output", type=Path, required=True, help="folder to write into")
+    conversions.set_defaults(run=_simulate_conversions)
+
     drive = commands.add_parser("drive", help="serve a simulated day through serving/current")
     drive.add_argument("--day", type=int, required=True, help="which day, from 0")
     _describe_market(drive)
@@ -283,6 +296,26 @@ def _simulate(chosen: argparse.Namespace) -> None:
 
     days = range(chosen.first, chosen.first + chosen.days)
     simulate(deployment_from_env(), _market(chosen), days, _say)
+
+
+def _simulate_conversions(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.simulation.conversion_spec import spec_like
+    from ad_pipeline.simulation.conversions import simulate_conversions
+
+    started = time.monotonic()
+    asked = {
+        name: getattr(chosen, name)
+        for name in ("rows", "days", "recorded_days", "seed")
+        if getattr(chosen, name) is not None
+    }
+    spec = replace(spec_like(chosen.format), **asked)
+    log = simulate_conversions(spec, chosen.format, chosen.output)
+    seconds = time.monotonic() - started
+    _say(
+        f"{log.rows:,} clicks, {log.conversions:,} conversions and {log.refunds:,} refunds in "
+        f"{len(log.files)} files of {chosen.output}, in {seconds:.1f} s"
+    )
+    _say(f"dataset file {log.dataset_file}; the truth, which nothing else reads, {log.truth}")
 
 
 def _drive(chosen: argparse.Namespace) -> None:
