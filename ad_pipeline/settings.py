@@ -231,6 +231,14 @@ class DelaySettings(Group):
         description="With fewer, a group has the distribution of all: 256 quantiles of fewer "
         "delays would repeat them.",
     )
+    calibrated_factor: Annotated[float, Field(gt=1)] = Field(
+        default=1.25,
+        description="Observed over predicted events of a model of delay, either way, beyond which "
+        "it warns if the whole interval is: its loss would be off by as much.",
+    )
+    calibration_hours: PositiveInt = Field(
+        default=168, description="Matured hours over which models of delay are judged."
+    )
 
 
 class OnlineSettings(Configuration):
@@ -578,6 +586,78 @@ class DriftSettings(Group):
     )
 
 
+class DelayReportSettings(Group):
+    """The delay report: what it reads, how much it replays, and from when on it warns."""
+
+    lookback_hours: PositiveInt = Field(
+        default=336,
+        description="Log hours whose anchors are read: a fortnight. Delays of long ago are others, "
+        "and memory is flat.",
+    )
+    retired_after_hours: PositiveInt = Field(
+        default=24,
+        description="An ad that was not shown for so long has ended, and one first seen so long "
+        "after the log's start was born in it: a day and its night.",
+    )
+    largest_groups: PositiveInt = Field(
+        default=8,
+        description="Groups of settings.delays.group_by whose delays are told: as many as a "
+        "picture holds.",
+    )
+    anchors: Annotated[int, Field(ge=1_000)] = Field(
+        default=150_000,
+        description="Of the made worlds together: ten seconds for a goal. Fewer make the intervals "
+        "wider and let the simpler loss win more often.",
+    )
+    worlds: Annotated[int, Field(ge=2, le=64)] = Field(
+        default=4,
+        description="Made worlds that share the anchors: the intervals are over them, and need at "
+        "least two. More of them are smaller, and each learns less.",
+    )
+    tolerated_loss: Share = Field(
+        default=0.001,
+        description="Relative log loss by which a simpler loss may be worse than the best one and "
+        "still be recommended: what an ensemble may be worse than its best expert.",
+    )
+    tolerated_miscalibration: Share = Field(
+        default=0.02,
+        description="The same of what it is off by ad age: bids move in such steps.",
+    )
+    calibrated_factor: Annotated[float, Field(gt=1)] = Field(
+        default=1.25,
+        description="Observed over predicted positives of a bucket of ad ages, either way, beyond "
+        "which it warns if the whole interval is: bids of a fifth too much or too little.",
+    )
+    minimum_positives: PositiveInt = Field(
+        default=30,
+        description="Positives of a bucket of ad ages, expected or observed, from which on it is "
+        "judged: as many as a calibration of its own takes.",
+    )
+    value_function: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")] | None = Field(
+        default=None,
+        description="package.module:function from predicted and true probabilities to the value of "
+        "each anchor, micro-currency; None: the report says nothing of money. Ready: "
+        "ad_pipeline.monitoring.late_labels.value:second_price.",
+    )
+
+
+class DelayBenchmarkSettings(Group):
+    """The benchmark of late labels: how much of the log it replays, and how often."""
+
+    anchors: Annotated[int, Field(ge=1_000)] = Field(
+        default=60_000,
+        description="Sampled by hash of the impression, the same for both families: five seeds of "
+        "all arms take less than half an hour on two cores. `--full` takes all.",
+    )
+    seeds: Annotated[int, Field(ge=2, le=100)] = Field(
+        default=5, description="Each leaves out another tenth of the anchors. `--full` takes ten."
+    )
+    block_minutes: PositiveInt = Field(
+        default=60, description="Of log between two states that are served from."
+    )
+    replicates: PositiveInt = Field(default=300, description="Draws of the paired block bootstrap.")
+
+
 class Settings(Group):
     """All settings of one deployment."""
 
@@ -597,6 +677,8 @@ class Settings(Group):
     export: ExportSettings = ExportSettings()
     promotion: PromotionSettings = PromotionSettings()
     drift: DriftSettings = DriftSettings()
+    delay_report: DelayReportSettings = DelayReportSettings()
+    delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
 
     def strategies_of(self, goal: str) -> tuple[StrategyName, ...]:
         """Return what the learners of a goal are shown: names of strategies, each once."""

@@ -57,6 +57,23 @@ class Intervals:
 
 
 @dataclass(frozen=True)
+class Replicates:
+    """Every measure under every draw of the blocks.
+
+    Attributes
+    ----------
+    values : dict of str to ndarray of shape (replicates,), float64
+        By measure; of the PR-AUC fewer when :data:`RANK_BUDGET` binds. Equal places are equal
+        draws, so that differences and ratios of two forecasts' replicates are paired.
+    blocks : int
+        Distinct blocks in the rows.
+    """
+
+    values: dict[str, Floats]
+    blocks: int
+
+
+@dataclass(frozen=True)
 class PairedDifference:
     """How much forecast ``a`` loses or gains against ``b`` on the same rows.
 
@@ -126,13 +143,38 @@ def intervals(
     ValueError
         If shapes differ or a value is out of range.
     """
+    found = replicated(labels, probabilities, blocks, seed, replicates)
+    if found.blocks < 2:
+        nothing = (float("nan"), float("nan"))
+        return Intervals(dict.fromkeys(metrics.METRICS, nothing), found.blocks, 0, 0)
+    return Intervals(
+        bounds={name: percentiles(found.values[name], level) for name in metrics.METRICS},
+        blocks=found.blocks,
+        replicates=replicates,
+        pr_auc_replicates=len(found.values["pr_auc"]),
+    )
+
+
+def replicated(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    blocks: ArrayLike,
+    seed: int,
+    replicates: int,
+) -> Replicates:
+    """Return every measure under every draw; parameters and errors as for :func:`intervals`.
+
+    Returns
+    -------
+    Replicates
+        Without values when there are fewer than two blocks.
+    """
     losses = metrics.row_losses(labels, probabilities)
     y = np.asarray(labels, dtype=np.float64)
     p = np.asarray(probabilities, dtype=np.float64)
     block, count = _numbered(blocks, len(y))
     if count < 2:
-        nothing = (float("nan"), float("nan"))
-        return Intervals(dict.fromkeys(metrics.METRICS, nothing), count, 0, 0)
+        return Replicates({}, count)
     draws = block_multiplicities(count, replicates, seed, "interval")
 
     rows = draws @ np.bincount(block, minlength=count).astype(np.float64)
@@ -142,7 +184,7 @@ def intervals(
         entropies = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
         loss = (draws @ np.bincount(block, losses, count)) / rows
         relative = loss / entropies
-        replicated = {
+        values = {
             "log_loss": loss,
             "normalized_entropy": relative,
             "rce": 100.0 * (1.0 - relative),
@@ -151,15 +193,10 @@ def intervals(
     bins = metrics.CALIBRATION_BINS
     cell = block * bins + metrics.equal_mass_bins(p)
     gaps = np.bincount(cell, p - y, count * bins).reshape(count, bins)
-    replicated["expected_calibration_error"] = np.abs(draws @ gaps).sum(axis=1) / rows
-    replicated["roc_auc"] = _replicated_roc_auc(y, p, block, draws)
-    replicated["pr_auc"] = _replicated_average_precision(y, p, block, draws)
-    return Intervals(
-        bounds={name: percentiles(replicated[name], level) for name in metrics.METRICS},
-        blocks=count,
-        replicates=replicates,
-        pr_auc_replicates=len(replicated["pr_auc"]),
-    )
+    values["expected_calibration_error"] = np.abs(draws @ gaps).sum(axis=1) / rows
+    values["roc_auc"] = _replicated_roc_auc(y, p, block, draws)
+    values["pr_auc"] = _replicated_average_precision(y, p, block, draws)
+    return Replicates(values, count)
 
 
 def reach_of_sum(parts: ArrayLike, level: float = 0.95) -> float:

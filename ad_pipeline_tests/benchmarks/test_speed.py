@@ -66,6 +66,19 @@ def test_sides_that_wrote_other_rows_are_not_compared(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_wide_deep_says_how_far_it_is_from_the_bare_products():
+    pytest.importorskip("jax", reason="JAX is not installed: pip install ad_pipeline[deep]")
+    figures = figures_of("wide_deep", "--batches", "2", "--large-bits", "19")
+    assert figures["table_growth_ratio"].better == "lower"
+    assert figures["table_growth_ratio"].limit
+    assert figures["scoring_p99_ms"].reach == 1
+    assert figures["products_ratio"].value > 0.5
+    if "pytorch_ratio" in figures:  # PyTorch is no dependency
+        assert figures["pytorch_ratio"].reach == 3
+        assert abs(figures["training_loss_difference"].value) < 5e-3
+
+
+@pytest.mark.slow
 def test_pipeline_says_what_share_of_its_allowance_dagster_takes():
     figures = figures_of("pipeline", "--rows", "4000", "--hours", "3")
     share = figures["pipeline_overhead_share"]

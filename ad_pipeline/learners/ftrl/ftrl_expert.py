@@ -442,7 +442,8 @@ class FTRLExpert:
     def continued(self, configurations: Sequence[Configuration]) -> Self:
         """Return a learner of other configurations, each beginning where the only one stands.
 
-        A second head begins untrained: what the first has learnt is no start for it.
+        What it weighs is what this one weighs, also at other rates or penalties. A second head
+        begins untrained: what the first has learnt is no start for it.
 
         Parameters
         ----------
@@ -459,9 +460,12 @@ class FTRLExpert:
         other = type(self)(self.bits, configurations, self.dtype, self.horizon_days)
         other.rows = self.rows
         (own,), (table,) = self._tables, other._tables
-        scale = self._parameters(own)[0, kernel.SCALE]
+        before, after = self._parameters(own)[0].copy(), other._parameters(table)
+        scale = before[kernel.SCALE]
+        before[[kernel.BETA, kernel.L1, kernel.SCALE]] /= scale
+        held = own.state[:, :, 0] / scale
         for lane in table.first:
-            table.state[:, :, lane] = own.state[:, :, 0] / scale
+            table.state[:, :, lane] = _restated(held, before, after[lane])
         return other
 
     def _table_of(self, configuration: int) -> tuple[_Table, int]:
@@ -568,6 +572,26 @@ class FTRLExpert:
         if not np.isfinite(factors).all() or (factors < 0).any():
             raise ValueError(f"weights must be {rows} finite numbers of at least 0")
         return factors
+
+
+def _restated(held: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return z and √n, (n_slots, 2), that weigh under other parameters what these weigh now.
+
+    The weight is derived from z with alpha, beta and l1: at others the same z would be another
+    model.
+    """
+    given = [kernel.ALPHA, kernel.BETA, kernel.L1]
+    if np.array_equal(before[given], after[given]):
+        return held
+    (alpha, beta, l1), (to_alpha, to_beta, to_l1) = before[given], after[given]
+    z, root = held[:, 0], held[:, 1]
+    beyond = np.abs(z) - l1
+    kept = to_l1 + beyond * (alpha * (to_beta + root)) / (to_alpha * (beta + root))
+    inside = np.abs(z) * (to_l1 / l1 if l1 > 0 else 0.0)
+    admitted = root > 0
+    restated = held.copy()
+    restated[admitted, 0] = (np.sign(z) * np.where(beyond > 0, kept, inside))[admitted]
+    return restated
 
 
 def _suffix(bits: int, most: int) -> str:

@@ -51,6 +51,8 @@ class Arm:
         Of a learner.
     wait_us : int or None
         Observation window; None: the goal's own.
+    rate : float
+        Factor on the learning rates of its family.
     """
 
     name: str
@@ -58,6 +60,12 @@ class Arm:
     role: Role = "learner"
     objective: Objective = LOG_LOSS
     wait_us: int | None = None
+    rate: float = 1.0
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is shown rows of the stream."""
+        return self.role in ("learner", "oracle")
 
     @property
     def deployable(self) -> bool:

@@ -34,7 +34,7 @@ from ad_pipeline.learners.ensemble.calibration import MINIMUM_POSITIVES, fit_kin
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.monitoring.late_labels.arms import Arm
 from ad_pipeline.monitoring.late_labels.stream import LateStream
-from ad_pipeline.settings import DelaySettings, Objective
+from ad_pipeline.settings import DelaySettings
 
 DAILY = DelaySettings()
 
@@ -43,7 +43,7 @@ PRIOR_ANCHORS = 50.0
 
 
 class BenchLearner(Protocol):
-    """A learner with K objectives side by side."""
+    """A learner of K arms side by side."""
 
     def learn(
         self, slots: np.ndarray, labels: np.ndarray, weights: np.ndarray, outcomes: np.ndarray
@@ -66,17 +66,18 @@ class Learners(Protocol):
 
     @property
     def side_by_side(self) -> int:
-        """Objectives that one learner takes."""
+        """Arms that one learner takes."""
         ...
 
     def fresh(self, seed: int) -> BenchLearner:
         """Return an untrained learner with log loss."""
         ...
 
-    def continued(
-        self, pre_trained: BenchLearner, objectives: Sequence[Objective], seed: int
-    ) -> BenchLearner:
-        """Return a learner of other objectives that goes on from a state; that stays as it is."""
+    def continued(self, pre_trained: BenchLearner, arms: Sequence[Arm], seed: int) -> BenchLearner:
+        """Return a learner of the arms' objectives and rates, side by side.
+
+        It goes on from a state, which stays as it is.
+        """
         ...
 
 
@@ -101,6 +102,8 @@ class Replay:
         When models of delay are fitted, and on what.
     final_after_us : int or None
         Age at which models of delay take a label for final; None: window and lateness.
+    judged_until_us : int or None
+        Only labels that were final by then judge: what a choice made at that moment may read.
     """
 
     split_us: int
@@ -111,6 +114,7 @@ class Replay:
     kept_share: float = 0.9
     delays: DelaySettings = DAILY
     final_after_us: int | None = None
+    judged_until_us: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,10 @@ class ArmScores:
 
 def judged_anchors(stream: LateStream, replay: Replay) -> np.ndarray:
     """Return the places of the anchors that every arm is judged by, rising."""
-    return np.flatnonzero((stream.served_us >= replay.split_us) & (stream.labels >= 0))
+    judged = (stream.served_us >= replay.split_us) & (stream.labels >= 0)
+    if replay.judged_until_us is not None:
+        judged &= stream.matured_us < replay.judged_until_us
+    return np.flatnonzero(judged)
 
 
 def kept_anchors(stream: LateStream, replay: Replay, seed: int) -> np.ndarray:
@@ -231,7 +238,7 @@ def replay_arms(
     replay : Replay
     learners : Learners
     arms : sequence of Arm
-        Of the roles ``learner``, ``oracle`` and ``frozen``.
+        That learn, and frozen ones.
     seed : int
     pre_trained : BenchLearner
         From :func:`pre_train` with the same seed.
@@ -243,12 +250,11 @@ def replay_arms(
     tuple of Arm and ArmScores
     """
     kept = kept_anchors(stream, replay, seed)
-    allowed = replayed_rows(stream, replay) & kept[stream.anchor]
     for group in _groups(arms, learners.side_by_side):
-        rows = _shown_rows(stream, replay, group[0], allowed, kept, outcomes)
+        rows = _shown_rows(stream, replay, group[0], kept, outcomes)
         learner = pre_trained
         if group[0].role != "frozen":
-            learner = learners.continued(pre_trained, [arm.objective for arm in group], seed)
+            learner = learners.continued(pre_trained, group, seed)
         scores = _scores(stream, replay, learner, rows)
         for place, arm in enumerate(group):
             yield arm, ArmScores(scores[:, place], len(rows.labels))
@@ -276,34 +282,43 @@ def _groups(arms: Sequence[Arm], most: int) -> Iterator[list[Arm]]:
             yield group[first : first + most]
 
 
-def _shown_rows(
-    stream: LateStream,
-    replay: Replay,
-    arm: Arm,
-    allowed: np.ndarray,
-    kept: np.ndarray,
-    outcomes: np.ndarray,
-) -> _Rows:
-    if arm.role == "frozen":
-        nothing = np.zeros(0, dtype=np.int64)
-        none = np.zeros(0)
-        return _Rows(nothing, none, none, np.zeros((0, kernel.N_OUTCOMES)), nothing)
+def shown_from(stream: LateStream, replay: Replay, arm: Arm) -> np.ndarray:
+    """Return what an arm is shown from the split on, rising: emitted rows, or anchors of an oracle.
+
+    Parameters
+    ----------
+    stream : LateStream
+    replay : Replay
+    arm : Arm
+        That learns.
+    """
     if arm.role == "oracle":
-        known = kept & (stream.labels >= 0)
+        known = stream.labels >= 0
         if replay.beginning == "censored":
-            known &= stream.served_us >= replay.split_us
-        else:
-            known &= stream.matured_us >= replay.split_us
-        places = np.flatnonzero(known)
-        labels = stream.labels[places].astype(np.float64)
-        told = np.zeros((len(places), kernel.N_OUTCOMES))
-        return _Rows(places, labels, np.ones(len(places)), told, stream.served_us[places])
+            return np.flatnonzero(known & (stream.served_us >= replay.split_us))
+        return np.flatnonzero(known & (stream.matured_us >= replay.split_us))
     goal = stream.goal
     if arm.wait_us is not None:
         goal = goal.model_copy(update={"observation_us": arm.wait_us})
-    shown = allowed & rows_of_strategy(arm.objective.shown, goal, stream.emitted)
+    shown = rows_of_strategy(arm.objective.shown, goal, stream.emitted)
     shown &= ~among(stream.emitted.kinds, ("retraction",))
-    rows = np.flatnonzero(shown)
+    return np.flatnonzero(shown & replayed_rows(stream, replay))
+
+
+def _shown_rows(
+    stream: LateStream, replay: Replay, arm: Arm, kept: np.ndarray, outcomes: np.ndarray
+) -> _Rows:
+    if not arm.learns:
+        nothing = np.zeros(0, dtype=np.int64)
+        none = np.zeros(0)
+        return _Rows(nothing, none, none, np.zeros((0, kernel.N_OUTCOMES)), nothing)
+    rows = shown_from(stream, replay, arm)
+    if arm.role == "oracle":
+        places = rows[kept[rows]]
+        labels = stream.labels[places].astype(np.float64)
+        told = np.zeros((len(places), kernel.N_OUTCOMES))
+        return _Rows(places, labels, np.ones(len(places)), told, stream.served_us[places])
+    rows = rows[kept[stream.anchor[rows]]]
     labels = among(stream.emitted.kinds[rows], POSITIVE_KINDS).astype(np.float64)
     return _Rows(
         stream.anchor[rows], labels, stream.weights[rows], outcomes[rows], stream.emit_us[rows]

@@ -1,14 +1,14 @@
 """One goal's log as every strategy shows it: anchors, final labels, and all emitted examples.
 
 What the arms of :mod:`.arms` are replayed over. The examples are those of the label join's own
-SELECTs, asked for all strategies at once; a simulated world gets them by the same SELECTs over
-tables in memory, so that nothing is tested on a second definition of the stream. Times stay int64
-microseconds. Reading a warehouse is :mod:`.log_stream`; scoring is :mod:`.prequential`.
+SELECTs, asked for all strategies at once, over tables in memory: those of a made world here, those
+of a warehouse in :mod:`.log_stream`. So nothing is tested on a second definition of the stream.
+Times stay int64 microseconds. Scoring is :mod:`.prequential`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import TypedDict, get_args
 
 import duckdb
 import numpy as np
@@ -19,15 +19,17 @@ from ad_pipeline.datasets import Goal
 from ad_pipeline.examples.label_join import GoalJoin, replace_goal
 from ad_pipeline.examples.strategies import EmittedRows, emission_of
 from ad_pipeline.examples.subsampling import draw_of
-from ad_pipeline.examples.tables import TABLES
+from ad_pipeline.examples.tables import LABEL_STATES, TABLES
 from ad_pipeline.hashing import uniform
 from ad_pipeline.settings import Settings, StrategyName
-from ad_pipeline.warehouse import rows_of
+from ad_pipeline.warehouse import rows_of, select
 
 ALL_STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 
 UNKNOWN = -1
 """Label of an anchor that has not matured, and moment of what has not happened."""
+
+NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class LateStream:
     labels : ndarray of shape (n,), int8
         Final; -1 where it is not known.
     arrived_us : ndarray of shape (n,), int64
-        When our log had the first engagement that counts; -1 without one.
+        When our log had the first engagement that counts; -1 without one. Of anchors that have not
+        matured, the first that was emitted.
     groups : ndarray of shape (n,), int64
         Code of the campaign, or of whatever rates are kept by; for the base rate.
     ad_age_us : ndarray of shape (n,), int64
@@ -172,46 +175,92 @@ def stream_of_world(
     count = len(world.served_us)
     start_us = hour_of(int(world.served_us[0]))
     engaged = np.flatnonzero((world.arrived_us >= 0) & (world.arrived_us < end_us))
-    join = join_of(goal, settings or Settings(), waits_us)
     with duckdb.connect(":memory:") as connection:
         _declare(connection, world, engaged, goal)
-        for table in TABLES:
-            if table.name != "examples.label_states":
-                replace_goal(connection, table, join, start_us, end_us)
-        labelled = rows_of(
-            connection,
-            "SELECT CAST(impression_id AS BIGINT) AS anchor, matured_us, label, arrived_us "
-            "FROM examples.labelled_impressions",
+        join_in_memory(
+            connection, join_of(goal, settings or Settings(), waits_us), start_us, end_us
         )
-        emitted = rows_of(
-            connection,
-            "SELECT CAST(impression_id AS BIGINT) AS anchor, kind, wait_us, anchor_us, "
-            "serving_us, arrived_us, emit_us, weight FROM examples.training_examples "
-            "ORDER BY emit_us, anchor, kind, wait_us",
+        places = pa.table(
+            {"impression_id": np.arange(count).astype(str), "place": np.arange(count)}
         )
-    places = labelled.column("anchor").to_numpy()
-    matured_us, arrived_us = np.full(count, UNKNOWN), np.full(count, UNKNOWN)
-    labels = np.full(count, UNKNOWN, dtype=np.int8)
-    matured_us[places] = labelled.column("matured_us").to_numpy()
-    labels[places] = labelled.column("label").to_numpy()
-    arrived_us[places] = labelled.column("arrived_us").fill_null(UNKNOWN).to_numpy()
+        joined = joined_rows(connection, goal, places)
     return LateStream(
         goal=goal,
         slots=world.slots,
         slot_bits=world.slot_bits,
         served_us=world.served_us,
         anchor_us=world.served_us,
-        matured_us=matured_us,
-        labels=labels,
-        arrived_us=arrived_us,
         groups=world.groups,
         ad_age_us=ages_of(world.ads, world.served_us),
         draws=uniform(0, np.arange(count, dtype=np.uint64), "late streams"),
-        emitted=EmittedRows.of(emitted),
-        emit_us=emitted.column("emit_us").to_numpy(),
-        anchor=emitted.column("anchor").to_numpy(),
-        weights=emitted.column("weight").to_numpy(),
         end_us=end_us,
+        **joined,
+    )
+
+
+class JoinedRows(TypedDict):
+    """What the label join says of a goal's anchors: fields of :class:`LateStream`."""
+
+    matured_us: np.ndarray
+    labels: np.ndarray
+    arrived_us: np.ndarray
+    emitted: EmittedRows
+    emit_us: np.ndarray
+    anchor: np.ndarray
+    weights: np.ndarray
+
+
+def declare_examples(connection: duckdb.DuckDBPyConnection) -> None:
+    """Create the tables that the label join writes, in memory."""
+    connection.execute("CREATE SCHEMA examples")
+    for table in TABLES:
+        columns = ", ".join(f'"{column.name}" {column.type}' for column in table.columns)
+        connection.execute(f"CREATE TABLE {table.name} ({columns})")
+
+
+def join_in_memory(
+    connection: duckdb.DuckDBPyConnection, join: GoalJoin, start_us: int, end_us: int
+) -> None:
+    """Fill the tables of examples but the states of labels, which no learner is shown."""
+    for table in TABLES:
+        if table is not LABEL_STATES:
+            replace_goal(connection, table, join, start_us, end_us)
+
+
+def joined_rows(connection: duckdb.DuckDBPyConnection, goal: Goal, places: pa.Table) -> JoinedRows:
+    """Return what the tables of examples in memory say of a goal.
+
+    Parameters
+    ----------
+    connection : DuckDBPyConnection
+    goal : Goal
+    places : pyarrow.Table
+        ``impression_id`` and ``place`` of n anchors, places 0 to n - 1.
+    """
+    connection.register("places", places)
+    parameters = {"goal": goal.name}
+    labelled = rows_of(connection, select("monitoring.placed_labels"), parameters)
+    emitted = rows_of(connection, select("monitoring.placed_examples"), parameters)
+    connection.unregister("places")
+    count = places.num_rows
+    rows, anchor = EmittedRows.of(emitted), emitted.column("place").to_numpy()
+    came = rows.arrived_us >= 0
+    arrived_us = np.full(count, NEVER)
+    np.minimum.at(arrived_us, anchor[came], rows.arrived_us[came])
+    arrived_us[arrived_us == NEVER] = UNKNOWN
+    matured_us, labels = np.full(count, UNKNOWN), np.full(count, UNKNOWN, dtype=np.int8)
+    matured = labelled.column("place").to_numpy()
+    matured_us[matured] = labelled.column("matured_us").to_numpy()
+    labels[matured] = labelled.column("label").to_numpy()
+    arrived_us[matured] = labelled.column("arrived_us").fill_null(UNKNOWN).to_numpy()
+    return JoinedRows(
+        matured_us=matured_us,
+        labels=labels,
+        arrived_us=arrived_us,
+        emitted=rows,
+        emit_us=emitted.column("emit_us").to_numpy(),
+        anchor=anchor,
+        weights=emitted.column("weight").to_numpy(),
     )
 
 
@@ -248,7 +297,7 @@ def _declare(
         }
     )
     engagements = pa.table({"place": engaged, "at_us": world.arrived_us[engaged]})
-    connection.execute("CREATE SCHEMA events; CREATE SCHEMA examples")
+    connection.execute("CREATE SCHEMA events")
     connection.register("made_impressions", impressions)
     connection.register("made_engagements", engagements)
     connection.execute(
@@ -266,6 +315,4 @@ def _declare(
     connection.execute(
         "CREATE TABLE events.retractions (engagement_event_id VARCHAR, received_us BIGINT)"
     )
-    for table in TABLES:
-        columns = ", ".join(f'"{column.name}" {column.type}' for column in table.columns)
-        connection.execute(f"CREATE TABLE {table.name} ({columns})")
+    declare_examples(connection)
