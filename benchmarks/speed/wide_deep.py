@@ -102,7 +102,7 @@ class InTorch:
 
     def __init__(self, ours: WideDeep) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  (no dependency of ours)
 
         torch.set_num_threads(THREADS)
         self.torch = torch
