@@ -130,6 +130,24 @@ def _parser() -> argparse.ArgumentParser:
     conversions.add_argument("--output", type=Path, required=True, help="folder to write into")
     conversions.set_defaults(run=_simulate_conversions)
 
+    published = commands.add_parser(
+        "published-protocol", help="run a published protocol of late labels on its public log"
+    )
+    _describe_dataset(published)
+    published.add_argument("--arms", nargs="+", default=(), help="some of the protocol's arms only")
+    published.add_argument("--seeds", type=int, default=1, help="how many (else 1)")
+    published.add_argument("--family", choices=("linear", "deep"), default="linear")
+    published.add_argument("--share", type=float, default=1.0, help="of the clicks, by hash")
+    published.add_argument("--window", help="hours that methods wait (else as published)")
+    published.add_argument(
+        "--net", action="store_true", help="a conversion that is taken back counts as none"
+    )
+    published.add_argument(
+        "--defect", action="append", default=[], help="reproduce a defect of public code; repeat"
+    )
+    published.add_argument("--defects", action="store_true", help="list the defects and stop")
+    published.set_defaults(run=_published_protocol)
+
     drive = commands.add_parser("drive", help="serve a simulated day through serving/current")
     drive.add_argument("--day", type=int, required=True, help="which day, from 0")
     _describe_market(drive)
@@ -316,6 +334,26 @@ def _simulate_conversions(chosen: argparse.Namespace) -> None:
         f"{len(log.files)} files of {chosen.output}, in {seconds:.1f} s"
     )
     _say(f"dataset file {log.dataset_file}; the truth, which nothing else reads, {log.truth}")
+
+
+def _published_protocol(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.monitoring.late_labels.published import DEFECTS, defects_named
+    from ad_pipeline.monitoring.late_labels.published_run import Asked, run_published
+
+    if chosen.defects:
+        for defect, says in DEFECTS.items():
+            _say(f"{defect}: {says}")
+        return
+    asked = Asked(
+        arms=tuple(chosen.arms),
+        seeds=chosen.seeds,
+        family=chosen.family,
+        share=chosen.share,
+        window=chosen.window,
+        net=chosen.net,
+        defects=defects_named(chosen.defect),
+    )
+    run_published(_deployment(chosen), asked, _say)
 
 
 def _drive(chosen: argparse.Namespace) -> None:
