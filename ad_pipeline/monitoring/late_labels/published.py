@@ -68,6 +68,7 @@ from ad_pipeline.monitoring.late_labels.prequential import (
 from ad_pipeline.monitoring.late_labels.published_log import LoggedClicks, encode_clicks
 from ad_pipeline.monitoring.late_labels.runs import Bench, KeptRuns, Say, identity
 from ad_pipeline.monitoring.late_labels.stream import (
+    ALL_STRATEGIES,
     UNKNOWN,
     LateStream,
     WorldRows,
@@ -401,9 +402,7 @@ def published_replay(
         protocol.block_us,
         kept_share=kept_share,
         delays=DelaySettings(refit_every_hours=HOURS_OF_ALL, lookback_hours=HOURS_OF_ALL),
-        final_after_us=min(half_us, stream.horizon_us)
-        if protocol.beginning == "censored"
-        else None,
+        final_after_us=final_us,
     )
 
 
@@ -682,5 +681,6 @@ def _span_us(dataset: Dataset) -> int:
 
 def _strategies(arms: Sequence[Arm]) -> list[StrategyName]:
     """Return the strategies whose rows some arms are shown, and one in any case."""
-    shown = {arm.objective.shown for arm in arms if arm.role == "learner"}
-    return sorted(shown | {"windowed"})
+    shown: set[StrategyName] = {"windowed"}
+    shown |= {arm.objective.shown for arm in arms if arm.role == "learner"}
+    return [name for name in ALL_STRATEGIES if name in shown]
