@@ -169,6 +169,21 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--goal", help="one goal only (else all)")
     explain.set_defaults(run=_explain)
 
+    benchmark = commands.add_parser(
+        "delay-benchmark", help="replay every way of learning from late labels, and compare them"
+    )
+    _describe_dataset(benchmark)
+    benchmark.add_argument("--goal", action="append", default=[], help="else every goal")
+    benchmark.add_argument(
+        "--family", action="append", choices=("linear", "deep"), help="else both"
+    )
+    benchmark.add_argument("--arm", action="append", default=[], help="else every arm")
+    benchmark.add_argument("--seeds", type=int, help="else as the settings say")
+    benchmark.add_argument("--anchors", type=int, help="sampled (else as the settings say)")
+    benchmark.add_argument("--full", action="store_true", help="all anchors, ten seeds")
+    benchmark.add_argument("--fresh", action="store_true", help="run anew what is kept")
+    benchmark.set_defaults(run=_delay_benchmark)
+
     prune = commands.add_parser(
         "prune", help="remove checkpoints that settings.checkpoints does not keep"
     )
@@ -401,6 +416,37 @@ def _served_bundle() -> Path:
     if pointer is None:
         raise NothingServed(f"{deployment.dataset.name} serves nothing yet; name a --bundle")
     return deployment.bundles / "objects" / pointer.digest
+
+
+def _delay_benchmark(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.monitoring.late_labels.benchmark import (
+        FAMILIES,
+        Asked,
+        picture_file,
+        record_benchmark,
+    )
+    from ad_pipeline.monitoring.late_labels.benchmark_plots import arms_lines
+    from ad_pipeline.warehouse import Warehouse
+
+    deployment = _deployment(chosen)
+    asked = Asked(
+        goals=tuple(chosen.goal),
+        families=tuple(chosen.family or FAMILIES),
+        arms=tuple(chosen.arm),
+        seeds=chosen.seeds,
+        anchors=chosen.anchors,
+        full=chosen.full,
+        fresh=chosen.fresh,
+    )
+    measured, _ = record_benchmark(Warehouse(deployment.warehouse), deployment, asked, _say)
+    for name, found in measured.items():
+        for family, each in found.families.items():
+            _say(f"\n{name}, {family}: {found.described}")
+            for line in arms_lines(each.figures):
+                _say(line)
+            for leak in each.leaks:
+                _say(f"  a leak: {leak.arm} beats the oracle by {-leak.value:.2%} of its log loss")
+        _say(f"  the picture: {picture_file(deployment, name)}")
 
 
 def _prune(_: argparse.Namespace) -> None:

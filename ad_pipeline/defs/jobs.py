@@ -6,9 +6,12 @@ in ``automation.py`` and ``sensors.py``.
 
 import dagster as dg
 
+BENCHMARK = dg.AssetSelection.assets(["monitoring", "delay_benchmark"])
+"""Replays the log some hundred times: half an hour, and nothing in the path waits for it."""
+
 main = dg.define_asset_job(
     "main",
-    selection=dg.AssetSelection.all(),
+    selection=dg.AssetSelection.all() - BENCHMARK,
     description=(
         "Run the whole path for a range of log hours: events, labels, learners, ensemble, drift, "
         "parity, bundle, promotion. Start it from the Partitions tab with any range."
@@ -52,5 +55,14 @@ retrain = dg.define_asset_job(
     description=(
         "Train LightGBM anew in one log hour and record why. The drift sensor starts it; the "
         "ensemble, the bundle and its checks follow by automation."
+    ),
+)
+
+delay_benchmark = dg.define_asset_job(
+    "delay_benchmark",
+    selection=BENCHMARK,
+    description=(
+        "Replay every way of learning from late labels on a sample of the log, for up to half an "
+        "hour, and compare them on matured labels. Killed, it goes on where it was."
     ),
 )

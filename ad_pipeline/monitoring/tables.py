@@ -1,4 +1,4 @@
-"""The tables of this room: drift verdicts, production parity, candidate replay.
+"""The tables of this room: drift verdicts, parity, candidate replay, benchmark of late labels.
 
 Only definitions, and how a result becomes rows; what is compared is in
 :mod:`ad_pipeline.monitoring.drift` and :mod:`ad_pipeline.monitoring.parity`.
@@ -86,7 +86,38 @@ CANDIDATE_REPLAY = Table(
     ),
 )
 
-TABLES = (DRIFT, PRODUCTION_PARITY, CANDIDATE_REPLAY)
+DELAY_BENCHMARK = Table(
+    name="monitoring.delay_benchmark",
+    columns=(
+        Column("goal", "VARCHAR", "Goal of the dataset."),
+        Column("family", "VARCHAR", "linear (FTRL) or deep (wide & deep)."),
+        Column("arm", "VARCHAR", "Way of learning."),
+        Column("slice_of", "VARCHAR", "What the anchors are sliced by; '' for all of them."),
+        Column("part", "VARCHAR", "Which slice; '' for all anchors."),
+        Column("metric", "VARCHAR", "Measure on matured labels."),
+        Column("value", "DOUBLE", "Mean over the seeds."),
+        Column("low", "DOUBLE", "Lower end of the paired block bootstrap's interval."),
+        Column("high", "DOUBLE", "Upper end; 95 %, and 99.9 % against the oracle."),
+        Column("rows", "BIGINT", "Anchors that it is measured on, the same for every arm."),
+        Column("positives", "BIGINT", "Of them."),
+        Column("seeds", "BIGINT", "Runs that it is the mean of."),
+        Column("rate", "DOUBLE", "Factor on the family's learning rates, chosen before the split."),
+        Column("beginning", "VARCHAR", "matured or censored: what the checkpoint had learnt."),
+        Column("split_us", "BIGINT", "Where the stream begins."),
+        Column("end_us", "BIGINT", "End of the log that was replayed."),
+        Column("runs", "VARCHAR", "Digest of all that the runs follow from."),
+    ),
+    key=("goal", "family", "arm", "slice_of", "part", "metric"),
+    clock=None,
+    description=(
+        "What every way of learning from late labels would have done on this log: scored before "
+        "anything of an anchor is learnt, judged by matured labels, all arms from one checkpoint "
+        "and by the same anchors. One row per goal, family, arm, slice and measure; only the "
+        "newest benchmark of a goal is kept."
+    ),
+)
+
+TABLES = (DRIFT, PRODUCTION_PARITY, CANDIDATE_REPLAY, DELAY_BENCHMARK)
 
 
 def drift_rows(

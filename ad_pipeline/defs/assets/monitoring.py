@@ -1,6 +1,7 @@
-"""What watches the pipeline: drift of the inputs, candidate replay, parity of what was served."""
+"""What watches the pipeline: drift, candidate replay, parity of what was served, late labels."""
 
 import dagster as dg
+from pydantic import Field
 
 from ad_pipeline.clocks import hours_between, timestamp
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
@@ -11,10 +12,24 @@ from ad_pipeline.defs.partitions import SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, picture, rounded, short, table, whole
 from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.late_labels.benchmark import (
+    FAMILIES,
+    Asked,
+    Family,
+    GoalMeasured,
+    picture_file,
+    record_benchmark,
+)
+from ad_pipeline.monitoring.late_labels.benchmark_plots import PRINTED, figures_of
 from ad_pipeline.monitoring.plots import finding
 from ad_pipeline.monitoring.production_parity import record_parity
 from ad_pipeline.monitoring.replay import record_replay
-from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, DRIFT, PRODUCTION_PARITY
+from ad_pipeline.monitoring.tables import (
+    CANDIDATE_REPLAY,
+    DELAY_BENCHMARK,
+    DRIFT,
+    PRODUCTION_PARITY,
+)
 
 
 @dg.multi_asset(
@@ -134,6 +149,78 @@ def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentR
         else "production parity: no decisions yet"
     )
     return dg.MaterializeResult()
+
+
+class DelayBenchmark(dg.Config):
+    """How much of the benchmark to run; the default takes less than half an hour on two cores."""
+
+    goals: list[str] = Field(default_factory=list, description="Empty: every goal.")
+    families: list[Family] = Field(
+        default=list(FAMILIES), description="linear (FTRL), deep (wide & deep)."
+    )
+    arms: list[str] = Field(default_factory=list, description="Empty: every arm.")
+    seeds: int | None = Field(default=None, description="None: settings.delay_benchmark.seeds.")
+    anchors: int | None = Field(default=None, description="None: as the settings say.")
+    full: bool = Field(default=False, description="All anchors, ten seeds.")
+    fresh: bool = Field(default=False, description="Run anew what is kept of earlier runs.")
+
+
+@dg.multi_asset(
+    name="delay_benchmark",
+    specs=[
+        table_spec(
+            DELAY_BENCHMARK,
+            deps=[["examples", "labelled_impressions"], ["events", "impressions"]],
+            kinds={"numba"},
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def delay_benchmark(
+    context: dg.AssetExecutionContext, config: DelayBenchmark, deployment: DeploymentResource
+):
+    """Replay every way of learning from late labels on a sample of the log, and compare them."""
+    asked = Asked(
+        goals=tuple(config.goals),
+        families=tuple(config.families),
+        arms=tuple(config.arms),
+        seeds=config.seeds,
+        anchors=config.anchors,
+        full=config.full,
+        fresh=config.fresh,
+    )
+    paths = deployment.paths
+    measured, left_out = record_benchmark(deployment.warehouse, paths, asked, context.log.info)
+    metadata: dict[str, dg.MetadataValue | str | float] = {}
+    for name, found in measured.items():
+        metadata |= {
+            label("picture", name): picture(found.picture),
+            label("best arms", name): _best_arms(found),
+            label("the picture as a file", name): dg.MetadataValue.path(
+                str(picture_file(paths, name))
+            ),
+        }
+        for family, each in found.families.items():
+            metadata |= {
+                label("log loss", name, family, arm): rounded(figure.value)
+                for arm, figure in figures_of(each.figures, "log_loss").items()
+            }
+    metadata |= {label("left out", name): why for name, why in left_out.items()}
+    return dg.MaterializeResult(metadata=metadata)
+
+
+def _best_arms(found: GoalMeasured) -> dg.MarkdownMetadataValue:
+    """Return every family's arms, the best first, as a table."""
+    rows = []
+    for family, each in found.families.items():
+        columns = [figures_of(each.figures, metric) for metric, _, _ in PRINTED]
+        for arm in sorted(columns[0], key=lambda name: columns[0][name].value):
+            cells = [
+                shape.format(column[arm].value) if arm in column else "-"
+                for column, (_, _, shape) in zip(columns, PRINTED, strict=True)
+            ]
+            rows.append((family, arm, *cells))
+    return table(("family", "arm", *(heading for _, heading, _ in PRINTED)), rows)
 
 
 def _shown(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Checks of parity and drift: two parities, never one for the other."""
+"""Checks of parity, drift and late labels: two parities, never one for the other."""
 
 import dagster as dg
 
@@ -11,6 +11,7 @@ from ad_pipeline.serving.candidate import CANDIDATE
 REPLAYED = ["monitoring", "candidate_replay"]
 PARITY = ["monitoring", "production_parity"]
 DRIFTED = ["monitoring", "drift"]
+BENCHMARK = ["monitoring", "delay_benchmark"]
 
 
 @dg.multi_asset_check(
@@ -133,4 +134,38 @@ def inputs_have_not_drifted(deployment: DeploymentResource) -> dg.AssetCheckResu
         else "no watched column has drifted",
         warns=True,
         **{"columns drifted": len(rows)},
+    )
+
+
+@dg.asset_check(
+    asset=BENCHMARK,
+    name="no_arm_beats_the_oracle",
+    description=(
+        "No way of learning that could be deployed is better than one that is told every final "
+        "label at once: where one is, beyond noise, it has seen what it should not."
+    ),
+)
+def no_arm_beats_the_oracle(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Read the newest benchmark of every goal; one that measured nothing has not passed."""
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT goal, family, arm, value, high FROM monitoring.delay_benchmark "
+            "WHERE metric = 'log_loss_against_oracle' ORDER BY value"
+        ).fetchall()
+    beating = [row for row in rows if row[4] is not None and row[4] < 0]
+    return found(
+        "no_arm_beats_the_oracle",
+        BENCHMARK,
+        bool(rows) and not beating,
+        "a leak: "
+        + ", ".join(
+            f"{goal}, {family}: {arm} {value:+.2%} (at most {high:+.2%}) log loss"
+            for goal, family, arm, value, high in beating
+        )
+        if beating
+        else f"{len(rows)} arms compared with their oracle"
+        if rows
+        else "nothing was measured yet",
+        warns=not beating,
+        compared=len(rows),
     )

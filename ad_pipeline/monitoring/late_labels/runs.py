@@ -213,18 +213,24 @@ class Bench:
         learning = [arm for arm in arms if arm.learns]
         if not left or not learning:
             return 0.0
-        learn, score = _speeds(self.stream, self.learners, learning)
         rows = {arm.name: len(shown_from(self.stream, self.replay, arm)) for arm in learning}
+        blocks = max((self.stream.end_us - self.replay.split_us) // self.replay.block_us, 1)
+        usual = int(np.median(list(rows.values()))) // blocks
+        speeds = _speeds(self.stream, self.learners, learning, max(usual, 1))
         judged = len(judged_anchors(self.stream, self.replay))
         before = len(known_at_split(self.stream, self.replay)[0])
-        seconds = sum(rows.get(arm.name, 0) * learn + judged * score for arm, _ in left)
-        seconds += len({seed for _, seed in left}) * before * learn
-        tuning = tuning_replay(self.stream, self.replay)
+        seconds = sum(
+            rows.get(arm.name, 0) * speeds.learn + judged * speeds.score for arm, _ in left
+        )
+        seconds += len({seed for _, seed in left}) * before * speeds.learn
         untried = [arm for arm in learning if arm.name not in self.kept.rates(self.learners.name)]
+        seconds += speeds.begin * len(left) / len(arms)
+        tuning = tuning_replay(self.stream, self.replay)
         if tuning is not None:
             span_us = self.replay.split_us - tuning.split_us
             share = span_us / (self.stream.end_us - self.replay.split_us)
-            seconds += len(RATES) * share * learn * sum(rows[arm.name] for arm in untried)
+            learnt = share * sum(rows[arm.name] for arm in untried)
+            seconds += len(RATES) * (learnt * speeds.learn + len(untried) * speeds.begin)
         return seconds
 
     def _runs(
@@ -303,19 +309,33 @@ def identity(stream: LateStream, replay: Replay, learners: Learners) -> str:
     return found.hexdigest()[:16]
 
 
-def _speeds(stream: LateStream, learners: Learners, arms: Sequence[Arm]) -> tuple[float, float]:
-    """Return seconds to learn and to score a row of one arm, after what compiles has compiled."""
+@dataclass(frozen=True)
+class _Speeds:
+    """Seconds to begin an arm (what compiles, compiles), to learn a row of it, and to score one."""
+
+    begin: float
+    learn: float
+    score: float
+
+
+def _speeds(stream: LateStream, learners: Learners, arms: Sequence[Arm], at_once: int) -> _Speeds:
+    """Time some thousand rows, learnt so many at once as a block of the stream has."""
     rows = stream.slots[:_PROBED_ROWS]
     labels = (np.arange(len(rows)) % 7 == 0).astype(np.float64)
     ones, told = np.ones(len(rows)), np.zeros((len(rows), kernel.N_OUTCOMES))
     together = list(arms[: learners.side_by_side])
+    began = time.perf_counter()
     learner = learners.continued(learners.fresh(0), together, 0)
     learner.learn(rows, labels, ones, told)
     learner.logits(rows)
-    began = time.perf_counter()
-    learner.learn(rows, labels, ones, told)
+    begun = time.perf_counter()
+    for first in range(0, len(rows), at_once):
+        block = slice(first, first + at_once)
+        learner.learn(rows[block], labels[block], ones[block], told[block])
     learnt = time.perf_counter()
     learner.logits(rows)
     scored = time.perf_counter()
     each = max(len(rows) * len(together), 1)
-    return (learnt - began) / each, (scored - learnt) / each
+    return _Speeds(
+        (begun - began) / len(together), (learnt - begun) / each, (scored - learnt) / each
+    )
