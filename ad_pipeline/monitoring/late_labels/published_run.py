@@ -35,11 +35,21 @@ from ad_pipeline.monitoring.late_labels.published_figures import (
 from ad_pipeline.monitoring.late_labels.published_log import read_clicks
 from ad_pipeline.monitoring.late_labels.runs import Say
 
+CLICKS_A_SECOND = 25_000
+"""Of one goal, that the label join takes on two slow cores (100,000 to 1,000,000 clicks); said
+beforehand."""
+
 FOLDER = "published_protocol"
 """Of kept runs, under a deployment's home."""
 
 KEPT_SHARE = 0.9
 """Of the clicks that each of several seeds learns: linear learners draw nothing else."""
+
+
+NET = (
+    "net labels: no arm unlearns a conversion that is taken back after it was shown, so streams "
+    "teach gross conversions; compare ranks (AUC) and not log losses"
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,9 @@ def run_published(deployment: Deployment, asked: Asked, say: Say) -> dict[str, F
     )
     for defect in sorted(asked.defects):
         say(f"with defect {defect}")
+    if asked.net:
+        say(NET)
+    say(f"joining labels takes about {len(clicks) / CLICKS_A_SECOND / 60:.1f} min")
     stream = published_stream(
         clicks, dataset, protocol, goal, arms, asked.bits, net=asked.net, defects=asked.defects
     )
