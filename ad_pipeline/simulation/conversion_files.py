@@ -86,14 +86,15 @@ class LogWriter:
         else:
             rows, name = cascade_rows(clicks), f"day-{len(self.files):02}.txt"
             self._close()
-        if self._writer is None:
-            self._writer = pyarrow.csv.CSVWriter(
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = pyarrow.csv.CSVWriter(
                 str(self._drafts / name),
                 rows.schema,
                 write_options=pyarrow.csv.WriteOptions(**_OPTIONS),
             )
             self.files += (self.folder / name,)
-        self._writer.write_table(rows)
+        writer.write_table(rows)
 
     def __exit__(
         self,
@@ -266,7 +267,7 @@ def _times(at_s: np.ndarray) -> pa.Array:
     empty_list = fixed_width_column(
         np.tile(np.frombuffer(b"[]", dtype=np.uint8), (count, 1)), np.arange(count) % 2 == 1
     )
-    return pc.coalesce(texts, empty_list)
+    return pc.call_function("coalesce", [texts, empty_list])
 
 
 def _listed(

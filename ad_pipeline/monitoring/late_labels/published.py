@@ -665,7 +665,7 @@ def _split_us(protocol: Protocol, dataset: Dataset) -> int:
     return dataset.start_us + hour_of(int(protocol.split_share * _span_us(dataset)))
 
 
-def tested_until_us(protocol: Protocol, dataset: Dataset) -> int:
+def end_of_tests_us(protocol: Protocol, dataset: Dataset) -> int:
     """Return when the tests of a protocol end, microseconds."""
     return dataset.start_us + int(protocol.tested_until_share * _span_us(dataset))
 

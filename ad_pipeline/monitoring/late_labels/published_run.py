@@ -17,13 +17,13 @@ from ad_pipeline.monitoring.late_labels.published import (
     Reproduction,
     UnknownChoice,
     emitted_ahead,
+    end_of_tests_us,
     goal_of,
     protocol_arms,
     protocol_of,
     published_learners,
     published_replay,
     published_stream,
-    tested_until_us,
     window_us,
 )
 from ad_pipeline.monitoring.late_labels.published_figures import (
@@ -138,7 +138,7 @@ def run_published(deployment: Deployment, asked: Asked, say: Say) -> dict[str, F
         ),
         learners=published_learners(asked.family, stream, asked.defects),
         folder=deployment.home / FOLDER,
-        tested_until_us=tested_until_us(protocol, dataset),
+        tested_until_us=end_of_tests_us(protocol, dataset),
         defects=asked.defects,
     )
     _say_what_is_tested(reproduction, say)
