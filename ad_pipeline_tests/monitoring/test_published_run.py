@@ -24,10 +24,13 @@ from ad_pipeline.simulation.conversions import simulate_conversions
 
 
 def deployed(
-    folder: Path, log_format: LogFormat = "criteo", recorded_days: float | None = None
+    folder: Path,
+    log_format: LogFormat = "criteo",
+    recorded_days: float | None = None,
+    days: int = 10,
 ) -> Deployment:
     """A small log in a published format."""
-    spec = replace(spec_like(log_format), rows=5_000, days=10, recorded_days=recorded_days)
+    spec = replace(spec_like(log_format), rows=5_000, days=days, recorded_days=recorded_days)
     log = simulate_conversions(spec, log_format, folder)
     return Deployment(load_dataset(log.dataset_file), folder / "home")
 
@@ -109,7 +112,7 @@ def test_the_oracle_is_the_best_and_every_arm_is_better_than_chance(tmp_path: Pa
 
 
 def test_net_labels_are_another_task_and_say_what_no_arm_does(tmp_path: Path) -> None:
-    deployment = deployed(tmp_path, "cascade")
+    deployment = deployed(tmp_path, "cascade", days=25)
     said: list[str] = []
     gross = run_published(deployment, Asked(arms=("es_dfm",)), said.append)
     net = run_published(deployment, Asked(arms=("es_dfm",), net=True), said.append)

@@ -672,7 +672,7 @@ def end_of_tests_us(protocol: Protocol, dataset: Dataset) -> int:
 
 def _span_us(dataset: Dataset) -> int:
     if dataset.end_us is None:
-        raise ValueError(
+        raise LookupError(
             f"{dataset.path} names no end of its clicks, of which the protocol takes shares: "
             "write 'end:'"
         )

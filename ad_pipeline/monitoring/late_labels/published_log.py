@@ -87,7 +87,9 @@ def read_clicks(deployment: Deployment, goal: Goal, share: float = 1.0) -> Logge
     FileNotFoundError
         If there are no files of clicks.
     ValueError
-        If the share is none, or no click is left.
+        If the share is none.
+    LookupError
+        If no click is left.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}: write one above 0 and up to 1")
@@ -102,7 +104,7 @@ def read_clicks(deployment: Deployment, goal: Goal, share: float = 1.0) -> Logge
         }
         rows = rows_of(connection, select("monitoring.published_clicks"), parameters)
     if not rows.num_rows:
-        raise ValueError(
+        raise LookupError(
             f"no click of {dataset.name} is left of {refused:,} rows refused and a share of "
             f"{share}; `ad_pipeline check {dataset.path}` says what is wrong with the rows"
         )
