@@ -90,14 +90,19 @@ def test_one_command_runs_the_protocol_and_goes_on_where_it_was(
     rows = [line for line in first if line.startswith("| es_dfm")]
     assert "| 0.8402 | 0.6393 | 0.3924 |" in rows[0]
 
-    kept = sorted((tmp_path / "homes").rglob("*.npz"))
-    assert len(kept) == 3
-    kept[0].unlink()
+    (kept,) = (tmp_path / "homes").rglob("*es_dfm*.npz")
+    assert len(list(kept.parent.glob("*.npz"))) == 3
+    kept.unlink()
     assert main(command) == 0
     second = capsys.readouterr().out.splitlines()
     assert any("2 runs are kept, 1 are left" in line for line in second)
     assert not any(line.startswith("2/") for line in second)
     assert [line for line in second if line.startswith("| es_dfm")] == rows
+
+    assert main([*command, "fsiw"]) == 0
+    third = capsys.readouterr().out.splitlines()
+    assert any("3 runs are kept, 1 are left" in line for line in third)
+    assert [line for line in third if line.startswith("| es_dfm")] == rows
 
 
 def test_the_oracle_is_the_best_and_every_arm_is_better_than_chance(tmp_path: Path) -> None:

@@ -334,7 +334,8 @@ def published_stream(
     goal : Goal
         From :func:`goal_of`.
     arms : sequence of Arm
-        Whose rows are emitted.
+        Whose rows are emitted, beside those of all arms of the protocol: so a stream is the same
+        one, and runs on it are found again, whichever of them are asked for.
     bits : int
         2^bits slots.
     net : bool
@@ -348,6 +349,7 @@ def published_stream(
     last_us = clicks.recorded_us
     if Defect.CENSORED_LABELS_JUDGED in defects:
         last_us = max(last_us, int(clicks.served_us[-1]) + goal.window_us + goal.lateness_us)
+    arms = [*protocol_arms(protocol, goal, (), defects), *arms]
     world = WorldRows(
         slots=encode_clicks(clicks, dataset, fitted, bits),
         slot_bits=bits,
@@ -568,6 +570,14 @@ class Reproduction:
         kept = KeptRuns(self.folder / of_stream / said)
         return Bench(self.stream, self.replay, self.learners, kept)
 
+    @cached_property
+    def outcomes(self) -> np.ndarray:
+        """What every emitted row tells beside its label, float64 (m, N_OUTCOMES)."""
+        outcomes = told_outcomes(self.stream, self.replay)
+        if Defect.PRE_TRAINED_ON_EVENTUAL_LABELS in self.defects:
+            return eventual_outcomes(self.stream, self.replay, outcomes)
+        return outcomes
+
     def run(self, arms: Sequence[Arm], seeds: Sequence[int], say: Say) -> None:
         """Run what is not kept, seed by seed, and keep each run as it comes.
 
@@ -582,7 +592,7 @@ class Reproduction:
         if not left:
             return
         rates = self.bench.chosen_rates(arms)
-        outcomes = self._outcomes()
+        outcomes = self.outcomes
         started, done = time.monotonic(), 0
         for seed in seeds:
             asked = [
@@ -619,12 +629,6 @@ class Reproduction:
         served_us = self.stream.served_us[judged]
         first_us = self.replay.split_us + self.protocol.block_us
         return (served_us >= first_us) & (served_us < self.tested_until_us)
-
-    def _outcomes(self) -> np.ndarray:
-        outcomes = told_outcomes(self.stream, self.replay)
-        if Defect.PRE_TRAINED_ON_EVENTUAL_LABELS in self.defects:
-            return eventual_outcomes(self.stream, self.replay, outcomes)
-        return outcomes
 
     def _runs(
         self, arms: Sequence[Arm], seed: int, outcomes: np.ndarray

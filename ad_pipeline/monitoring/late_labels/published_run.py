@@ -126,7 +126,8 @@ def run_published(deployment: Deployment, asked: Asked, say: Say) -> dict[str, F
         say(f"with defect {defect}")
     if asked.net:
         say(NET)
-    say(f"joining labels takes about {len(clicks) / CLICKS_A_SECOND / 60:.1f} min")
+    minutes = len(clicks) / CLICKS_A_SECOND / 60
+    say(f"joining labels and fitting models of delay takes about {minutes:.1f} min")
     stream = published_stream(
         clicks, dataset, protocol, goal, arms, asked.bits, net=asked.net, defects=asked.defects
     )
@@ -144,6 +145,10 @@ def run_published(deployment: Deployment, asked: Asked, say: Say) -> dict[str, F
     _say_what_is_tested(reproduction, say)
     seeds = range(asked.seeds)
     left = reproduction.bench.missing(arms, seeds)
+    if left:
+        say(
+            f"{len(reproduction.outcomes):,} rows were emitted"
+        )  # by now models of delay are fitted
     minutes = reproduction.bench.seconds(arms, seeds) / 60
     say(
         f"{len(arms) * len(seeds) - len(left)} runs are kept, {len(left)} are left; they take "
