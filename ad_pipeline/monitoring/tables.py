@@ -117,7 +117,28 @@ DELAY_BENCHMARK = Table(
     ),
 )
 
-TABLES = (DRIFT, PRODUCTION_PARITY, CANDIDATE_REPLAY, DELAY_BENCHMARK)
+DELAY_CALIBRATION = Table(
+    name="monitoring.delay_calibration",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour in which the labels matured."),
+        Column("goal", "VARCHAR", "Goal of the dataset."),
+        Column("model", "VARCHAR", "lateness, real_negative or hazard."),
+        Column("part", "VARCHAR", "Of the hazard: which part of the delays; else ''."),
+        Column("rows", "BIGINT", "Anchors that the model speaks of: positives, or negatives."),
+        Column("predicted", "DOUBLE", "Events expected: late positives, false negatives, labels."),
+        Column("observed", "DOUBLE", "Events met."),
+    ),
+    key=("hour_us", "goal", "model", "part"),
+    clock="hour_us",
+    description=(
+        "What the models of delay in force said, against the labels that matured next. One row per "
+        "log hour, goal, model and part: how many positives come after the observation window, how "
+        "many observed negatives turn positive, and how many labels come within a quarter, a half "
+        "and three quarters of the delays. No model was fitted to the labels it is judged by."
+    ),
+)
+
+TABLES = (DRIFT, PRODUCTION_PARITY, CANDIDATE_REPLAY, DELAY_CALIBRATION, DELAY_BENCHMARK)
 
 
 def drift_rows(

@@ -6,11 +6,12 @@ from pydantic import Field
 from ad_pipeline.clocks import hours_between, timestamp
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
 from ad_pipeline.defs.automation import refresh_after_upstream
-from ad_pipeline.defs.hourly_metadata import describe_hour
+from ad_pipeline.defs.hourly_metadata import describe_hour, rows_by_hour
 from ad_pipeline.defs.lineage import table_spec
-from ad_pipeline.defs.partitions import SAME_HOUR, SINGLE_RUN, hours
+from ad_pipeline.defs.partitions import HORIZON, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, picture, rounded, short, table, whole
+from ad_pipeline.monitoring.delay_calibration import record_calibration
 from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
 from ad_pipeline.monitoring.late_labels.benchmark import (
     FAMILIES,
@@ -27,6 +28,7 @@ from ad_pipeline.monitoring.replay import record_replay
 from ad_pipeline.monitoring.tables import (
     CANDIDATE_REPLAY,
     DELAY_BENCHMARK,
+    DELAY_CALIBRATION,
     DRIFT,
     PRODUCTION_PARITY,
 )
@@ -148,6 +150,33 @@ def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentR
         if decisions
         else "production parity: no decisions yet"
     )
+    return dg.MaterializeResult()
+
+
+@dg.multi_asset(
+    name="delay_calibration",
+    specs=[
+        table_spec(
+            DELAY_CALIBRATION,
+            deps=[
+                dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["examples", "label_delays"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["learners", "delay_models"], partition_mapping=PREVIOUS_HOUR),
+                dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON),
+            ],
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def delay_calibration(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Hold what the models of delay said against the labels that matured next."""
+    start_us, end_us = hours(context)
+    rows = record_calibration(deployment.warehouse, deployment.paths, start_us, end_us)
+    context.log.info(f"delay calibration: {rows:,} rows")
+    written = dict(rows_by_hour(deployment.warehouse, DELAY_CALIBRATION, start_us, end_us))
+    for hour_us in hours_between(start_us, end_us):
+        shown = {"dagster/row_count": written.get(hour_us, 0)}
+        describe_hour(context, ["monitoring", "delay_calibration"], hour_us, shown)
     return dg.MaterializeResult()
 
 

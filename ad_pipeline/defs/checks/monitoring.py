@@ -3,15 +3,19 @@
 import dagster as dg
 
 from ad_pipeline.checkpoints import resolve
+from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
-from ad_pipeline.defs.shown import short
+from ad_pipeline.defs.shown import label, short
+from ad_pipeline.monitoring.delay_calibration import judged_models
 from ad_pipeline.serving.candidate import CANDIDATE
+from ad_pipeline.warehouse import rows_of
 
 REPLAYED = ["monitoring", "candidate_replay"]
 PARITY = ["monitoring", "production_parity"]
 DRIFTED = ["monitoring", "drift"]
 BENCHMARK = ["monitoring", "delay_benchmark"]
+CALIBRATION = ["monitoring", "delay_calibration"]
 
 
 @dg.multi_asset_check(
@@ -134,6 +138,46 @@ def inputs_have_not_drifted(deployment: DeploymentResource) -> dg.AssetCheckResu
         else "no watched column has drifted",
         warns=True,
         **{"columns drifted": len(rows)},
+    )
+
+
+@dg.asset_check(
+    asset=CALIBRATION,
+    name="delay_models_are_calibrated",
+    description=(
+        "What the models of delay expected is what came, within a factor: the losses that rest on "
+        "them are off by as much as they are."
+    ),
+)
+def delay_models_are_calibrated(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Pool the last matured hours of each model; one that is off warns, and is refitted anyway."""
+    settings = deployment.paths.dataset.settings.delays
+    with deployment.warehouse.reader() as connection:
+        hours = rows_of(
+            connection,
+            "SELECT * FROM monitoring.delay_calibration WHERE hour_us > (SELECT max(hour_us) "
+            "FROM monitoring.delay_calibration) - $span_us ORDER BY hour_us",
+            {"span_us": settings.calibration_hours * HOUR_US},
+        ).to_pylist()
+    models = judged_models(hours)
+    off = [model for model in models if model.beyond(settings.calibrated_factor)]
+    return found(
+        "delay_models_are_calibrated",
+        CALIBRATION,
+        not off,
+        "observed over predicted: "
+        + "; ".join(
+            f"{model.name} {model.ratio:.2f} ({model.low:.2f} to {model.high:.2f})" for model in off
+        )
+        if off
+        else f"{len(models)} models and parts within a factor {settings.calibrated_factor:g}, or "
+        "not yet judged",
+        warns=True,
+        **{
+            label("observed over predicted", model.name): model.ratio
+            for model in models
+            if model.predicted > 0
+        },
     )
 
 
