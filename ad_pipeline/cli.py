@@ -117,6 +117,37 @@ def _parser() -> argparse.ArgumentParser:
     _describe_market(simulate)
     simulate.set_defaults(run=_simulate)
 
+    conversions = commands.add_parser(
+        "simulate-conversions", help="write a log in the format of a public conversion log"
+    )
+    conversions.add_argument("--format", choices=("criteo", "cascade"), default="criteo")
+    conversions.add_argument("--rows", type=int, help="clicks (else as the format's default)")
+    conversions.add_argument("--days", type=int, help="days of clicks")
+    conversions.add_argument(
+        "--recorded-days", type=float, help="leave out what happens later (else nothing)"
+    )
+    conversions.add_argument("--seed", type=int, help="another world than the default one")
+    conversions.add_argument("--output", type=Path, required=True, help="folder to write into")
+    conversions.set_defaults(run=_simulate_conversions)
+
+    published = commands.add_parser(
+        "published-protocol", help="run a published protocol of late labels on its public log"
+    )
+    _describe_dataset(published)
+    published.add_argument("--arms", nargs="+", default=(), help="some of the protocol's arms only")
+    published.add_argument("--seeds", type=int, default=1, help="how many (else 1)")
+    published.add_argument("--family", choices=("linear", "deep"), default="linear")
+    published.add_argument("--share", type=float, default=1.0, help="of the clicks, by hash")
+    published.add_argument("--window", help="hours that methods wait (else as published)")
+    published.add_argument(
+        "--net", action="store_true", help="a conversion that is taken back counts as none"
+    )
+    published.add_argument(
+        "--defect", action="append", default=[], help="reproduce a defect of public code; repeat"
+    )
+    published.add_argument("--defects", action="store_true", help="list the defects and stop")
+    published.set_defaults(run=_published_protocol)
+
     drive = commands.add_parser("drive", help="serve a simulated day through serving/current")
     drive.add_argument("--day", type=int, required=True, help="which day, from 0")
     _describe_market(drive)
@@ -305,6 +336,46 @@ def _simulate(chosen: argparse.Namespace) -> None:
 
     days = range(chosen.first, chosen.first + chosen.days)
     simulate(deployment_from_env(), _market(chosen), days, _say)
+
+
+def _simulate_conversions(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.simulation.conversion_spec import spec_like
+    from ad_pipeline.simulation.conversions import simulate_conversions
+
+    started = time.monotonic()
+    asked = {
+        name: getattr(chosen, name)
+        for name in ("rows", "days", "recorded_days", "seed")
+        if getattr(chosen, name) is not None
+    }
+    spec = replace(spec_like(chosen.format), **asked)
+    log = simulate_conversions(spec, chosen.format, chosen.output)
+    seconds = time.monotonic() - started
+    _say(
+        f"{log.rows:,} clicks, {log.conversions:,} conversions and {log.refunds:,} refunds in "
+        f"{len(log.files)} files of {chosen.output}, in {seconds:.1f} s"
+    )
+    _say(f"dataset file {log.dataset_file}; the truth, which nothing else reads, {log.truth}")
+
+
+def _published_protocol(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.monitoring.late_labels.published import DEFECTS, defects_named
+    from ad_pipeline.monitoring.late_labels.published_run import Asked, run_published
+
+    if chosen.defects:
+        for defect, says in DEFECTS.items():
+            _say(f"{defect}: {says}")
+        return
+    asked = Asked(
+        arms=tuple(chosen.arms),
+        seeds=chosen.seeds,
+        family=chosen.family,
+        share=chosen.share,
+        window=chosen.window,
+        net=chosen.net,
+        defects=defects_named(chosen.defect),
+    )
+    run_published(_deployment(chosen), asked, _say)
 
 
 def _drive(chosen: argparse.Namespace) -> None:
