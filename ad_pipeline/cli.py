@@ -359,8 +359,8 @@ def _simulate_conversions(chosen: argparse.Namespace) -> None:
 
 
 def _published_protocol(chosen: argparse.Namespace) -> None:
-    from ad_pipeline.monitoring.late_labels.published import DEFECTS, defects_named
-    from ad_pipeline.monitoring.late_labels.published_run import Asked, run_published
+    from ad_pipeline.monitoring.published.protocols import DEFECTS, defects_named
+    from ad_pipeline.monitoring.published.run import Asked, run_published
 
     if chosen.defects:
         for defect, says in DEFECTS.items():
@@ -389,8 +389,8 @@ def _report(_: argparse.Namespace) -> None:
 
 
 def _delay_report(chosen: argparse.Namespace) -> None:
-    from ad_pipeline.monitoring.late_labels.delay_page import report_lines
-    from ad_pipeline.monitoring.late_labels.report_of_log import PAGE, write_delay_report
+    from ad_pipeline.monitoring.delay_report.delay_page import report_lines
+    from ad_pipeline.monitoring.delay_report.report_of_log import PAGE, write_delay_report
     from ad_pipeline.warehouse import Warehouse
 
     deployment = deployment_from_env()

@@ -8,9 +8,9 @@ import numpy as np
 
 from ad_pipeline.clocks import HOUR_US, MINUTE_US
 from ad_pipeline.datasets import Goal
-from ad_pipeline.monitoring.late_labels.log_model import PLACES, LogModel
-from ad_pipeline.monitoring.late_labels.value import ValueFunction
-from ad_pipeline.monitoring.late_labels.what_if import WhatIf, what_if
+from ad_pipeline.monitoring.delay_report.log_model import PLACES, LogModel
+from ad_pipeline.monitoring.delay_report.value import ValueFunction
+from ad_pipeline.monitoring.delay_report.what_if import WhatIf, what_if
 from ad_pipeline.settings import DelayReportSettings, OnlineSettings, Settings
 
 

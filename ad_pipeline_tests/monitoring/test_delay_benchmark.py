@@ -122,7 +122,7 @@ def test_runs_of_another_stream_are_not_taken_for_this_one_s(stream: LateStream)
 
 
 def test_a_log_that_is_too_short_for_its_window_says_so() -> None:
-    short = small_stream(700)
+    short = small_stream(400)
     with pytest.raises(TooShort, match="nothing to judge"):
         default_replay(short)
     assert default_replay(small_stream()).split_us % HOUR_US == 0

@@ -7,8 +7,8 @@ import pytest
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US
 from ad_pipeline.datasets import Goal
-from ad_pipeline.monitoring.late_labels.log_model import drawn_world, model_of, plan_of
-from ad_pipeline.monitoring.late_labels.report import (
+from ad_pipeline.monitoring.delay_report.log_model import drawn_world, model_of, plan_of
+from ad_pipeline.monitoring.delay_report.report import (
     AgeBucket,
     DelayFacts,
     KnownAnchors,
@@ -18,7 +18,7 @@ from ad_pipeline.monitoring.late_labels.report import (
     rate_variation,
     ratio_by_blocks,
 )
-from ad_pipeline.monitoring.late_labels.value import SecondPriceMarket, value_function, valued
+from ad_pipeline.monitoring.delay_report.value import SecondPriceMarket, value_function, valued
 from ad_pipeline.settings import DelayReportSettings, DelaySettings
 from ad_pipeline_tests.monitoring.made_logs import stable_ads
 

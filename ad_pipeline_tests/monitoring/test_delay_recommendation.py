@@ -7,17 +7,17 @@ import pytest
 
 from ad_pipeline.evaluation.metrics import probabilities_of
 from ad_pipeline.evaluation.survival import Estimate
-from ad_pipeline.monitoring.late_labels.arms import ORACLE, VANILLA
-from ad_pipeline.monitoring.late_labels.linear import LinearLearners
-from ad_pipeline.monitoring.late_labels.recommendation import (
+from ad_pipeline.monitoring.delay_report.recommendation import (
     WEIGHTED,
     Recommendation,
     recommendable,
     recommended,
     sentences,
 )
-from ad_pipeline.monitoring.late_labels.value import second_price
-from ad_pipeline.monitoring.late_labels.what_if import LearnersOfKnownRate, WhatIf, arms_of_report
+from ad_pipeline.monitoring.delay_report.value import second_price
+from ad_pipeline.monitoring.delay_report.what_if import LearnersOfKnownRate, WhatIf, arms_of_report
+from ad_pipeline.monitoring.late_labels.arms import ORACLE, VANILLA
+from ad_pipeline.monitoring.late_labels.linear import LinearLearners
 from ad_pipeline.settings import Configuration, DelayReportSettings, Objective
 from ad_pipeline_tests.monitoring.made_logs import replayed, short_lived_ads, stable_ads
 

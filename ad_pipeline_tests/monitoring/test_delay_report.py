@@ -7,7 +7,7 @@ import pytest
 from ad_pipeline import cli
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.evaluation.survival import DelayDistribution
-from ad_pipeline.monitoring.late_labels.report_of_log import (
+from ad_pipeline.monitoring.delay_report.report_of_log import (
     PAGE,
     WrittenReport,
     known_anchors,

@@ -247,5 +247,5 @@ def test_a_seed_leaves_out_its_own_tenth_of_the_anchors(stream: LateStream) -> N
 def test_arms_that_wait_longer_than_maturity_are_not_there() -> None:
     names = [arm.name for arm in waiting_arms(GOAL)]
     assert names == ["wait 15 min", "wait 20 min", "wait 1 h"]
-    with pytest.raises(ValueError, match="no arm 'wait 1 d'"):
+    with pytest.raises(LookupError, match="no arm 'wait 1 d'"):
         arms_named(arms_of(GOAL), ["wait 1 d"])

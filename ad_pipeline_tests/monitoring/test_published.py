@@ -20,7 +20,9 @@ from ad_pipeline.learners.delayed.losses import CAP, calibrated_log_odds
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.monitoring.late_labels.arms import ORACLE, PRE_TRAINED, VANILLA, Arm
 from ad_pipeline.monitoring.late_labels.prequential import judged_anchors, shown_from
-from ad_pipeline.monitoring.late_labels.published import (
+from ad_pipeline.monitoring.late_labels.stream import LateStream
+from ad_pipeline.monitoring.published.log import LoggedClicks, read_clicks
+from ad_pipeline.monitoring.published.protocols import (
     DEFECTS,
     PROTOCOLS,
     UNCAPPED_LOG_ODDS,
@@ -41,8 +43,6 @@ from ad_pipeline.monitoring.late_labels.published import (
     uncapped,
     window_us,
 )
-from ad_pipeline.monitoring.late_labels.published_log import LoggedClicks, read_clicks
-from ad_pipeline.monitoring.late_labels.stream import LateStream
 from ad_pipeline.simulation.conversion_spec import LogFormat, spec_like
 from ad_pipeline.simulation.conversions import simulate_conversions
 

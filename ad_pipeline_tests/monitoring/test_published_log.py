@@ -7,7 +7,7 @@ import pytest
 
 from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
-from ad_pipeline.monitoring.late_labels.published_log import (
+from ad_pipeline.monitoring.published.log import (
     LoggedClicks,
     encode_clicks,
     number_bins,

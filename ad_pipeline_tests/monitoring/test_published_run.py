@@ -9,8 +9,7 @@ import pytest
 from ad_pipeline.cli import main
 from ad_pipeline.datasets import Deployment, load_dataset
 from ad_pipeline.monitoring.late_labels.arms import ORACLE, PRE_TRAINED, VANILLA
-from ad_pipeline.monitoring.late_labels.published import Defect
-from ad_pipeline.monitoring.late_labels.published_figures import (
+from ad_pipeline.monitoring.published.figures import (
     PUBLISHED,
     Figures,
     closed,
@@ -18,7 +17,8 @@ from ad_pipeline.monitoring.late_labels.published_figures import (
     table_lines,
     unclipped_log_loss,
 )
-from ad_pipeline.monitoring.late_labels.published_run import FOLDER, NET, Asked, run_published
+from ad_pipeline.monitoring.published.protocols import Defect
+from ad_pipeline.monitoring.published.run import FOLDER, NET, Asked, run_published
 from ad_pipeline.simulation.conversion_spec import LogFormat, spec_like
 from ad_pipeline.simulation.conversions import simulate_conversions
 

@@ -14,6 +14,15 @@ from ad_pipeline.defs.partitions import HORIZON, PREVIOUS_HOUR, SAME_HOUR, SINGL
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, picture, rounded, short, table, whole
 from ad_pipeline.monitoring.delay_calibration import record_calibration
+from ad_pipeline.monitoring.delay_report.delay_page import (
+    SERVED_HEADINGS,
+    cost_rows,
+    facts_in_words,
+    served_rows,
+)
+from ad_pipeline.monitoring.delay_report.recommendation import GoalReport, sentences
+from ad_pipeline.monitoring.delay_report.report_of_log import PAGE, write_delay_report
+from ad_pipeline.monitoring.delay_report.report_rows import facts_figures
 from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
 from ad_pipeline.monitoring.late_labels.benchmark import (
     FAMILIES,
@@ -24,15 +33,6 @@ from ad_pipeline.monitoring.late_labels.benchmark import (
     record_benchmark,
 )
 from ad_pipeline.monitoring.late_labels.benchmark_plots import PRINTED, figures_of
-from ad_pipeline.monitoring.late_labels.delay_page import (
-    SERVED_HEADINGS,
-    cost_rows,
-    facts_in_words,
-    served_rows,
-)
-from ad_pipeline.monitoring.late_labels.recommendation import GoalReport, sentences
-from ad_pipeline.monitoring.late_labels.report_of_log import PAGE, write_delay_report
-from ad_pipeline.monitoring.late_labels.report_rows import facts_figures
 from ad_pipeline.monitoring.plots import finding
 from ad_pipeline.monitoring.production_parity import record_parity
 from ad_pipeline.monitoring.replay import record_replay

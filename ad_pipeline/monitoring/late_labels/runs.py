@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ad_pipeline.checkpoints import replace_file
-from ad_pipeline.clocks import DAY_US, HOUR_US, hour_of
+from ad_pipeline.clocks import HOUR_US, hour_of
 from ad_pipeline.evaluation import metrics
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.learners.online import online_hours
@@ -253,7 +253,7 @@ class Bench:
 
 
 def default_replay(stream: LateStream, block_us: int = HOUR_US) -> Replay:
-    """Return where a log is split: in its middle, or early enough that a fifth of it is judged.
+    """Return where a log is split: in the middle of the time whose labels are final.
 
     Where what matured before the split would be less than a third of what was served before it, the
     learners begin with labels as they were known at the split instead.
@@ -261,17 +261,17 @@ def default_replay(stream: LateStream, block_us: int = HOUR_US) -> Replay:
     Raises
     ------
     TooShort
-        If the log is too short for its windows.
+        If the log is too short for its window.
     """
-    start_us, end_us = hour_of(stream.start_us), stream.end_us
-    span_us = end_us - start_us
-    latest_us = end_us - stream.horizon_us - span_us // 5
-    split_us = hour_of(min(start_us + span_us // 2, latest_us))
-    if split_us < start_us + span_us // 10:
+    start_us, known = hour_of(stream.start_us), stream.served_us[stream.labels >= 0]
+    last_us = int(known[-1]) if len(known) else start_us
+    split_us = hour_of(start_us + (last_us - start_us) // 2)
+    if split_us <= start_us:
+        span_us = stream.end_us - start_us
         raise TooShort(
-            f"window and lateness of {stream.goal.name} are {stream.horizon_us / DAY_US:.2f} days "
-            f"and the log has {span_us / DAY_US:.2f}: of less than 1.5 times as much there is "
-            "nothing to judge"
+            f"window and lateness of {stream.goal.name} are {stream.horizon_us / HOUR_US:.1f} "
+            f"hours and the log has {span_us / HOUR_US:.1f}: there are not two hours with final "
+            "labels, so nothing to judge; take a longer log"
         )
     before_us = split_us - start_us
     matured = before_us - stream.horizon_us >= before_us / 3

@@ -25,7 +25,7 @@ import numpy as np
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US
 from ad_pipeline.datasets import Goal
-from ad_pipeline.monitoring.late_labels.report import DelayFacts, age_edges
+from ad_pipeline.monitoring.delay_report.report import DelayFacts, age_edges
 from ad_pipeline.monitoring.late_labels.stream import WorldRows
 from ad_pipeline.settings import DelaySettings
 

@@ -5,7 +5,7 @@ area is one of trapezoids, which reads higher than the average precision of the 
 (:mod:`ad_pipeline.evaluation.metrics`). The log loss is not clipped, so that a forecast of 1 that
 is wrong costs what it says. Of a gap between pre-trained and oracle each arm closes a share (RI);
 it depends on both ends, so shares stand beside raw figures and are not compared between logs.
-Replaying is :mod:`.published`.
+Replaying is :mod:`.protocols`.
 
 References
 ----------
@@ -23,7 +23,7 @@ from ad_pipeline.evaluation import metrics
 from ad_pipeline.monitoring.late_labels.arms import ORACLE, PRE_TRAINED, VANILLA, Arm
 from ad_pipeline.monitoring.late_labels.measures import hour_weighted
 from ad_pipeline.monitoring.late_labels.prequential import judged_anchors
-from ad_pipeline.monitoring.late_labels.published import WAIT_FOR_MATURITY, Reproduction
+from ad_pipeline.monitoring.published.protocols import WAIT_FOR_MATURITY, Reproduction
 
 NOT_PUBLISHED = float("nan")
 

@@ -16,11 +16,11 @@ from ad_pipeline.clocks import HOUR_US, hour_of
 from ad_pipeline.datasets import Dataset, Deployment, Goal
 from ad_pipeline.evaluation.metrics import probabilities_of
 from ad_pipeline.events.ledger import sealed_until
-from ad_pipeline.monitoring.late_labels.delay_page import delay_page
-from ad_pipeline.monitoring.late_labels.delay_plots import delay_picture
-from ad_pipeline.monitoring.late_labels.log_model import model_of
-from ad_pipeline.monitoring.late_labels.recommendation import GoalReport, recommended
-from ad_pipeline.monitoring.late_labels.report import (
+from ad_pipeline.monitoring.delay_report.delay_page import delay_page
+from ad_pipeline.monitoring.delay_report.delay_plots import delay_picture
+from ad_pipeline.monitoring.delay_report.log_model import model_of
+from ad_pipeline.monitoring.delay_report.recommendation import GoalReport, recommended
+from ad_pipeline.monitoring.delay_report.report import (
     NONE,
     AgeBucket,
     DelayFacts,
@@ -29,9 +29,9 @@ from ad_pipeline.monitoring.late_labels.report import (
     by_ad_age,
     delay_facts,
 )
-from ad_pipeline.monitoring.late_labels.report_rows import report_rows
-from ad_pipeline.monitoring.late_labels.value import value_function
-from ad_pipeline.monitoring.late_labels.what_if import objective_of, what_if
+from ad_pipeline.monitoring.delay_report.report_rows import report_rows
+from ad_pipeline.monitoring.delay_report.value import value_function
+from ad_pipeline.monitoring.delay_report.what_if import objective_of, what_if
 from ad_pipeline.monitoring.tables import DELAY_REPORT
 from ad_pipeline.warehouse import Warehouse, arrow_rows, rows_of, select
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from ad_pipeline.evaluation.survival import Estimate
 from ad_pipeline.learners.delayed.delay_models import NEEDED_BY
+from ad_pipeline.monitoring.delay_report.report import AgeBucket, DelayFacts, ages_in_words
+from ad_pipeline.monitoring.delay_report.what_if import WhatIf, arm_of
 from ad_pipeline.monitoring.late_labels.arms import ORACLE, VANILLA, Arm
-from ad_pipeline.monitoring.late_labels.report import AgeBucket, DelayFacts, ages_in_words
-from ad_pipeline.monitoring.late_labels.what_if import WhatIf, arm_of
 from ad_pipeline.settings import DelayReportSettings, Objective
 
 WEIGHTED = "fake_negative_weighted"

@@ -3,12 +3,13 @@
 A protocol says where a log is split, which copies each method is shown, in which blocks it learns
 and is tested, and how figures are averaged: train on what was emitted in hour t, test on the clicks
 of hour t + 1 with their final labels. Replay, losses and learners are the benchmark's own
-(:mod:`.prequential`, :mod:`.arms`); here is only what makes them that protocol.
+(:mod:`..late_labels.prequential`, :mod:`..late_labels.arms`); here is only what makes them that
+protocol.
 
 The public code has defects that move its figures. None of them is here unless it is asked for:
 :class:`Defect` names each, and a run with one beside a run without says how much of a published
-figure it explains. Reading the log is :mod:`.published_log`, figures and tables are
-:mod:`.published_figures`.
+figure it explains. Reading the log is :mod:`.log`, figures and tables are
+:mod:`.figures`.
 
 Where this is not the published code even with all its defects: the learners are this project's
 (FTRL over hashed slots, or wide & deep with the published layers) and learn one pass before the
@@ -65,7 +66,6 @@ from ad_pipeline.monitoring.late_labels.prequential import (
     replay_arms,
     told_outcomes,
 )
-from ad_pipeline.monitoring.late_labels.published_log import LoggedClicks, encode_clicks
 from ad_pipeline.monitoring.late_labels.runs import Bench, KeptRuns, Say, identity
 from ad_pipeline.monitoring.late_labels.stream import (
     ALL_STRATEGIES,
@@ -74,6 +74,7 @@ from ad_pipeline.monitoring.late_labels.stream import (
     WorldRows,
     stream_of_world,
 )
+from ad_pipeline.monitoring.published.log import LoggedClicks, encode_clicks
 from ad_pipeline.settings import (
     Configuration,
     DeepSettings,
@@ -170,9 +171,9 @@ class Protocol:
     vanilla_wait_us : int
         Window of the arm without a correction.
     beginning : {'matured', 'censored'}
-        What is learnt before the split; see :mod:`.prequential`.
+        What is learnt before the split; see :mod:`..late_labels.prequential`.
     arms : tuple of str
-        Names of :mod:`.arms`, pre-trained and oracle among them.
+        Names of :mod:`..late_labels.arms`, pre-trained and oracle among them.
     """
 
     name: str

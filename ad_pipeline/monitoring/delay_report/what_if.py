@@ -1,8 +1,8 @@
 """What each way of learning would have done here: replays of made worlds with a log's parameters.
 
 Worlds are drawn by :mod:`.log_model`, which says what they leave out; every arm goes through the
-matured prequential replay of :mod:`.prequential`, on the same rows from the same checkpoint, with a
-linear learner that knows the ad and nothing else. Since the truth of a world is known, an arm is
+matured prequential replay of :mod:`..late_labels.prequential`, on the same rows from the same
+checkpoint, with a linear learner that knows the ad and nothing else. Since the truth of a world is known, an arm is
 judged by it and not by labels: by its expected log loss, and by what it predicts over what is true,
 overall and by the age of the ad. That takes the luck of the judging labels out; the luck of the
 labels it learnt from stays, and is what the intervals are: several worlds, each with draws of its
@@ -21,6 +21,8 @@ from ad_pipeline.evaluation.metrics import CLIP, probabilities_of
 from ad_pipeline.evaluation.survival import Estimate
 from ad_pipeline.learners.delayed.losses import COEFFICIENTS
 from ad_pipeline.learners.ftrl.ftrl_kernel import N_OUTCOMES
+from ad_pipeline.monitoring.delay_report.log_model import LogModel, Plan, drawn_world, plan_of
+from ad_pipeline.monitoring.delay_report.value import ValueFunction, valued
 from ad_pipeline.monitoring.late_labels.arms import (
     CANDIDATES,
     CLIPPED,
@@ -31,7 +33,6 @@ from ad_pipeline.monitoring.late_labels.arms import (
     waiting_arms,
 )
 from ad_pipeline.monitoring.late_labels.linear import LinearLearners
-from ad_pipeline.monitoring.late_labels.log_model import LogModel, Plan, drawn_world, plan_of
 from ad_pipeline.monitoring.late_labels.prequential import (
     BenchLearner,
     Replay,
@@ -43,7 +44,6 @@ from ad_pipeline.monitoring.late_labels.prequential import (
     told_outcomes,
 )
 from ad_pipeline.monitoring.late_labels.stream import stream_of_world
-from ad_pipeline.monitoring.late_labels.value import ValueFunction, valued
 from ad_pipeline.settings import Configuration, Objective, OnlineSettings, Settings
 
 CONFIGURED = "as configured"

@@ -21,16 +21,16 @@ from ad_pipeline.evaluation.drawing import (
     saying,
 )
 from ad_pipeline.evaluation.survival import Estimate
-from ad_pipeline.monitoring.late_labels.arms import ORACLE, VANILLA
-from ad_pipeline.monitoring.late_labels.recommendation import (
+from ad_pipeline.monitoring.delay_report.recommendation import (
     WEIGHTED,
     GoalReport,
     Recommendation,
     bucket_in_words,
     recommendable,
 )
-from ad_pipeline.monitoring.late_labels.report import AgeBucket, DelayFacts
-from ad_pipeline.monitoring.late_labels.what_if import WhatIf
+from ad_pipeline.monitoring.delay_report.report import AgeBucket, DelayFacts
+from ad_pipeline.monitoring.delay_report.what_if import WhatIf
+from ad_pipeline.monitoring.late_labels.arms import ORACLE, VANILLA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,15 +12,15 @@ import numpy as np
 
 from ad_pipeline.clocks import about, timestamp
 from ad_pipeline.evaluation.survival import Estimate
-from ad_pipeline.monitoring.late_labels.recommendation import (
+from ad_pipeline.monitoring.delay_report.recommendation import (
     PER_ANCHORS,
     GoalReport,
     Recommendation,
     bucket_in_words,
     sentences,
 )
-from ad_pipeline.monitoring.late_labels.report import AgeBucket, DelayFacts
-from ad_pipeline.monitoring.late_labels.what_if import WhatIf
+from ad_pipeline.monitoring.delay_report.report import AgeBucket, DelayFacts
+from ad_pipeline.monitoring.delay_report.what_if import WhatIf
 from ad_pipeline.settings import DelayReportSettings
 
 Rows = Sequence[Sequence[str]]

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from ad_pipeline.evaluation.survival import Estimate
-from ad_pipeline.monitoring.late_labels.recommendation import (
+from ad_pipeline.monitoring.delay_report.recommendation import (
     GoalReport,
     Recommendation,
     bucket_in_words,
     sentences,
 )
-from ad_pipeline.monitoring.late_labels.report import DelayFacts
-from ad_pipeline.monitoring.late_labels.what_if import WhatIf
+from ad_pipeline.monitoring.delay_report.report import DelayFacts
+from ad_pipeline.monitoring.delay_report.what_if import WhatIf
 from ad_pipeline.settings import DelayReportSettings
 
 Row = dict[str, Any]

@@ -1,7 +1,7 @@
 """One run of a published protocol from log files to a printed table, as the command line asks.
 
 What it will take is said before it starts, and runs are kept one by one, so that a run that was
-killed goes on. The protocol is :mod:`.published`; what a table holds, :mod:`.published_figures`.
+killed goes on. The protocol is :mod:`.protocols`; what a table holds, :mod:`.figures`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,15 @@ import numpy as np
 from ad_pipeline.clocks import DAY_US, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.monitoring.late_labels.prequential import judged_anchors
-from ad_pipeline.monitoring.late_labels.published import (
+from ad_pipeline.monitoring.late_labels.runs import Say
+from ad_pipeline.monitoring.published.figures import (
+    PUBLISHED,
+    Figures,
+    figures_of,
+    table_lines,
+)
+from ad_pipeline.monitoring.published.log import read_clicks
+from ad_pipeline.monitoring.published.protocols import (
     Defect,
     Reproduction,
     UnknownChoice,
@@ -26,14 +34,6 @@ from ad_pipeline.monitoring.late_labels.published import (
     published_stream,
     window_us,
 )
-from ad_pipeline.monitoring.late_labels.published_figures import (
-    PUBLISHED,
-    Figures,
-    figures_of,
-    table_lines,
-)
-from ad_pipeline.monitoring.late_labels.published_log import read_clicks
-from ad_pipeline.monitoring.late_labels.runs import Say
 
 CLICKS_A_SECOND = 15_000
 """That the label join and the models of delay take. A million took 30 to 110 s on two cores, alone

@@ -3,7 +3,7 @@
 The published protocols are run on whole public logs by people who want a figure, not a deployment:
 here the files that a dataset file names become arrays by one SELECT, with the reader and the
 mapping of the ingest. Numbers are cut into bins as the public code of ES-DFM cuts them, because one
-of its defects lies there. Which clicks are learnt and judged, and when, is :mod:`.published`.
+of its defects lies there. Which clicks are learnt and judged, and when, is :mod:`.protocols`.
 
 References
 ----------
