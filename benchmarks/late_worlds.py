@@ -8,14 +8,17 @@ harness of ``ad_pipeline/monitoring/late_labels``; what is claimed of it stands 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Goal
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.monitoring.late_labels.arms import Arm
+from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
+from ad_pipeline.monitoring.late_labels.arms import ORACLE, Arm
 from ad_pipeline.monitoring.late_labels.prequential import (
     ArmScores,
     Learners,
@@ -25,11 +28,14 @@ from ad_pipeline.monitoring.late_labels.prequential import (
     replay_arms,
     told_outcomes,
 )
+from ad_pipeline.monitoring.late_labels.runs import Bench, KeptRuns
 from ad_pipeline.monitoring.late_labels.stream import LateStream, WorldRows, stream_of_world
 from ad_pipeline.settings import DelaySettings, Settings
 
 BITS = 17
 """2^17 slots, in every family of learners."""
+
+OTHER_DRAW, EXACT_MODELS = "oracle, another draw", "es_dfm, exact models"
 
 START_US = 490_000 * HOUR_US
 
@@ -123,10 +129,13 @@ class MadeLog:
     rows : WorldRows
     truth : ndarray of shape (n,), float64
         Probability that the final label is 1.
+    lateness : ndarray of shape (n,), float64
+        Probability that a positive comes after the observation window.
     """
 
     rows: WorldRows
     truth: np.ndarray
+    lateness: np.ndarray
 
 
 def made_log(world: World, seed: int) -> MadeLog:
@@ -160,7 +169,8 @@ def made_log(world: World, seed: int) -> MadeLog:
         codes.append(drawn)
     truth = metrics.probabilities_of(effects + _intercept(effects, world.rate))
     campaigns = codes[1] if world.fields else np.zeros(count, np.int64)
-    delay_us = _delay_hours(world, campaigns, rng) * HOUR_US
+    factors = np.exp(rng.normal(0, world.delay_spread, int(campaigns.max()) + 1))[campaigns]
+    delay_us = _delay_hours(world, factors, rng) * HOUR_US
     positive = rng.random(count) < truth
     rows = WorldRows(
         slots=_slots(codes),
@@ -170,7 +180,7 @@ def made_log(world: World, seed: int) -> MadeLog:
         ads=ads,
         groups=campaigns,
     )
-    return MadeLog(rows, truth)
+    return MadeLog(rows, truth, _lateness(world, factors))
 
 
 def _ads(world: World, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -191,13 +201,22 @@ def _intercept(effects: np.ndarray, rate: float) -> float:
     return float(found.root)
 
 
-def _delay_hours(world: World, campaigns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _delay_hours(world: World, factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return delays below the window, float64 (n,)."""
     shares, means = np.array(world.delays).T
-    factors = np.exp(rng.normal(0, world.delay_spread, int(campaigns.max()) + 1))
-    mean = means[rng.choice(len(means), len(campaigns), p=shares)] * factors[campaigns]
+    mean = means[rng.choice(len(means), len(factors), p=shares)] * factors
     # The inverse of an exponential's distribution function, given that it is below the window.
-    return -mean * np.log1p(rng.random(len(campaigns)) * np.expm1(-world.window_hours / mean))
+    return -mean * np.log1p(rng.random(len(factors)) * np.expm1(-world.window_hours / mean))
+
+
+def _lateness(world: World, factors: np.ndarray) -> np.ndarray:
+    """Return the probability of a delay beyond the observation window, float64 (n,)."""
+    found = np.zeros(len(factors))
+    for share, mean in world.delays:
+        scale = mean * factors
+        within = np.expm1(-world.observation_minutes / 60 / scale)
+        found += share * (1 - within / np.expm1(-world.window_hours / scale))
+    return found
 
 
 def _slots(codes: Sequence[np.ndarray]) -> np.ndarray:
@@ -268,7 +287,13 @@ def stream_of(world: World, log: MadeLog) -> LateStream:
 
 
 def scored(
-    world: World, seed: int, learners: Learners, arms: Sequence[Arm], block_us: int
+    world: World,
+    seed: int,
+    learners: Learners,
+    arms: Sequence[Arm],
+    block_us: int,
+    *,
+    tuned: bool = False,
 ) -> Scored:
     """Make a log, replay arms over it, and return what they said.
 
@@ -279,13 +304,31 @@ def scored(
         Of the log, and of what its learners leave out.
     learners : Learners
     arms : sequence of Arm
-        Learners, oracle, frozen.
+        With the oracle if `tuned`.
     block_us : int
         Microseconds between two published states.
+    tuned : bool
+        Whether each arm's rate is chosen before the split, from factors that are the same for all;
+        else all have their family's. Two arms are then there once more: the oracle as
+        :data:`OTHER_DRAW`, with another tenth of the anchors left out, and ES-DFM as
+        :data:`EXACT_MODELS`, with the true lateness and real-negative probabilities.
     """
     log = made_log(world, seed)
     stream, replay = stream_of(world, log), replay_of(world, block_us)
-    said = replayed(stream, replay, learners, arms, seed)
+    with TemporaryDirectory() as folder:
+        kept = KeptRuns(Path(folder))
+        if not tuned:
+            kept.keep_rates(learners.name, {arm.name: 1.0 for arm in arms})
+        bench = Bench(stream, replay, learners, kept)
+        bench.run(arms, [seed], _quietly)
+        said = {arm.name: bench.scores(arm, seed) for arm in arms}
+        if tuned:
+            named = {arm.name: arm for arm in arms}
+            bench.run([named[ORACLE]], [seed + 1], _quietly)
+            said[OTHER_DRAW] = bench.scores(named[ORACLE], seed + 1)
+            rate = kept.rates(learners.name)["es_dfm"]
+            es_dfm = replace(named["es_dfm"], rate=rate)
+            said[EXACT_MODELS] = _with_exact_models(bench, log, es_dfm, seed)
     judged = judged_anchors(stream, replay)
     return Scored(
         stream=stream,
@@ -297,21 +340,19 @@ def scored(
     )
 
 
-def replayed(
-    stream: LateStream, replay: Replay, learners: Learners, arms: Sequence[Arm], seed: int
-) -> dict[str, ArmScores]:
-    """Return what arms said, by name, all going on from one checkpoint.
+def _with_exact_models(bench: Bench, log: MadeLog, arm: Arm, seed: int) -> ArmScores:
+    """Replay an arm whose rows are told what no model of delay can know."""
+    stream = bench.stream
+    outcomes = told_outcomes(stream, bench.replay)
+    truth, lateness = log.truth[stream.anchor], log.lateness[stream.anchor]
+    outcomes[:, kernel.LATENESS] = lateness
+    outcomes[:, kernel.REAL_NEGATIVE] = (1 - truth) / (1 - truth + truth * lateness)
+    checkpoint = pre_train(stream, bench.replay, bench.learners, seed)
+    ((_, scores),) = replay_arms(
+        stream, bench.replay, bench.learners, [arm], seed, checkpoint, outcomes
+    )
+    return scores
 
-    Parameters
-    ----------
-    stream : LateStream
-    replay : Replay
-    learners : Learners
-    arms : sequence of Arm
-    seed : int
-        Of what is left out, and of first weights.
-    """
-    checkpoint = pre_train(stream, replay, learners, seed)
-    outcomes = told_outcomes(stream, replay)
-    shown = replay_arms(stream, replay, learners, arms, seed, checkpoint, outcomes)
-    return {arm.name: scores for arm, scores in shown}
+
+def _quietly(_: str) -> None:
+    pass
