@@ -155,7 +155,7 @@ def details(results: Sequence[Result]) -> list[str]:
         f"table: -3.5 %). {percent(late.value, 0)} of the positives come after the observation "
         "window. With the true lateness and the true real-negative probability in place of its "
         f"models, ES-DFM gains {exact.value:.4f} ({interval_text(exact, 4)}) of log loss: a bound "
-        "and no diagnosis, since the true real-negative probability tells the loss the rate itself.",
+        "and no diagnosis, since the true real-negative probability tells the loss the rate.",
         "",
         "PU in bursts, largest logits; 5 % of the rows are positive, so -2.9 is right.",
         "",

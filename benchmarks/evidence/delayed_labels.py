@@ -33,6 +33,7 @@ from benchmarks.late_cases import (
     FNW,
     FORMULAS,
     HAZARD,
+    LONG,
     PU,
     REPLICATES,
     SHORT,
