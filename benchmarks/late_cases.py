@@ -41,7 +41,7 @@ SHORT = World(
     rate=0.345,
     rows_an_hour=3_000,
     before_hours=24,
-    judged_hours=12,
+    judged_hours=24,
     ads=50,
     life_hours=24,
     ad_spread=0.5,
@@ -284,10 +284,19 @@ def _slopes(seed: int) -> Values:
     return {f"slope/{name}": value for name, value in largest.items()}
 
 
+def _deep(rate: float) -> DeepLearners:
+    rates = {
+        "embedding_rate": rate * DEEP.embedding_rate,
+        "dense_rate": rate * DEEP.dense_rate,
+    }
+    return DeepLearners(DEEP.model_copy(update=rates), 1, BITS, 0.0)
+
+
 FAMILIES: dict[str, Learners] = {
     "linear, alpha 0.5": _linear(0.5),
     "linear, alpha 0.1": _linear(0.1),
-    "deep": DeepLearners(DEEP, 1, BITS, 0.0),
+    "deep": _deep(1.0),
+    "deep, rates x 10": _deep(10.0),
 }
 """That positives are thrown at in bursts."""
 
