@@ -483,8 +483,9 @@ SECTION = Section(
         "each arm's learning rate is chosen before the split from the same three. How much the "
         "stream drifts was set by the gap between pre-trained and oracle alone, to be about "
         "Criteo's; sizes were tried on seeds 0 to 4, which are none of the study's, and there all "
-        "arms were seen. Two worlds of each kind, of other seeds, were run as a trial of the whole study; "
-        "then twice as many rows of *soon* were judged, to narrow its intervals. Unlike the published runs, models of delay and the checkpoint have seen "
+        "arms were seen. Then the whole study was tried on one or two worlds of each kind, of "
+        "other seeds again, and twice as many rows of *soon* were judged from then on, to narrow "
+        "its intervals. Unlike the published runs, models of delay and the checkpoint have seen "
         "matured labels only, the window is a week and no month, and the learner is linear."
     ),
     claims=claims,
