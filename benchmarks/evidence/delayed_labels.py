@@ -445,16 +445,17 @@ def _ordered(
 
 
 def _no_leak(results: Sequence[Result]) -> Claim:
-    of_worlds = [result.values for result in results if result.arm in CASES]
-    found = sum(values["leaks"] for values in of_worlds)
-    planted = sum(values["planted leak"] for values in of_worlds)
+    of_worlds = [result for result in results if result.arm in CASES]
+    leaking = [each for each in of_worlds if each.values["leaks"]]
+    planted = sum(each.values["planted leak"] for each in of_worlds)
+    named = "; ".join(f"{each.arm}, seed {each.seed}" for each in leaking)
     return Claim(
         key="delayed_labels.leaks",
         says="In no world does an arm that could be deployed beat the oracle beyond noise.",
-        figure=f"{found:.0f} in {len(of_worlds)} worlds",
+        figure=f"{len(leaking)} of {len(of_worlds)} worlds{f' ({named})' if leaking else ''}",
         interval="99.9 % in each world, over its blocks of time",
         seeds=seed_text(SEEDS),
-        met=found == 0,
+        met=not leaking,
         control=f"the true rates as an arm are found in {planted:.0f} of {len(of_worlds)}",
         control_met=planted == len(of_worlds),
     )
