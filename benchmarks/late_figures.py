@@ -165,8 +165,8 @@ def details(results: Sequence[Result]) -> list[str]:
         "their way, the more a stream of copies is behind, which would put vanilla and FNW lower "
         "there. FNC learns p / (1 + p), whose log odds are log p: linear in features only where "
         "rates are small, and above one half to be capped. Where all rates are equal, features "
-        "tell nothing: what is learnt of them is noise, and a loss of smaller steps learns less of it "
-        "than the oracle's, so there the alarm for leaks may ring without one.",
+        "tell nothing: what is learnt of them is noise, and a loss of smaller steps learns less of "
+        "it than the oracle's, so there the alarm for leaks may ring without one.",
         "",
         "PU in bursts, largest logits; 5 % of the rows are positive, so -2.9 is right.",
         "",

@@ -496,7 +496,7 @@ def _checked_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
 def _checked_outcomes(outcomes: np.ndarray | None, rows: int) -> np.ndarray:
     if outcomes is None or outcomes.shape == (rows, 0):
         told = np.zeros((rows, kernel.N_OUTCOMES), np.float32)
-        told[:, kernel.REAL_NEGATIVE] = 1
+        told[:, kernel.REAL_NEGATIVE] = 1.0
         return told
     told = np.ascontiguousarray(outcomes, dtype=np.float32)
     if told.shape != (rows, kernel.N_OUTCOMES) or not np.isfinite(told).all():
