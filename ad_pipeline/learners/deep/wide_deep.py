@@ -170,7 +170,8 @@ class WideDeep:
             Factor on each row's gradient, at least 0; all 1 if left out.
         outcomes : ndarray of shape (n, N_OUTCOMES), optional
             What losses of labels that come late ask for beside the label: the columns of
-            :mod:`ad_pipeline.learners.ftrl.ftrl_kernel`. All 0 if left out.
+            :mod:`ad_pipeline.learners.ftrl.ftrl_kernel`. As logged if left out or without columns:
+            nothing late, every negative real.
 
         Raises
         ------
