@@ -39,7 +39,7 @@ from ad_pipeline.settings import Objective, Settings
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
 KIND = "learners.delay_models"
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise when the same rows and settings would give other models."""
 
 

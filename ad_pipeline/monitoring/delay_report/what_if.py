@@ -2,11 +2,11 @@
 
 Worlds are drawn by :mod:`.log_model`, which says what they leave out; every arm goes through the
 matured prequential replay of :mod:`..late_labels.prequential`, on the same rows from the same
-checkpoint, with a linear learner that knows the ad and nothing else. Since the truth of a world is known, an arm is
-judged by it and not by labels: by its expected log loss, and by what it predicts over what is true,
-overall and by the age of the ad. That takes the luck of the judging labels out; the luck of the
-labels it learnt from stays, and is what the intervals are: several worlds, each with draws of its
-own, with Student's t over them.
+checkpoint, with a linear learner that knows the ad and nothing else. Since the truth of a world is
+known, an arm is judged by it and not by labels: by its expected log loss, and by what it predicts
+over what is true, overall and by the age of the ad. That takes the luck of the judging labels out;
+the luck of the labels it learnt from stays, and is what the intervals are: several worlds, each
+with draws of its own, with Student's t over them.
 
 Nothing is decided here; :mod:`.recommendation` does that.
 """

@@ -22,6 +22,7 @@ import numpy as np
 from ad_pipeline.checkpoints import replace_file
 from ad_pipeline.clocks import HOUR_US, hour_of
 from ad_pipeline.evaluation import metrics
+from ad_pipeline.learners.delayed import delay_model_hours
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.learners.online import online_hours
 from ad_pipeline.monitoring.late_labels.arms import VANILLA, Arm
@@ -42,7 +43,7 @@ from ad_pipeline.monitoring.late_labels.stream import LateStream
 
 Say = Callable[[str], None]
 
-CODE_VERSION = (1, online_hours.CODE_VERSION)
+CODE_VERSION = (1, online_hours.CODE_VERSION, delay_model_hours.CODE_VERSION)
 """Raise the first when the same stream and settings would give other runs."""
 
 RATES = (0.5, 1.0, 2.0)
