@@ -236,14 +236,14 @@ def test_a_checkpoint_whose_canaries_score_otherwise_is_refused(market: Market) 
     deployment = market.deployment
     digest = continued(market, 0, 2)[-1].digest
     assert digest is not None
-    checkpoint, exported = deep_hours.read_deep(deployment, digest)
-    assert exported.learnt > 100
+    assert deep_hours.open_deep(deployment, digest).exported.learnt > 100
+    checkpoint = read_checkpoint(deployment.checkpoints, digest)
     arrays = dict(checkpoint.arrays)
     arrays["canary_logits"] = np.nextafter(arrays["canary_logits"], np.inf)
     told = {name: checkpoint.manifest[name] for name in ("goal", "expert")}
     planted = write_checkpoint(deployment.checkpoints, deep_hours.KIND, arrays, told)
     with pytest.raises(CorruptCheckpoint, match="canary rows score"):
-        deep_hours.read_deep(deployment, planted.digest)
+        deep_hours.open_deep(deployment, planted.digest)
 
 
 @needs_jax

@@ -115,7 +115,7 @@ def deep_checks(deployment: DeploymentResource):
     faults: list[str] = []
     for digest in digests.values():
         try:
-            deep_hours.read_deep(paths, digest)
+            deep_hours.open_deep(paths, digest)
         except (CorruptCheckpoint, LookupError) as error:
             faults.append(str(error))
     yield found(

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from ad_pipeline.checkpoints import (
-    Checkpoint,
     CorruptCheckpoint,
     MissingCheckpoint,
     is_pointed,
@@ -30,7 +29,9 @@ from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
 from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.learners import scored_hours
-from ad_pipeline.learners.deep.exported_deep import ExportedDeep
+from ad_pipeline.learners.deep.deep_scores import logits
+from ad_pipeline.learners.deep.embedding_table import EmbeddingTable
+from ad_pipeline.learners.deep.exported_deep import ExportedDeep, slots_of_fields
 from ad_pipeline.learners.deep.wide_deep import DeepExtraMissing, WideDeep, is_installed
 from ad_pipeline.learners.delayed.shown_hours import ShownRows, encoded_slots, shown_rows
 from ad_pipeline.learners.online.online_checkpoints import learnt_hours, must_continue
@@ -100,7 +101,29 @@ def missing_extra(deployment: Deployment) -> str:
     return str(DeepExtraMissing())
 
 
-def read_deep(deployment: Deployment, digest: str) -> tuple[Checkpoint, ExportedDeep]:
+@dataclass(frozen=True)
+class TrainedDeep:
+    """A model as its checkpoint has it, which scores by the learner's own table; without JAX.
+
+    Attributes
+    ----------
+    table : EmbeddingTable
+    exported : ExportedDeep
+        Of the same checkpoint.
+    """
+
+    table: EmbeddingTable
+    exported: ExportedDeep
+
+    def logits(self, slots: np.ndarray) -> np.ndarray:
+        """Return log odds, float64 (n,), of rows, uint32 (n, F): those of the learner."""
+        own = self.exported
+        checked = slots_of_fields(slots, own.fields, own.slot_bits)
+        of_table = checked >> np.uint32(own.slot_bits - own.bits)
+        return logits(self.table.gather, of_table, own.layers, own.loss, own.horizon_days)
+
+
+def open_deep(deployment: Deployment, digest: str) -> TrainedDeep:
     """Read a model, every byte verified, and prove it by its canaries; JAX is not needed.
 
     Raises
@@ -116,7 +139,12 @@ def read_deep(deployment: Deployment, digest: str) -> tuple[Checkpoint, Exported
             f"{checkpoint.path}: canary rows score {scored.tolist()}, the checkpoint says "
             f"{checkpoint.arrays['canary_logits'].tolist()}; it was written by other code"
         )
-    return checkpoint, exported
+    settings = DeepSettings(**checkpoint.manifest["expert"]["settings"])
+    table = EmbeddingTable(
+        settings.bits, settings.embedding, settings.embedding_rate, exported.unlearnt
+    )
+    table.fill(checkpoint.arrays)
+    return TrainedDeep(table, exported)
 
 
 def continue_hours(
@@ -310,7 +338,7 @@ class _ScoredByDeep:
         def score(goal: str, digest: str, rows: slice) -> np.ndarray:
             # One a goal: each hour may have another, as large as what has been learnt.
             if goal not in self.opened or self.opened[goal][0] != digest:
-                self.opened[goal] = digest, read_deep(self.deployment, digest)[1]
+                self.opened[goal] = digest, open_deep(self.deployment, digest).exported
             return self.opened[goal][1].logits(slots[rows])
 
         return score
