@@ -117,6 +117,37 @@ def _parser() -> argparse.ArgumentParser:
     _describe_market(simulate)
     simulate.set_defaults(run=_simulate)
 
+    conversions = commands.add_parser(
+        "simulate-conversions", help="write a log in the format of a public conversion log"
+    )
+    conversions.add_argument("--format", choices=("criteo", "cascade"), default="criteo")
+    conversions.add_argument("--rows", type=int, help="clicks (else as the format's default)")
+    conversions.add_argument("--days", type=int, help="days of clicks")
+    conversions.add_argument(
+        "--recorded-days", type=float, help="leave out what happens later (else nothing)"
+    )
+    conversions.add_argument("--seed", type=int, help="another world than the default one")
+    conversions.add_argument("--output", type=Path, required=True, help="folder to write into")
+    conversions.set_defaults(run=_simulate_conversions)
+
+    published = commands.add_parser(
+        "published-protocol", help="run a published protocol of late labels on its public log"
+    )
+    _describe_dataset(published)
+    published.add_argument("--arms", nargs="+", default=(), help="some of the protocol's arms only")
+    published.add_argument("--seeds", type=int, default=1, help="how many (else 1)")
+    published.add_argument("--family", choices=("linear", "deep"), default="linear")
+    published.add_argument("--share", type=float, default=1.0, help="of the clicks, by hash")
+    published.add_argument("--window", help="hours that methods wait (else as published)")
+    published.add_argument(
+        "--net", action="store_true", help="a conversion that is taken back counts as none"
+    )
+    published.add_argument(
+        "--defect", action="append", default=[], help="reproduce a defect of public code; repeat"
+    )
+    published.add_argument("--defects", action="store_true", help="list the defects and stop")
+    published.set_defaults(run=_published_protocol)
+
     drive = commands.add_parser("drive", help="serve a simulated day through serving/current")
     drive.add_argument("--day", type=int, required=True, help="which day, from 0")
     _describe_market(drive)
@@ -124,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the measures of every goal and expert")
     report.set_defaults(run=_report)
+
+    delays = commands.add_parser(
+        "delay-report",
+        help="say how late labels come, which loss to use and what another one would cost",
+    )
+    delays.add_argument("--goal", help="one goal only (else all)")
+    delays.set_defaults(run=_delay_report)
 
     status = commands.add_parser("status", help="say what is served and how far the log is read")
     status.set_defaults(run=_status)
@@ -137,6 +175,21 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--bundle", type=Path, help="the bundle's folder (else what serves)")
     explain.add_argument("--goal", help="one goal only (else all)")
     explain.set_defaults(run=_explain)
+
+    benchmark = commands.add_parser(
+        "delay-benchmark", help="replay every way of learning from late labels, and compare them"
+    )
+    _describe_dataset(benchmark)
+    benchmark.add_argument("--goal", action="append", default=[], help="else every goal")
+    benchmark.add_argument(
+        "--family", action="append", choices=("linear", "deep"), help="else both"
+    )
+    benchmark.add_argument("--arm", action="append", default=[], help="else every arm")
+    benchmark.add_argument("--seeds", type=int, help="else as the settings say")
+    benchmark.add_argument("--anchors", type=int, help="sampled (else as the settings say)")
+    benchmark.add_argument("--full", action="store_true", help="all anchors, ten seeds")
+    benchmark.add_argument("--fresh", action="store_true", help="run anew what is kept")
+    benchmark.set_defaults(run=_delay_benchmark)
 
     prune = commands.add_parser(
         "prune", help="remove checkpoints that settings.checkpoints does not keep"
@@ -285,6 +338,46 @@ def _simulate(chosen: argparse.Namespace) -> None:
     simulate(deployment_from_env(), _market(chosen), days, _say)
 
 
+def _simulate_conversions(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.simulation.conversion_spec import spec_like
+    from ad_pipeline.simulation.conversions import simulate_conversions
+
+    started = time.monotonic()
+    asked = {
+        name: getattr(chosen, name)
+        for name in ("rows", "days", "recorded_days", "seed")
+        if getattr(chosen, name) is not None
+    }
+    spec = replace(spec_like(chosen.format), **asked)
+    log = simulate_conversions(spec, chosen.format, chosen.output)
+    seconds = time.monotonic() - started
+    _say(
+        f"{log.rows:,} clicks, {log.conversions:,} conversions and {log.refunds:,} refunds in "
+        f"{len(log.files)} files of {chosen.output}, in {seconds:.1f} s"
+    )
+    _say(f"dataset file {log.dataset_file}; the truth, which nothing else reads, {log.truth}")
+
+
+def _published_protocol(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.monitoring.published.protocols import DEFECTS, defects_named
+    from ad_pipeline.monitoring.published.run import Asked, run_published
+
+    if chosen.defects:
+        for defect, says in DEFECTS.items():
+            _say(f"{defect}: {says}")
+        return
+    asked = Asked(
+        arms=tuple(chosen.arms),
+        seeds=chosen.seeds,
+        family=chosen.family,
+        share=chosen.share,
+        window=chosen.window,
+        net=chosen.net,
+        defects=defects_named(chosen.defect),
+    )
+    run_published(_deployment(chosen), asked, _say)
+
+
 def _drive(chosen: argparse.Namespace) -> None:
     from ad_pipeline.simulation.main_job import drive
 
@@ -293,6 +386,21 @@ def _drive(chosen: argparse.Namespace) -> None:
 
 def _report(_: argparse.Namespace) -> None:
     _print_report(deployment_from_env())
+
+
+def _delay_report(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.monitoring.delay_report.delay_page import report_lines
+    from ad_pipeline.monitoring.delay_report.report_of_log import PAGE, write_delay_report
+    from ad_pipeline.warehouse import Warehouse
+
+    deployment = deployment_from_env()
+    written = write_delay_report(Warehouse(deployment.warehouse), deployment, chosen.goal)
+    if not written.goals:
+        _say(f"{deployment.dataset.name}: the log has no anchors yet; run it first")
+    for report in written.goals:
+        for line in report_lines(report, deployment.dataset.settings.delay_report):
+            _say(line)
+    _say(f"page {deployment.reports / PAGE}")
 
 
 def _status(_: argparse.Namespace) -> None:
@@ -330,6 +438,37 @@ def _served_bundle() -> Path:
     if pointer is None:
         raise NothingServed(f"{deployment.dataset.name} serves nothing yet; name a --bundle")
     return deployment.bundles / "objects" / pointer.digest
+
+
+def _delay_benchmark(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.monitoring.late_labels.benchmark import (
+        FAMILIES,
+        Asked,
+        picture_file,
+        record_benchmark,
+    )
+    from ad_pipeline.monitoring.late_labels.benchmark_plots import arms_lines
+    from ad_pipeline.warehouse import Warehouse
+
+    deployment = _deployment(chosen)
+    asked = Asked(
+        goals=tuple(chosen.goal),
+        families=tuple(chosen.family or FAMILIES),
+        arms=tuple(chosen.arm),
+        seeds=chosen.seeds,
+        anchors=chosen.anchors,
+        full=chosen.full,
+        fresh=chosen.fresh,
+    )
+    measured, _ = record_benchmark(Warehouse(deployment.warehouse), deployment, asked, _say)
+    for name, found in measured.items():
+        for family, each in found.families.items():
+            _say(f"\n{name}, {family}: {found.described}")
+            for line in arms_lines(each.figures):
+                _say(line)
+            for leak in each.leaks:
+                _say(f"  a leak: {leak.arm} beats the oracle by {-leak.value:.2%} of its log loss")
+        _say(f"  the picture: {picture_file(deployment, name)}")
 
 
 def _prune(_: argparse.Namespace) -> None:

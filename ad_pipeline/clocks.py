@@ -108,3 +108,17 @@ def duration(us: int) -> str:
         if us % _UNITS[unit] == 0:
             return f"{us // _UNITS[unit]}{unit}"
     return f"{us / SECOND_US:g}s"
+
+
+def about(us: float) -> str:
+    """Return a span for people, rounded to two digits, e.g. ``3.5 h``; ``unknown`` for NaN."""
+    if us != us:
+        return "unknown"
+    for unit, size in (("d", DAY_US), ("h", HOUR_US), ("min", MINUTE_US)):
+        if abs(us) >= (2 * size if unit == "d" else size):
+            return f"{_two_digits(us / size)} {unit}"
+    return f"{_two_digits(us / SECOND_US)} s"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}"

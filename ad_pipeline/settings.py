@@ -637,7 +637,7 @@ class DelayReportSettings(Group):
         default=None,
         description="package.module:function from predicted and true probabilities to the value of "
         "each anchor, micro-currency; None: the report says nothing of money. Ready: "
-        "ad_pipeline.monitoring.late_labels.value:second_price.",
+        "ad_pipeline.monitoring.delay_report.value:second_price.",
     )
 
 

@@ -60,3 +60,20 @@ def test_hours_between_two_moments_start_at_the_first_hour_and_leave_out_the_end
         start,
         start + clocks.HOUR_US,
     ]
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [
+        (0, "0 s"),
+        (1_234_567, "1.2 s"),
+        (90 * clocks.SECOND_US, "1.5 min"),
+        (59 * clocks.MINUTE_US, "59 min"),
+        (3.52 * clocks.HOUR_US, "3.5 h"),
+        (30 * clocks.HOUR_US, "30 h"),
+        (60 * clocks.DAY_US, "60 d"),
+        (float("nan"), "unknown"),
+    ],
+)
+def test_a_span_is_told_in_two_digits(us: float, text: str):
+    assert clocks.about(us) == text

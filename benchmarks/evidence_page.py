@@ -29,6 +29,7 @@ STUDIES = (
     "online_learner",
     "uncertainty",
     "half_life",
+    "delayed_labels",
 )
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 

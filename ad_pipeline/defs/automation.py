@@ -5,7 +5,7 @@ Reactions to the outside world (new files, a drift verdict) are sensors, in ``se
 
 import dagster as dg
 
-from ad_pipeline.defs.jobs import main
+from ad_pipeline.defs.jobs import main, report_delays
 
 
 def refresh_after_upstream() -> dg.AutomationCondition:
@@ -28,6 +28,13 @@ hourly = dg.build_schedule_from_partitioned_job(
     name="hourly",
     minute_of_hour=10,
     description="Run the main job for the log hour that closed ten minutes ago.",
+)
+
+daily_delay_report = dg.ScheduleDefinition(
+    name="daily_delay_report",
+    job=report_delays,
+    cron_schedule="40 3 * * *",
+    description="Make the delay report anew, at night: delays change in days, not in hours.",
 )
 
 automation = dg.AutomationConditionSensorDefinition(

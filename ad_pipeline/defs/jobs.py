@@ -6,9 +6,15 @@ in ``automation.py`` and ``sensors.py``.
 
 import dagster as dg
 
+BENCHMARK = dg.AssetSelection.assets(["monitoring", "delay_benchmark"])
+"""Replays the log some hundred times: half an hour, and nothing in the path waits for it."""
+
+REPORT = dg.AssetSelection.assets(["monitoring", "delay_report"])
+"""Replays made worlds for half a minute, of delays that change in days and not in hours."""
+
 main = dg.define_asset_job(
     "main",
-    selection=dg.AssetSelection.all(),
+    selection=dg.AssetSelection.all() - BENCHMARK - REPORT,
     description=(
         "Run the whole path for a range of log hours: events, labels, learners, ensemble, drift, "
         "parity, bundle, promotion. Start it from the Partitions tab with any range."
@@ -26,7 +32,8 @@ recover_online_model = dg.define_asset_job(
     # Retrains stand upstream and are made in one step with the batch model.
     selection=dg.AssetSelection.assets(["learners", "quarantined_hours"])
     .downstream()
-    .required_multi_asset_neighbors(),
+    .required_multi_asset_neighbors()
+    - REPORT,
     description=(
         "Take the online model back to before a suspect log hour and learn from there on without "
         "it; all that depends on the model is made anew. Choose the partitions from that hour to "
@@ -52,5 +59,23 @@ retrain = dg.define_asset_job(
     description=(
         "Train LightGBM anew in one log hour and record why. The drift sensor starts it; the "
         "ensemble, the bundle and its checks follow by automation."
+    ),
+)
+
+benchmark_delays = dg.define_asset_job(
+    "benchmark_delays",
+    selection=BENCHMARK,
+    description=(
+        "Replay every way of learning from late labels on a sample of the log, for up to half an "
+        "hour, and compare them on matured labels. Killed, it goes on where it was."
+    ),
+)
+
+report_delays = dg.define_asset_job(
+    "report_delays",
+    selection=REPORT,
+    description=(
+        "Say how late labels come, which loss to learn them with and what another one would cost, "
+        "and check that served scores are calibrated at every age of an ad."
     ),
 )

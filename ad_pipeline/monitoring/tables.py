@@ -1,4 +1,4 @@
-"""The tables of this room: drift verdicts, production parity, candidate replay.
+"""The tables of this room: drift verdicts, parity, candidate replay, late labels.
 
 Only definitions, and how a result becomes rows; what is compared is in
 :mod:`ad_pipeline.monitoring.drift` and :mod:`ad_pipeline.monitoring.parity`.
@@ -86,7 +86,98 @@ CANDIDATE_REPLAY = Table(
     ),
 )
 
-TABLES = (DRIFT, PRODUCTION_PARITY, CANDIDATE_REPLAY)
+DELAY_BENCHMARK = Table(
+    name="monitoring.delay_benchmark",
+    columns=(
+        Column("goal", "VARCHAR", "Goal of the dataset."),
+        Column("family", "VARCHAR", "linear (FTRL) or deep (wide & deep)."),
+        Column("arm", "VARCHAR", "Way of learning."),
+        Column("slice_of", "VARCHAR", "What the anchors are sliced by; '' for all of them."),
+        Column("part", "VARCHAR", "Which slice; '' for all anchors."),
+        Column("metric", "VARCHAR", "Measure on matured labels."),
+        Column("value", "DOUBLE", "Mean over the seeds."),
+        Column("low", "DOUBLE", "Lower end of the paired block bootstrap's interval."),
+        Column("high", "DOUBLE", "Upper end; 95 %, and 99.9 % against the oracle."),
+        Column("rows", "BIGINT", "Anchors that it is measured on, the same for every arm."),
+        Column("positives", "BIGINT", "Of them."),
+        Column("seeds", "BIGINT", "Runs that it is the mean of."),
+        Column("rate", "DOUBLE", "Factor on the family's learning rates, chosen before the split."),
+        Column("beginning", "VARCHAR", "matured or censored: what the checkpoint had learnt."),
+        Column("split_us", "BIGINT", "Where the stream begins."),
+        Column("end_us", "BIGINT", "End of the log that was replayed."),
+        Column("runs", "VARCHAR", "Digest of all that the runs follow from."),
+    ),
+    key=("goal", "family", "arm", "slice_of", "part", "metric"),
+    clock=None,
+    description=(
+        "What every way of learning from late labels would have done on this log: scored before "
+        "anything of an anchor is learnt, judged by matured labels, all arms from one checkpoint "
+        "and by the same anchors. One row per goal, family, arm, slice and measure; only the "
+        "newest benchmark of a goal is kept."
+    ),
+)
+
+DELAY_CALIBRATION = Table(
+    name="monitoring.delay_calibration",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour in which the labels matured."),
+        Column("goal", "VARCHAR", "Goal of the dataset."),
+        Column("model", "VARCHAR", "lateness, real_negative or hazard."),
+        Column("part", "VARCHAR", "Of the hazard: which part of the delays; else ''."),
+        Column("rows", "BIGINT", "Anchors that the model speaks of: positives, or negatives."),
+        Column("predicted", "DOUBLE", "Events expected: late positives, false negatives, labels."),
+        Column("observed", "DOUBLE", "Events met."),
+    ),
+    key=("hour_us", "goal", "model", "part"),
+    clock="hour_us",
+    description=(
+        "What the models of delay in force said, against the labels that matured next. One row per "
+        "log hour, goal, model and part: how many positives come after the observation window, how "
+        "many observed negatives turn positive, and how many labels come within a quarter, a half "
+        "and three quarters of the delays. No model was fitted to the labels it is judged by."
+    ),
+)
+
+DELAY_REPORT = Table(
+    name="monitoring.delay_report",
+    columns=(
+        Column("goal", "VARCHAR", "Goal."),
+        Column("known_until_us", "BIGINT", "Log time up to which everything was known."),
+        Column("about", "VARCHAR", "log, served, made worlds or recommendation."),
+        Column("name", "VARCHAR", "Group of anchors, expert, or way of learning; '' for all."),
+        Column("part", "VARCHAR", "Ages of the ad, or 'group'; '' for all."),
+        Column("metric", "VARCHAR", "What is measured; its unit ends the name."),
+        Column("value", "DOUBLE", "NULL where the log cannot tell it."),
+        Column("low", "DOUBLE", "Lower bound of its interval."),
+        Column("high", "DOUBLE", "Upper bound of its interval."),
+        Column("rows", "BIGINT", "Anchors behind it."),
+        Column("positives", "BIGINT", "Positives among these, so far."),
+        Column(
+            "miscalibrated",
+            "BOOLEAN",
+            "Of served scores at some ad ages: off by more than settings.delay_report tolerates, "
+            "the whole interval.",
+        ),
+        Column("said", "VARCHAR", "A sentence for people."),
+    ),
+    key=("goal", "about", "name", "part", "metric"),
+    clock=None,
+    description=(
+        "How late labels come, what that does to learning, and which loss to use. One row per goal "
+        "and number: of the log with censoring, of served scores by the age of the ad, and of each "
+        "loss in made worlds of the same delays. The page and its pictures are named in the "
+        "metadata."
+    ),
+)
+
+TABLES = (
+    DRIFT,
+    PRODUCTION_PARITY,
+    CANDIDATE_REPLAY,
+    DELAY_CALIBRATION,
+    DELAY_BENCHMARK,
+    DELAY_REPORT,
+)
 
 
 def drift_rows(

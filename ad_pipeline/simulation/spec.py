@@ -1,16 +1,16 @@
-"""The knobs of the simulated exchange, and the one source of its random numbers.
+"""The knobs of the simulated exchange.
 
 Every rate of every deliberate imperfection stands here, so that a test can ask for it by name.
 What the world looks like (users, ads, tastes) is in `world.py`, how long things take in
 `delays.py`.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.simulation.streams import random_stream
 
 START_US = 1_772_409_600_000_000
 """2026-03-02T00:00:00Z, a Monday."""
@@ -160,8 +160,5 @@ class MarketplaceSpec:
         Returns
         -------
         numpy.random.Generator
-            Philox, counter-based (Salmon et al. 2011), keyed by a BLAKE2b hash of the three.
         """
-        text = f"{self.seed}/{purpose}/{hour}".encode()
-        key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
-        return np.random.Generator(np.random.Philox(key=key))
+        return random_stream(self.seed, purpose, hour)

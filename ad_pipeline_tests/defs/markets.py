@@ -18,7 +18,7 @@ import yaml
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key, timestamp
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
-from ad_pipeline.main_job import dagster_home
+from ad_pipeline.main_job import WHOLE_PATH, dagster_home
 from ad_pipeline.simulation.driver import DrivenDay, drive_day
 from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.simulation.spec import MarketplaceSpec
@@ -52,6 +52,7 @@ SETTINGS: dict[str, Any] = {
     "evaluation": {"replicates": 50},
     "promotion": {"margin": 0.5},
     "drift": {"psi_threshold": 5.0},
+    "delay_report": {"anchors": 2_000, "worlds": 2},
 }
 """What a small market needs to get through every branch: a batch model, a fit, a promotion.
 
@@ -169,7 +170,7 @@ def run(
     market: Market,
     start_us: int,
     end_us: int,
-    select: str = "*",
+    select: str = WHOLE_PATH,
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Materialize assets for the log hours ``[start_us, end_us)``.
@@ -192,7 +193,7 @@ def run(
     return in_a_process(market, materialize(start_us, end_us, select), check=check)
 
 
-def materialize(start_us: int, end_us: int, select: str = "*") -> list[str]:
+def materialize(start_us: int, end_us: int, select: str = WHOLE_PATH) -> list[str]:
     """Return what follows ``python -m`` to materialize assets for the log hours of a range."""
     span = f"{hour_key(start_us)}...{hour_key(end_us - HOUR_US)}"
     return [

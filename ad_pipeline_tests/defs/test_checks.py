@@ -243,6 +243,31 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         sql("UPDATE monitoring.drift SET drifted = true WHERE column_name = 'publisher_id'"),
         {"inputs_have_not_drifted"},
     ),
+    "a way of learning beats the oracle": (
+        sql(
+            "INSERT INTO monitoring.delay_benchmark BY NAME SELECT 'click' AS goal, "
+            "'linear' AS family, 'es_dfm' AS arm, '' AS slice_of, '' AS part, "
+            "'log_loss_against_oracle' AS metric, -0.02 AS value, -0.03 AS low, -0.01 AS high"
+        ),
+        {"no_arm_beats_the_oracle"},
+    ),
+    "twice as many positives come late as a model says": (
+        sql(
+            "INSERT INTO monitoring.delay_calibration BY NAME SELECT hour_us, 'click' AS goal, "
+            "'lateness' AS model, '' AS part, 20 AS rows, 5.0 AS predicted, "
+            "10.0 + hour_us // 3600000000 % 3 AS observed FROM (SELECT DISTINCT hour_us "
+            "FROM monitoring.delay_calibration)"
+        ),
+        {"delay_models_are_calibrated"},
+    ),
+    "young ads convert more often than is said": (
+        sql(
+            "INSERT INTO monitoring.delay_report BY NAME SELECT 'click' AS goal, "
+            "'served' AS about, 'online' AS name, 'under 1 h' AS part, "
+            "'observed_over_predicted' AS metric, 1.6 AS value, true AS miscalibrated"
+        ),
+        {"calibrated_at_every_ad_age"},
+    ),
     "nobody has served yet": (
         sql("DELETE FROM monitoring.production_parity WHERE bundle_hash <> ''"),
         {"served_scores_are_given_again", "served_features_were_right"},

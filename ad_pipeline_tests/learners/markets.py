@@ -19,6 +19,17 @@ from ad_pipeline_tests.defs.markets import TINY, Market, make_market, write_days
 
 LEARNT = ("table learners.", f"checkpoints/pointers/{KIND}", "checkpoints/objects/")
 
+LATE_LOSSES = {
+    "delays": {"refit_every_hours": 6, "lookback_hours": 24, "least_positives": 50},
+    "online": {
+        "bits": 14,
+        "micro_batch_minutes": 20,
+        "loss": "es_dfm",
+        "grid": [{"loss": "hazard"}, {"loss": "delayed_feedback"}],
+    },
+}
+"""Of a market whose learners read models of delay, fitted every few hours."""
+
 
 def ready_market(
     folder: Path,

@@ -26,7 +26,7 @@ from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.left_behind import differences
 from ad_pipeline_tests.defs.markets import Market
-from ad_pipeline_tests.learners.markets import learnt, ready_market
+from ad_pipeline_tests.learners.markets import LATE_LOSSES, learnt, ready_market
 
 BITS = 12
 RATES, LATENESS = (0.1, 0.4), (0.2, 0.7)
@@ -90,17 +90,6 @@ def test_too_few_positives_are_said_and_probabilities_stay_off_their_ends() -> N
     )
     said = extreme.probabilities(labels.slots)
     assert all(p.min() > 0 and p.max() < 1 for p in said.values())
-
-
-LATE_LOSSES = {
-    "delays": {"refit_every_hours": 6, "lookback_hours": 24, "least_positives": 50},
-    "online": {
-        "bits": 14,
-        "micro_batch_minutes": 20,
-        "loss": "es_dfm",
-        "grid": [{"loss": "hazard"}, {"loss": "delayed_feedback"}],
-    },
-}
 
 
 @pytest.fixture(scope="module")

@@ -1,107 +1,50 @@
 """Losses of labels that come late: their fixed points, and the public variants that miss them.
 
-A stream is given by its masses per anchor, so what is tested is the formula and not a draw: p is
-the rate, c the share of positives that come after the window, d = p c. Every loss has to have its
-zero of E[slope] where it should; the variants found in public code must fail that same test.
+Every loss has to have its zero of E[slope] where it should; the variants found in public code must
+fail that same test. Streams, zeros and variants stand in :mod:`benchmarks.fixed_points`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import brentq
 
 from ad_pipeline.learners.delayed import losses
 from ad_pipeline.learners.delayed.losses import COEFFICIENTS, Censored, Event
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
 from ad_pipeline.learners.ftrl.ftrl_expert import HEADS, FTRLExpert
+from ad_pipeline.monitoring.late_labels.linear import LinearLearners
 from ad_pipeline.settings import (
     STRATEGY_OF_LOSS,
     Configuration,
     DelayedLoss,
+    Objective,
     OnlineSettings,
     Settings,
     StrategyName,
 )
-
-RATES, LATENESS = (0.01, 0.05, 0.227, 0.5), (0.2, 0.6)
-GRID = [(p, c) for p in RATES for c in LATENESS]
-
-Kind = tuple[int, int, int]
-"""positive, late, confirmed"""
-NEGATIVE, IN_TIME, LATE, REAL, REPEATED = (0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1)
-
-
-def masses(shown: StrategyName, p: float, c: float) -> dict[Kind, float]:
-    """Return how much of each kind a stream holds per anchor."""
-    d = p * c
-    streams: dict[StrategyName, dict[Kind, float]] = {
-        "immediate": {NEGATIVE: 1, LATE: p},
-        "immediate_confirmed": {NEGATIVE: 1, LATE: p, REAL: 1 - p},
-        "windowed": {NEGATIVE: 1 - p + d, IN_TIME: p - d, LATE: d},
-        "windowed_confirmed": {NEGATIVE: 1 - p + d, IN_TIME: p - d, LATE: d, REAL: 1 - p},
-        "two_copies": {
-            NEGATIVE: 1 - p + d, IN_TIME: p - d, LATE: d, REAL: 1 - p, REPEATED: p - d,
-        },
-        "wait_observation": {NEGATIVE: 1 - p + d, IN_TIME: p - d},
-        "wait_maturity": {REAL: 1 - p, REPEATED: p},
-        "matched": {NEGATIVE: 1, LATE: p},
-    }  # fmt: skip
-    return streams[shown]
-
-
-def real_negative(p: float, c: float) -> float:
-    return (1 - p) / (1 - p + p * c)
-
-
-def sigmoid(score: float) -> float:
-    return 1 / (1 + math.exp(-score)) if score > -700 else 0.0
-
-
-def expected_slope(
-    score: float,
-    coefficients: Callable[[Event], tuple[float, float]],
-    stream: Mapping[Kind, float],
-    lateness: float,
-    negative: float,
-) -> float:
-    f, q = sigmoid(score), sigmoid(-score)
-    total = 0.0
-    for (positive, late, _), mass in stream.items():
-        a, b = coefficients(Event(f, q, float(positive), float(late), lateness, negative))
-        total += mass * losses.slope_of(a, b, f, q)
-    return total
-
-
-def fixed_point(
-    coefficients: Callable[[Event], tuple[float, float]],
-    shown: StrategyName,
-    p: float,
-    c: float,
-    *,
-    lateness: float | None = None,
-    negative: float | None = None,
-) -> float:
-    """Return f where the expected slope is 0, by bisection."""
-    stream = masses(shown, p, c)
-    score = brentq(
-        lambda s: expected_slope(
-            s,
-            coefficients,
-            stream,
-            c if lateness is None else lateness,
-            real_negative(p, c) if negative is None else negative,
-        ),
-        -15,
-        8,
-        xtol=1e-12,
-    )
-    assert isinstance(score, float)
-    return sigmoid(score)
+from benchmarks.fixed_points import (
+    DEFECTS,
+    GRID,
+    IN_TIME,
+    LATE,
+    LATENESS,
+    NEGATIVE,
+    REAL,
+    REPEATED,
+    Kind,
+    defer_as_coded,
+    defuse_as_coded,
+    fixed_point,
+    largest_logit,
+    masses,
+    real_negative,
+    sigmoid,
+)
 
 
 def weighing(loss: DelayedLoss) -> Callable[[Event], tuple[float, float]]:
@@ -183,55 +126,7 @@ def test_fake_negative_weighting_is_positive_unlabelled_damped(
 # --- what public code does instead ---------------------------------------------------------------
 
 
-def _defuse_as_coded(event: Event) -> tuple[float, float]:
-    """ychen216/DEFUSE and NetCVR: every positive weighs (1 + d) + 1, whatever its kind."""
-    d, hidden = event.f * event.lateness, 1 - event.real_negative
-    positive, negative = event.positive, 1 - event.positive
-    return positive * (2 + d) + negative * hidden * d, negative * (1 - hidden) * (1 + d)
-
-
-def _defer_as_coded(event: Event) -> tuple[float, float]:
-    """The baseline of ychen216/DEFUSE: 2 (2 - c) for 2 / (2 - c), and c / 2 for d / 2."""
-    c, positive = event.lateness, event.positive
-    negative = (1 - positive) * event.q / (event.q + 0.5 * c)
-    return positive * 2 * (2 - c), negative
-
-
-def _defer_clamped_from_below(event: Event) -> tuple[float, float]:
-    """NetCVR: p / (p - d / 2) with an independent estimate of d that may exceed 2 p."""
-    d = 0.5
-    positive, negative = event.positive, 1 - event.positive
-    return positive * max(event.f / (event.f - d / 2), 1e-6), negative * event.q / (event.q + d / 2)
-
-
-def _elapsed_over_a_quarter(event: Event) -> tuple[float, float]:
-    """A public "FNW": negatives weigh e / (e + 0.25), here an hour after serving."""
-    return event.positive * (1 + event.f), (1 - event.positive) * 1 / (1 + 0.25)
-
-
-def _fixed_decay(event: Event) -> tuple[float, float]:
-    """Another: negatives weigh 1 - exp(-t / 20), here a minute after serving."""
-    return event.positive * (1 + event.f), (1 - event.positive) * (1 - math.exp(-1 / 20))
-
-
-DEFECTS: list[tuple[Callable[[Event], tuple[float, float]], StrategyName]] = [
-    (_defuse_as_coded, "windowed"),
-    (_defer_as_coded, "two_copies"),
-    (_defer_clamped_from_below, "two_copies"),
-    (_elapsed_over_a_quarter, "immediate"),
-    (_fixed_decay, "immediate"),
-    (losses.log_loss, "immediate"),
-    (losses.log_loss, "windowed"),
-    # Right losses on streams that they do not correct.
-    (losses.es_dfm, "windowed_confirmed"),
-    (losses.defer, "windowed"),
-    (losses.fake_negative_weighted, "immediate_confirmed"),
-    (losses.fsiw, "windowed"),
-    (losses.ulc, "windowed"),
-]
-
-
-@pytest.mark.parametrize(("coded", "shown"), DEFECTS)
+@pytest.mark.parametrize(("coded", "shown"), DEFECTS.values())
 def test_a_defective_variant_fails_the_test_of_fixed_points(
     coded: Callable[[Event], tuple[float, float]], shown: StrategyName
 ) -> None:
@@ -249,16 +144,16 @@ def test_a_defective_variant_fails_the_test_of_fixed_points(
 @pytest.mark.parametrize(
     ("coded", "p", "low", "high"),
     [
-        (_defuse_as_coded, 0.05, 0.094, 0.096),
-        (_defuse_as_coded, 0.227, 0.36, 0.38),
-        (_defer_as_coded, 0.05, 0.119, 0.16),
-        (_defer_as_coded, 0.227, 0.449, 0.53),
+        (defuse_as_coded, 0.05, 0.094, 0.096),
+        (defuse_as_coded, 0.227, 0.36, 0.38),
+        (defer_as_coded, 0.05, 0.119, 0.16),
+        (defer_as_coded, 0.227, 0.449, 0.53),
     ],
 )
 def test_the_published_defects_are_as_large_as_was_found(
     coded: Callable[[Event], tuple[float, float]], p: float, low: float, high: float
 ) -> None:
-    shown = "windowed" if coded is _defuse_as_coded else "two_copies"
+    shown = "windowed" if coded is defuse_as_coded else "two_copies"
     for c in LATENESS:
         assert low <= fixed_point(coded, shown, p, c) <= high
 
@@ -446,23 +341,14 @@ def test_the_kernel_computes_the_formulas(loss: DelayedLoss, kind: Kind, score: 
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
-def bursts(loss: DelayedLoss, *, clipped: bool = False) -> float:
-    """Return the largest logit when positives of 5 % arrive once every 10,000 anchors."""
-    configuration = Configuration(loss=loss, alpha=0.5, l1=0, l2=0, non_negative=clipped)
-    expert = FTRLExpert(8, (configuration,))
-    largest = -math.inf
-    for _ in range(3):
-        for label, rows in ((0.0, 10_000), (1.0, 500)):
-            slots = np.zeros((rows, 1), np.uint32)
-            said = expert.learn(slots, np.full(rows, label), np.ones(rows))
-            largest = max(largest, float(said.max()))
-    return largest
-
-
 def test_bursts_throw_positive_unlabelled_off_and_the_clip_bounds_them() -> None:
-    assert bursts("positive_unlabelled") > 10
-    assert bursts("positive_unlabelled", clipped=True) < 5
-    assert bursts("fake_negative_weighted") < 5
+    learners = LinearLearners(Configuration(alpha=0.5, l1=0, l2=0), 8, 0.0)
+    loss: DelayedLoss = "positive_unlabelled"
+    assert largest_logit(learners, Objective(loss=loss), in_bursts=True) > 10
+    assert largest_logit(learners, Objective(loss=loss), in_bursts=False) < -2
+    assert largest_logit(learners, Objective(loss=loss, non_negative=True), in_bursts=True) < 5
+    weighted = Objective(loss="fake_negative_weighted")
+    assert largest_logit(learners, weighted, in_bursts=True) < 5
 
 
 def test_the_clip_changes_nothing_where_positives_are_spread_out() -> None:

@@ -171,8 +171,8 @@ class WideDeep:
             Factor on each row's gradient, at least 0; all 1 if left out.
         outcomes : ndarray of shape (n, N_OUTCOMES) or (n, 0), optional
             What losses of labels that come late ask for beside the label: the columns of
-            :mod:`ad_pipeline.learners.ftrl.ftrl_kernel`. Without any, rows are as logged: the
-            real-negative probability is 1, all else 0.
+            :mod:`ad_pipeline.learners.ftrl.ftrl_kernel`. As logged if left out or without columns:
+            nothing late, every negative real.
 
         Raises
         ------
@@ -489,9 +489,9 @@ def _checked_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
 
 def _checked_outcomes(outcomes: np.ndarray | None, rows: int) -> np.ndarray:
     if outcomes is None or outcomes.shape == (rows, 0):
-        logged = np.zeros((rows, kernel.N_OUTCOMES), np.float32)
-        logged[:, kernel.REAL_NEGATIVE] = 1.0
-        return logged
+        told = np.zeros((rows, kernel.N_OUTCOMES), np.float32)
+        told[:, kernel.REAL_NEGATIVE] = 1.0
+        return told
     told = np.ascontiguousarray(outcomes, dtype=np.float32)
     if told.shape != (rows, kernel.N_OUTCOMES) or not np.isfinite(told).all():
         raise ValueError(

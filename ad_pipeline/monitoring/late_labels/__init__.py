@@ -1,1 +1,1 @@
-"""Which way of learning from late labels is right for a log: a benchmark of arms, and a report."""
+"""Ways of learning from late labels, replayed over one stream and judged by matured labels."""

@@ -133,13 +133,13 @@ def arms_named(arms: Sequence[Arm], names: Sequence[str]) -> tuple[Arm, ...]:
 
     Raises
     ------
-    ValueError
+    LookupError
         If there is none of a name; the message lists those there are.
     """
     known = {arm.name: arm for arm in arms}
     missing = [name for name in names if name not in known]
     if missing:
-        raise ValueError(f"no arm {missing[0]!r}; there are {', '.join(known)}")
+        raise LookupError(f"no arm {missing[0]!r}; there are {', '.join(known)}")
     return tuple(known[name] for name in names)
 
 

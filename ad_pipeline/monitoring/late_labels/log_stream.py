@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ad_pipeline.clocks import hour_of
 from ad_pipeline.datasets import Dataset, Deployment, Goal
+from ad_pipeline.events.contract import event_tables
 from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.examples.label_join import GoalJoin
 from ad_pipeline.examples.strategies import emission_of
@@ -59,6 +60,7 @@ def log_stream(
         If the goal has no anchors.
     """
     dataset = deployment.dataset
+    warehouse.create(tuple(event_tables(dataset).values()))
     with warehouse.reader() as connection:
         end_us = sealed_until(connection)
         if not end_us:

@@ -8,7 +8,7 @@ has seen a label that it should not have: that is what :func:`leaks` looks for. 
 is :mod:`.prequential`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -112,12 +112,25 @@ def hour_weighted_auc(labels: np.ndarray, p: np.ndarray, hours: np.ndarray) -> f
 
     Hours of one class alone are left out.
     """
+    return hour_weighted(metrics.roc_auc, labels, p, hours)
+
+
+def hour_weighted(
+    measure: Callable[[np.ndarray, np.ndarray], float],
+    labels: np.ndarray,
+    p: np.ndarray,
+    hours: np.ndarray,
+) -> float:
+    """Return the mean over hours of a measure of labels and forecasts, weighted by rows.
+
+    Hours for which it is NaN are left out.
+    """
     order = np.argsort(hours, kind="stable")
     bounds = np.flatnonzero(np.diff(hours[order], prepend=-1, append=-1))
     total = weight = 0.0
     for first, last in pairwise(bounds.tolist()):
         rows = order[first:last]
-        area = metrics.roc_auc(labels[rows], p[rows])
+        area = measure(labels[rows], p[rows])
         if not np.isnan(area):
             total += area * len(rows)
             weight += len(rows)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ad_pipeline.checkpoints import replace_file
-from ad_pipeline.clocks import DAY_US, HOUR_US, hour_of
+from ad_pipeline.clocks import HOUR_US, hour_of
 from ad_pipeline.evaluation import metrics
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.learners.online import online_hours
@@ -213,18 +213,24 @@ class Bench:
         learning = [arm for arm in arms if arm.learns]
         if not left or not learning:
             return 0.0
-        learn, score = _speeds(self.stream, self.learners, learning)
         rows = {arm.name: len(shown_from(self.stream, self.replay, arm)) for arm in learning}
+        blocks = max((self.stream.end_us - self.replay.split_us) // self.replay.block_us, 1)
+        usual = int(np.median(list(rows.values()))) // blocks
+        speeds = _speeds(self.stream, self.learners, learning, max(usual, 1))
         judged = len(judged_anchors(self.stream, self.replay))
         before = len(known_at_split(self.stream, self.replay)[0])
-        seconds = sum(rows.get(arm.name, 0) * learn + judged * score for arm, _ in left)
-        seconds += len({seed for _, seed in left}) * before * learn
-        tuning = tuning_replay(self.stream, self.replay)
+        seconds = sum(
+            rows.get(arm.name, 0) * speeds.learn + judged * speeds.score for arm, _ in left
+        )
+        seconds += len({seed for _, seed in left}) * before * speeds.learn
         untried = [arm for arm in learning if arm.name not in self.kept.rates(self.learners.name)]
+        seconds += speeds.begin * len(left) / len(arms)
+        tuning = tuning_replay(self.stream, self.replay)
         if tuning is not None:
             span_us = self.replay.split_us - tuning.split_us
             share = span_us / (self.stream.end_us - self.replay.split_us)
-            seconds += len(RATES) * share * learn * sum(rows[arm.name] for arm in untried)
+            learnt = share * sum(rows[arm.name] for arm in untried)
+            seconds += len(RATES) * (learnt * speeds.learn + len(untried) * speeds.begin)
         return seconds
 
     def _runs(
@@ -247,7 +253,7 @@ class Bench:
 
 
 def default_replay(stream: LateStream, block_us: int = HOUR_US) -> Replay:
-    """Return where a log is split: in its middle, or early enough that a fifth of it is judged.
+    """Return where a log is split: in the middle of the time whose labels are final.
 
     Where what matured before the split would be less than a third of what was served before it, the
     learners begin with labels as they were known at the split instead.
@@ -255,17 +261,17 @@ def default_replay(stream: LateStream, block_us: int = HOUR_US) -> Replay:
     Raises
     ------
     TooShort
-        If the log is too short for its windows.
+        If the log is too short for its window.
     """
-    start_us, end_us = hour_of(stream.start_us), stream.end_us
-    span_us = end_us - start_us
-    latest_us = end_us - stream.horizon_us - span_us // 5
-    split_us = hour_of(min(start_us + span_us // 2, latest_us))
-    if split_us < start_us + span_us // 10:
+    start_us, known = hour_of(stream.start_us), stream.served_us[stream.labels >= 0]
+    last_us = int(known[-1]) if len(known) else start_us
+    split_us = hour_of(start_us + (last_us - start_us) // 2)
+    if split_us <= start_us:
+        span_us = stream.end_us - start_us
         raise TooShort(
-            f"window and lateness of {stream.goal.name} are {stream.horizon_us / DAY_US:.2f} days "
-            f"and the log has {span_us / DAY_US:.2f}: of less than 1.5 times as much there is "
-            "nothing to judge"
+            f"window and lateness of {stream.goal.name} are {stream.horizon_us / HOUR_US:.1f} "
+            f"hours and the log has {span_us / HOUR_US:.1f}: there are not two hours with final "
+            "labels, so nothing to judge; take a longer log"
         )
     before_us = split_us - start_us
     matured = before_us - stream.horizon_us >= before_us / 3
@@ -303,19 +309,33 @@ def identity(stream: LateStream, replay: Replay, learners: Learners) -> str:
     return found.hexdigest()[:16]
 
 
-def _speeds(stream: LateStream, learners: Learners, arms: Sequence[Arm]) -> tuple[float, float]:
-    """Return seconds to learn and to score a row of one arm, after what compiles has compiled."""
+@dataclass(frozen=True)
+class _Speeds:
+    """Seconds to begin an arm (what compiles, compiles), to learn a row of it, and to score one."""
+
+    begin: float
+    learn: float
+    score: float
+
+
+def _speeds(stream: LateStream, learners: Learners, arms: Sequence[Arm], at_once: int) -> _Speeds:
+    """Time some thousand rows, learnt so many at once as a block of the stream has."""
     rows = stream.slots[:_PROBED_ROWS]
     labels = (np.arange(len(rows)) % 7 == 0).astype(np.float64)
     ones, told = np.ones(len(rows)), np.zeros((len(rows), kernel.N_OUTCOMES))
     together = list(arms[: learners.side_by_side])
+    began = time.perf_counter()
     learner = learners.continued(learners.fresh(0), together, 0)
     learner.learn(rows, labels, ones, told)
     learner.logits(rows)
-    began = time.perf_counter()
-    learner.learn(rows, labels, ones, told)
+    begun = time.perf_counter()
+    for first in range(0, len(rows), at_once):
+        block = slice(first, first + at_once)
+        learner.learn(rows[block], labels[block], ones[block], told[block])
     learnt = time.perf_counter()
     learner.logits(rows)
     scored = time.perf_counter()
     each = max(len(rows) * len(together), 1)
-    return (learnt - began) / each, (scored - learnt) / each
+    return _Speeds(
+        (begun - began) / len(together), (learnt - begun) / each, (scored - learnt) / each
+    )

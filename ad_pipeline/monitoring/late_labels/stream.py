@@ -114,6 +114,8 @@ class WorldRows:
         When its engagement occurs and is received; -1 without one.
     ads, groups : ndarray of shape (n,), int64
         Codes of the ad and of the campaign.
+    retracted_us : ndarray of shape (n,), int64, optional
+        When its engagement was taken back; -1 if never. None: nothing was.
     """
 
     slots: np.ndarray
@@ -122,10 +124,15 @@ class WorldRows:
     arrived_us: np.ndarray
     ads: np.ndarray
     groups: np.ndarray
+    retracted_us: np.ndarray | None = None
 
 
 def join_of(
-    goal: Goal, settings: Settings, waits_us: Sequence[int], anchor_observation_us: int = 0
+    goal: Goal,
+    settings: Settings,
+    waits_us: Sequence[int],
+    anchor_observation_us: int = 0,
+    strategies: Sequence[StrategyName] = ALL_STRATEGIES,
 ) -> GoalJoin:
     """Return the label join of a goal for all strategies, and for more observation windows.
 
@@ -138,9 +145,11 @@ def join_of(
         Observation windows beside the goal's own and none, microseconds.
     anchor_observation_us : int
         Of the goal that anchors it.
+    strategies : sequence of str
+        Whose rows are emitted: fewer take less memory.
     """
     whole = settings.model_copy(update={"examples": type(settings.examples)()})
-    emission = emission_of(whole, goal, ALL_STRATEGIES)
+    emission = emission_of(whole, goal, strategies)
     emission["waits_us"] = sorted({*emission["waits_us"], *waits_us})
     return GoalJoin(goal, anchor_observation_us, draw_of(whole, goal.name), emission)
 
@@ -157,6 +166,7 @@ def stream_of_world(
     end_us: int,
     settings: Settings | None = None,
     waits_us: Sequence[int] = (),
+    strategies: Sequence[StrategyName] = ALL_STRATEGIES,
 ) -> LateStream:
     """Run the label join over a made world, in memory.
 
@@ -169,7 +179,7 @@ def stream_of_world(
         End of the log, an hour; what arrives later is not known.
     settings : Settings, optional
         Of which delays and seed are read.
-    waits_us : sequence of int
+    waits_us, strategies : sequences
         See :func:`join_of`.
     """
     count = len(world.served_us)
@@ -177,9 +187,8 @@ def stream_of_world(
     engaged = np.flatnonzero((world.arrived_us >= 0) & (world.arrived_us < end_us))
     with duckdb.connect(":memory:") as connection:
         _declare(connection, world, engaged, goal)
-        join_in_memory(
-            connection, join_of(goal, settings or Settings(), waits_us), start_us, end_us
-        )
+        join = join_of(goal, settings or Settings(), waits_us, strategies=strategies)
+        join_in_memory(connection, join, start_us, end_us)
         places = pa.table(
             {"impression_id": np.arange(count).astype(str), "place": np.arange(count)}
         )
@@ -312,7 +321,19 @@ def _declare(
         "at_us AS occurred_us, at_us AS received_us FROM made_engagements",
         {"goal": goal.name},
     )
+    retracted_us = np.zeros(0) if world.retracted_us is None else world.retracted_us[engaged]
+    taken_back = np.flatnonzero(retracted_us >= 0)
+    connection.register(
+        "made_retractions",
+        pa.table(
+            {
+                "place": engaged[taken_back],
+                "at_us": retracted_us[taken_back].astype(np.int64),
+            }
+        ),
+    )
     connection.execute(
-        "CREATE TABLE events.retractions (engagement_event_id VARCHAR, received_us BIGINT)"
+        "CREATE TABLE events.retractions AS SELECT CAST(place AS VARCHAR) AS engagement_event_id, "
+        "at_us AS received_us FROM made_retractions"
     )
     declare_examples(connection)

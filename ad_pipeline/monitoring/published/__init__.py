@@ -1,0 +1,1 @@
+"""Published protocols for late labels, on the public logs that they were published on."""
