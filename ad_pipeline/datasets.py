@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 
-from ad_pipeline.clocks import HOUR_US, hour_of, microseconds, parse_duration, timestamp
+from ad_pipeline.clocks import DAY_US, HOUR_US, hour_of, microseconds, parse_duration, timestamp
 from ad_pipeline.settings import Settings
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
@@ -358,6 +358,11 @@ class Goal(_Record):
     lateness_us: MicrosecondSpan = 0
     observation_us: MicrosecondSpan = 0
     counting: Literal["first", "all"] = "first"
+
+    @property
+    def horizon_days(self) -> float:
+        """Window and lateness, days: what losses of delays reckon with."""
+        return (self.window_us + self.lateness_us) / DAY_US
 
 
 class Source(_Record):

@@ -17,14 +17,20 @@ from numpy.typing import NDArray
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.evaluation import metrics
 from ad_pipeline.evaluation.tables import PROGRESSIVE_METRICS
+from ad_pipeline.settings import Settings
 from ad_pipeline.warehouse import arrow_rows
 
-EXPERTS = ("online", "batch")
+EXPERTS = ("online", "batch", "deep")
 """Experts with a column ``<expert>_logit`` in the scored rows."""
 
 
 class Immature(ValueError):
     """A row is asked to be scored in an hour in which its label was not final."""
+
+
+def experts_of(settings: Settings) -> tuple[str, ...]:
+    """Return the experts of a deployment: wide & deep is one if the settings ask for it."""
+    return tuple(name for name in EXPERTS if name != "deep" or settings.deep is not None)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class ScoredRows:
         return self.matured_us - self.matured_us % HOUR_US
 
 
-def by_goal_and_expert(rows: pa.Table, experts: Sequence[str] = EXPERTS) -> Iterator[ScoredRows]:
+def by_goal_and_expert(rows: pa.Table, experts: Sequence[str]) -> Iterator[ScoredRows]:
     """Split scored rows by goal and expert, goals in order of name.
 
     Parameters
@@ -104,7 +110,7 @@ def progressive_metrics(
     start_us: int,
     end_us: int,
     watermark_us: int,
-    experts: Sequence[str] = EXPERTS,
+    experts: Sequence[str],
 ) -> pa.Table:
     """Measure every expert on the rows that matured in ``[start_us, end_us)``.
 

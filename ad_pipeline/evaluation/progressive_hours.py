@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ad_pipeline.datasets import Dataset
-from ad_pipeline.evaluation.progressive import EXPERTS, progressive_metrics
+from ad_pipeline.evaluation.progressive import experts_of, progressive_metrics
 from ad_pipeline.evaluation.spread import spread_of_even_mixture
 from ad_pipeline.evaluation.tables import EXPERT_SPREAD, PROGRESSIVE_METRICS, TABLES
 from ad_pipeline.warehouse import Warehouse, arrow_rows, replace_hours, rows_of, select
@@ -58,9 +58,10 @@ def measure_hours(
     }
     with warehouse.reader() as connection:
         rows = rows_of(connection, query, parameters)
-    measured = progressive_metrics(rows, start_us, end_us, end_us)
+    experts = experts_of(dataset.settings)
+    measured = progressive_metrics(rows, start_us, end_us, end_us, experts)
     spread = arrow_rows(
-        EXPERT_SPREAD, spread_of_even_mixture(rows, EXPERTS, dataset.settings.evaluation.level)
+        EXPERT_SPREAD, spread_of_even_mixture(rows, experts, dataset.settings.evaluation.level)
     )
     with warehouse.writer() as connection:
         for table, records in ((PROGRESSIVE_METRICS, measured), (EXPERT_SPREAD, spread)):

@@ -101,6 +101,18 @@ BATCH_PREDICTIONS = Table(
     ),
 )
 
+DEEP_PREDICTIONS = Table(
+    name="learners.deep_predictions",
+    columns=_PREDICTION_COLUMNS,
+    key=("goal", "impression_id"),
+    clock="serving_us",
+    description=(
+        "What the wide & deep expert said of every impression, by the model in force when it was "
+        "served. One row per goal and impression; without settings.deep, and in hours before the "
+        "first model, there is none."
+    ),
+)
+
 RETRAINS = Table(
     name="learners.retrains",
     columns=(
@@ -217,6 +229,7 @@ TABLES = (
     RATE_MOVES,
     ONLINE_PREDICTIONS,
     BATCH_PREDICTIONS,
+    DEEP_PREDICTIONS,
     RETRAINS,
     HOUR_GUARDS,
     QUARANTINED_HOURS,

@@ -32,13 +32,14 @@ from ad_pipeline.features.encoding import (
 from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import recount, snapshot_hour
 from ad_pipeline.learners.batch.batch_hours import open_batch_model
+from ad_pipeline.learners.deep.deep_hours import open_deep
 from ad_pipeline.learners.ensemble.ensemble import mixed_probabilities
 from ad_pipeline.learners.ensemble.ensembles import open_ensemble
 from ad_pipeline.learners.ftrl.exported_weights import exported
 from ad_pipeline.learners.online.online_hours import open_expert
 from ad_pipeline.monitoring.parity import Parity, compare_features, compare_scores, features_of
 from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, TABLES, candidate_replay_rows
-from ad_pipeline.serving.bundle import BATCH, ONLINE, Bundle, GoalModels, open_bundle
+from ad_pipeline.serving.bundle import BATCH, DEEP, ONLINE, Bundle, GoalModels, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.decisions import EVERYTHING
 from ad_pipeline.serving.replay import SNAPSHOT_COLUMN
@@ -179,6 +180,8 @@ def batch_path_probabilities(
         if models.batch_checkpoint is not None:
             batch = open_batch_model(deployment, models.batch_checkpoint)
             logits[BATCH] = batch.predict_logits(numbers, categories, online)
+        if models.deep_checkpoint is not None:
+            logits[DEEP] = open_deep(deployment, models.deep_checkpoint).logits(tokens)
         fitted = open_ensemble(deployment, models.goal)
         ensemble = fitted.ensemble if fitted else None
         slices = text_hashes(contract, read, ensemble.sliced_by if ensemble else None)

@@ -36,6 +36,7 @@ from ad_pipeline.features.encoding import (
 )
 from ad_pipeline.features.rates import RateSnapshot, counts_of
 from ad_pipeline.learners.batch.batch_model import ExportedBatch
+from ad_pipeline.learners.deep.exported_deep import ExportedDeep
 from ad_pipeline.learners.ensemble.ensemble import Ensemble, mixed_probabilities
 from ad_pipeline.learners.ensemble.exported_mixture import ExportedMixture
 from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
@@ -47,6 +48,7 @@ KIND = "serving.bundle"
 
 ONLINE = "online"
 BATCH = "batch"
+DEEP = "deep"
 ENSEMBLE = "ensemble"
 
 
@@ -73,6 +75,9 @@ class GoalModels:
     ensemble_checkpoint : str or None
     configuration : int
         Which of the online checkpoint's configurations is served.
+    deep : ExportedDeep or None
+        None without a wide & deep expert.
+    deep_checkpoint : str or None
     mixture : ExportedMixture or None
         The ensemble as mapped arrays, in an opened bundle; it is what scores there.
     """
@@ -85,6 +90,8 @@ class GoalModels:
     ensemble: Ensemble | None
     ensemble_checkpoint: str | None = None
     configuration: int = 0
+    deep: ExportedDeep | None = None
+    deep_checkpoint: str | None = None
     mixture: ExportedMixture | None = None
 
     @property
@@ -163,6 +170,8 @@ class Bundle:
             experts = {ONLINE: online}
             if models.batch is not None:
                 experts[BATCH] = models.batch.predict_logits(numbers, categories, online)
+            if models.deep is not None:
+                experts[DEEP] = models.deep.logits(hashed)
             logits[models.goal] = experts
             probabilities[models.goal] = mixed_probabilities(
                 models.mixture or models.ensemble,
@@ -183,10 +192,14 @@ class Bundle:
         for models in self.goals:
             if models.ensemble is None:
                 found.append(f"no ensemble of {models.goal}: the online expert, not calibrated")
-            elif models.batch is None and BATCH in models.ensemble.experts:
+                continue
+            if models.batch is None and BATCH in models.ensemble.experts:
                 found.append(f"no batch model of {models.goal}: the online expert, not calibrated")
             elif models.batch is None:
-                found.append(f"no batch model of {models.goal}: the online expert alone")
+                alone = "the online expert alone" if models.deep is None else "mixed without it"
+                found.append(f"no batch model of {models.goal}: {alone}")
+            if models.deep is None and DEEP in models.ensemble.experts:
+                found.append(f"no deep model of {models.goal}: the online expert, not calibrated")
         return tuple(found)
 
 
@@ -235,8 +248,8 @@ def export_bundle(
     Raises
     ------
     ValueError
-        If there is no goal or no canary, two goals share a name, or the weights do not fit the
-        contract's bits.
+        If there is no goal or no canary, two goals share a name, or an expert's weights do not fit
+        the contract's slots.
     """
     if not goals or not canaries:
         raise ValueError("a bundle needs at least one goal and one canary request")
@@ -248,6 +261,12 @@ def export_bundle(
             raise ValueError(
                 f"the weights of {models.goal} have {models.online.n_slots} slots; the feature "
                 f"contract has {1 << contract.bits} slots"
+            )
+        fits = (len(contract.token_names), contract.bits)
+        if models.deep is not None and (models.deep.fields, models.deep.slot_bits) != fits:
+            raise ValueError(
+                f"the deep model of {models.goal} reads {models.deep.fields} slots of "
+                f"{models.deep.slot_bits} bits; the feature contract has {fits[0]} of {fits[1]}"
             )
     arrays: dict[str, np.ndarray] = {}
     described: list[dict[str, Any]] = []
@@ -299,6 +318,8 @@ def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, An
     if models.batch is not None:
         batch_arrays, batch = models.batch.to_arrays()
         add(BATCH, batch_arrays)
+    if models.deep is not None:
+        add(DEEP, models.deep.to_arrays())
     if models.ensemble is not None:
         mixture_arrays, mixture = ExportedMixture.of(models.ensemble).to_arrays()
         add(ENSEMBLE, mixture_arrays)
@@ -315,6 +336,12 @@ def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, An
         "ensemble": None if models.ensemble is None else models.ensemble.to_json(),
         "ensemble_checkpoint": models.ensemble_checkpoint,
         "mixture": mixture,
+        # A bundle without the expert is, to the byte, what it was before there was one.
+        **(
+            {}
+            if models.deep is None
+            else {"deep": {"checkpoint": models.deep_checkpoint, "manifest": models.deep.to_json()}}
+        ),
     }
 
 
@@ -392,6 +419,7 @@ def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalMo
         }
 
     batch, ensemble, mixture = described["batch"], described["ensemble"], described["mixture"]
+    deep = described.get("deep")
     return GoalModels(
         goal=goal,
         online=ExportedWeights.from_arrays(part(ONLINE), described["online"]["weights"]),
@@ -401,6 +429,8 @@ def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalMo
         ensemble=None if ensemble is None else Ensemble.from_json(ensemble),
         ensemble_checkpoint=described["ensemble_checkpoint"],
         configuration=described["online"]["configuration"],
+        deep=None if deep is None else ExportedDeep.from_arrays(part(DEEP), deep["manifest"]),
+        deep_checkpoint=None if deep is None else deep["checkpoint"],
         mixture=None if mixture is None else ExportedMixture.from_arrays(part(ENSEMBLE), mixture),
     )
 

@@ -26,6 +26,7 @@ from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners.batch import batch_hours
+from ad_pipeline.learners.deep import deep_hours
 from ad_pipeline.learners.ensemble.ensembles import FittedEnsemble, open_ensemble
 from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights, SlotHistory, exported
 from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
@@ -287,6 +288,8 @@ def _models(
     weights = exported(linear, settings.export.weights, settings.seed, goal)
     batch_digest = batch_hours.digest_after(deployment, goal, hour_us)
     batch = None if batch_digest is None else batch_hours.open_batch_model(deployment, batch_digest)
+    deep_digest = deep_hours.digest_after(deployment, goal, hour_us)
+    deep = None if deep_digest is None else deep_hours.open_deep(deployment, deep_digest)
     models = GoalModels(
         goal=goal,
         online=weights,
@@ -296,6 +299,8 @@ def _models(
         ensemble=None if fitted is None else fitted.ensemble,
         ensemble_checkpoint=None if fitted is None else fitted.digest,
         configuration=configuration,
+        deep=None if deep is None else deep.exported,
+        deep_checkpoint=deep_digest,
     )
     # Verified when the expert was opened.
     checkpoint = read_checkpoint(deployment.checkpoints, online_digest, verify=False)

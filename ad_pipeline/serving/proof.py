@@ -16,6 +16,8 @@ from ad_pipeline.datasets import Deployment
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners.batch.batch_hours import open_batch_model
 from ad_pipeline.learners.batch.batch_model import BatchModel, ExportedBatch
+from ad_pipeline.learners.deep.deep_hours import TrainedDeep, open_deep
+from ad_pipeline.learners.deep.exported_deep import ExportedDeep
 from ad_pipeline.learners.ensemble.ensemble import Ensemble
 from ad_pipeline.learners.ensemble.ensembles import read_ensemble
 from ad_pipeline.learners.ensemble.exported_mixture import STAGES, ExportedMixture
@@ -29,6 +31,7 @@ BORDER_ROWS = 4_096
 
 _PURPOSE = "border values of a proof"
 _UNSEEN = 2**64 - 1
+_SLOTS_AT_ONCE = 1 << 18
 _HARMLESS = {"thresholds", "leaves", "category_firsts", "category_hashes", "category_codes"}
 """Arrays of the trees that a damaged copy can be scored with: it stays within the trees, and
 comes to an end."""
@@ -47,7 +50,7 @@ class Proof:
     Attributes
     ----------
     goal : str
-    slots, trees, tree_rows, calibrated_rows : int
+    slots, trees, tree_rows, calibrated_rows, deep_slots : int
         Compared.
     faults : tuple of str
         Empty if the export is the models.
@@ -59,6 +62,7 @@ class Proof:
     tree_rows: int
     calibrated_rows: int
     faults: tuple[str, ...]
+    deep_slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,13 @@ class Sources:
     online : LinearWeights
     batch : BatchModel or None
     ensemble : Ensemble or None
+    deep : TrainedDeep or None
     """
 
     online: LinearWeights
     batch: BatchModel | None
     ensemble: Ensemble | None
+    deep: TrainedDeep | None = None
 
 
 def prove_bundle(deployment: Deployment, bundle: Bundle) -> tuple[Proof, ...]:
@@ -125,6 +131,12 @@ def prove_goal(bundle: Bundle, place: int, sources: Sources) -> Proof:
     elif models.mixture is not None and sources.ensemble is not None:
         calibrated_rows, found = _mixture_faults(models.mixture, sources.ensemble)
         faults += found
+    deep_slots = 0
+    if (models.deep is None) != (sources.deep is None):
+        faults.append("a wide & deep model is on one side only")
+    elif models.deep is not None and sources.deep is not None:
+        deep_slots = 1 << models.deep.bits
+        faults += _deep_faults(models.deep, sources.deep)
     return Proof(
         goal=models.goal,
         slots=models.online.n_slots,
@@ -132,6 +144,7 @@ def prove_goal(bundle: Bundle, place: int, sources: Sources) -> Proof:
         tree_rows=tree_rows,
         calibrated_rows=calibrated_rows,
         faults=tuple(f"{models.goal}: {fault}" for fault in faults),
+        deep_slots=deep_slots,
     )
 
 
@@ -142,10 +155,12 @@ def _sources(deployment: Deployment, bundle: Bundle, place: int) -> Sources:
     if linear is None:
         raise UnfaithfulExport(f"the online expert of {models.goal} has no linear weights")
     batch, ensemble = models.batch_checkpoint, models.ensemble_checkpoint
+    deep = models.deep_checkpoint
     return Sources(
         online=linear,
         batch=None if batch is None else open_batch_model(deployment, batch),
         ensemble=None if ensemble is None else read_ensemble(deployment, ensemble).ensemble,
+        deep=None if deep is None else open_deep(deployment, deep),
     )
 
 
@@ -201,6 +216,34 @@ def _tree_faults(found: ExportedBatch, source: BatchModel, rows: np.ndarray) -> 
     differ = int((scored != by_lightgbm).sum())
     if differ:
         yield f"{differ} of {len(rows)} rows of border values score otherwise than in LightGBM"
+
+
+def _deep_faults(found: ExportedDeep, source: TrainedDeep) -> Iterator[str]:
+    expected = source.exported
+    if found.to_json() != expected.to_json():
+        yield f"wide & deep is {found.to_json()}, the checkpoint's {expected.to_json()}"
+        return
+    arrays, of_source = found.to_arrays(), expected.to_arrays()
+    changed = [name for name in of_source if not _same_bytes(arrays[name], of_source[name])]
+    yield from (f"{name} of wide & deep are not those of the checkpoint" for name in changed)
+    # A damaged directory, or arrays of other shapes, could be looked up beyond their ends.
+    if {"present", "rank"} & set(changed) or any(
+        arrays[name].shape != of_source[name].shape for name in changed
+    ):
+        return
+    differ = 0
+    for first in range(0, 1 << found.bits, _SLOTS_AT_ONCE):
+        last = min(first + _SLOTS_AT_ONCE, 1 << found.bits)
+        every = np.arange(first, last, dtype=np.uint32)[:, None]
+        kept = found.gather(every << np.uint32(found.slot_bits - found.bits))
+        differ += int((kept != source.table.gather(every)).any(axis=(1, 2)).sum())
+    if differ:
+        yield f"{differ} slots of wide & deep have other numbers than in the checkpoint"
+    draws = uniform(0, np.arange(BORDER_ROWS * found.fields, dtype=np.uint64), _PURPOSE)
+    rows = (draws * (1 << found.slot_bits)).astype(np.uint32).reshape(BORDER_ROWS, found.fields)
+    differ = int((found.logits(rows) != source.logits(rows)).sum())
+    if differ:
+        yield f"{differ} of {len(rows)} drawn rows score otherwise in wide & deep"
 
 
 def _mixture_faults(found: ExportedMixture, source: Ensemble) -> tuple[int, list[str]]:

@@ -23,7 +23,7 @@ from ad_pipeline.serving.scorer import PublishedSnapshot, Scorer
 
 SNAPSHOT_COLUMN = "snapshot_hash"
 
-FOREIGN = ("dagster", "duckdb", "pandas", "sklearn", "river", "lightgbm")
+FOREIGN = ("dagster", "duckdb", "pandas", "sklearn", "river", "lightgbm", "jax")
 """What must not be in a process that serves."""
 
 

@@ -8,6 +8,7 @@ is :mod:`ad_pipeline.learners.online.retention`.
 
 from ad_pipeline.checkpoints import Swept, is_pointed, read_checkpoint, resolve, sweep
 from ad_pipeline.datasets import Deployment
+from ad_pipeline.evaluation.progressive import EXPERTS
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import history
@@ -31,8 +32,8 @@ def checkpoints_in_use(deployment: Deployment) -> set[str]:
         goal[expert]["checkpoint"]
         for bundle in bundles
         for goal in read_checkpoint(deployment.bundles, bundle, verify=False).manifest["goals"]
-        for expert in ("online", "batch")
-        if goal[expert] is not None
+        for expert in EXPERTS
+        if goal.get(expert) is not None
     }
 
 

@@ -12,6 +12,8 @@ from ad_pipeline.evaluation import metrics, plots, printed, progressive, report,
 from ad_pipeline.warehouse import Warehouse, arrow_rows, bound, replace_hours, select
 
 START = hour_of(1_772_409_600_000_000)
+BOTH = ("online", "batch")
+"""The experts of a deployment without wide & deep."""
 
 
 def scored(seed: int = 0, rows: int = 3_000, hours: int = 6) -> pa.Table:
@@ -35,7 +37,7 @@ def scored(seed: int = 0, rows: int = 3_000, hours: int = 6) -> pa.Table:
 
 def measured(rows: pa.Table, hours: int = 6) -> list[dict]:
     end_us = START + hours * HOUR_US
-    return progressive.progressive_metrics(rows, START, end_us, end_us).to_pylist()
+    return progressive.progressive_metrics(rows, START, end_us, end_us, BOTH).to_pylist()
 
 
 def test_every_hour_goal_and_expert_is_measured_on_exactly_its_rows():
@@ -73,7 +75,7 @@ def test_sums_pool_hours_to_the_measure_of_all_rows():
     pooled = [row for row in measured(rows) if (row["goal"], row["expert"]) == ("click", "online")]
     (whole,) = [
         part
-        for part in progressive.by_goal_and_expert(rows)
+        for part in progressive.by_goal_and_expert(rows, BOTH)
         if (part.goal, part.expert) == ("click", "online")
     ]
     count = sum(row["rows"] for row in pooled)
@@ -89,7 +91,7 @@ def test_any_split_of_a_range_gives_the_same_rows():
         start_us, end_us = START + begin * HOUR_US, START + end * HOUR_US
         matured = rows.column("matured_us").to_numpy()
         part = rows.filter(pa.array((matured >= start_us) & (matured < end_us)))
-        halves += progressive.progressive_metrics(part, start_us, end_us, end_us).to_pylist()
+        halves += progressive.progressive_metrics(part, start_us, end_us, end_us, BOTH).to_pylist()
     assert halves == measured(rows)
 
 
@@ -106,7 +108,7 @@ def test_a_row_outside_the_hours_or_past_the_watermark_is_refused(
 ):
     """Planted fault: a label that is not final yet."""
     with pytest.raises(progressive.Immature, match=words):
-        progressive.progressive_metrics(scored(), start_us, end_us, watermark_us)
+        progressive.progressive_metrics(scored(), start_us, end_us, watermark_us, BOTH)
 
 
 def test_a_label_that_matured_before_its_serving_is_refused():
@@ -121,7 +123,9 @@ def test_a_label_that_matured_before_its_serving_is_refused():
 
 
 def test_no_rows_give_an_empty_table_of_the_right_columns():
-    empty = progressive.progressive_metrics(scored().slice(0, 0), START, START + HOUR_US, START)
+    empty = progressive.progressive_metrics(
+        scored().slice(0, 0), START, START + HOUR_US, START, BOTH
+    )
     assert empty.num_rows == 0
     assert tuple(empty.column_names) == tables.PROGRESSIVE_METRICS.column_names
 
@@ -132,7 +136,7 @@ def test_a_record_with_a_forgotten_column_is_refused():
 
 
 def test_the_report_carries_its_range_and_brackets_each_value():
-    (part, *_) = progressive.by_goal_and_expert(scored(rows=20_000, hours=48))
+    (part, *_) = progressive.by_goal_and_expert(scored(rows=20_000, hours=48), BOTH)
     rows = report.report_rows(
         part.goal,
         part.expert,
@@ -157,6 +161,7 @@ def warehouse_with(
     labelled: Sequence[tuple[str, str, int, int, int]],
     online: Sequence[tuple[str, str, float, int]],
     batch: Sequence[tuple[str, str, float, int]],
+    deep: Sequence[tuple[str, str, float, int]] = (),
 ) -> Warehouse:
     """Make a warehouse with just the columns that ``scored_rows.sql`` reads."""
     warehouse = Warehouse(folder / "warehouse.duckdb")
@@ -171,7 +176,7 @@ def warehouse_with(
         connection.executemany(
             "INSERT INTO examples.labelled_impressions VALUES (?, ?, ?, ?, ?)", labelled
         )
-        for expert, rows in (("online", online), ("batch", batch)):
+        for expert, rows in (("online", online), ("batch", batch), ("deep", deep)):
             connection.execute(
                 f"CREATE TABLE learners.{expert}_predictions "
                 "(goal VARCHAR, impression_id VARCHAR, logit DOUBLE, serving_us BIGINT)"
@@ -212,11 +217,12 @@ def test_scored_rows_join_by_goal_and_impression_and_keep_the_unscored(tmp_path:
             ("click", "b", -2.0, served),
         ],
         [("click", "a", -1.5, served)],
+        [("click", "b", -2.5, served), ("purchase", "b", -5.0, served)],
     )
     assert run(warehouse, START, 3 * HOUR_US) == [
-        ("purchase", "a", served, START, 1, -4.0, None),
-        ("click", "a", served, START + 1, 0, -1.0, -1.5),
-        ("click", "b", served, START + 1, 1, -2.0, None),
+        ("purchase", "a", served, START, 1, -4.0, None, None),
+        ("click", "a", served, START + 1, 0, -1.0, -1.5, None),
+        ("click", "b", served, START + 1, 1, -2.0, None, -2.5),
     ]
 
 
@@ -238,7 +244,7 @@ def test_measured_hours_are_replaced_in_the_warehouse_and_not_added(tmp_path: Pa
     warehouse = Warehouse(tmp_path / "warehouse.duckdb")
     warehouse.create(tables.TABLES)
     rows = progressive.progressive_metrics(
-        scored(), START, START + 6 * HOUR_US, START + 6 * HOUR_US
+        scored(), START, START + 6 * HOUR_US, START + 6 * HOUR_US, BOTH
     )
     for _ in range(2):
         with warehouse.writer() as connection:
@@ -265,9 +271,9 @@ def is_png(picture: bytes) -> bool:
 def test_pictures_are_drawn_with_the_same_bytes_twice():
     rows = scored(rows=6_000)
     progress = progressive.progressive_metrics(
-        rows, START, START + 6 * HOUR_US, START + 6 * HOUR_US
+        rows, START, START + 6 * HOUR_US, START + 6 * HOUR_US, BOTH
     )
-    (part, *_) = progressive.by_goal_and_expert(rows)
+    (part, *_) = progressive.by_goal_and_expert(rows, BOTH)
     for draw in (
         lambda: plots.metrics_over_time(progress),
         lambda: plots.calibration_plot(part.labels, {part.expert: part.probabilities}),
@@ -314,7 +320,7 @@ def test_a_title_compares_only_hours_in_which_both_scored_the_same_rows():
 
 def test_the_report_is_aligned_on_a_terminal_and_a_table_on_a_page():
     rows = scored(rows=2_000)
-    (part, *_) = progressive.by_goal_and_expert(rows)
+    (part, *_) = progressive.by_goal_and_expert(rows, BOTH)
     table = report.report_rows(
         part.goal, part.expert, "test", START, START + 6 * HOUR_US, part.labels,
         part.probabilities, part.hours, seed=1, replicates=50,

@@ -550,3 +550,20 @@ def same_state(a: FTRLExpert, b: FTRLExpert) -> bool:
     return manifest_a == manifest_b and all(
         arrays_a[name].tobytes() == arrays_b[name].tobytes() for name in arrays_a
     )
+
+
+def test_a_continued_learner_keeps_its_weights_at_another_rate_and_goes_on_otherwise() -> None:
+    generator = np.random.default_rng(8)
+    slots = generator.integers(0, 1 << 10, (600, 4)).astype(np.uint32)
+    labels = (generator.random(600) < 0.3).astype(np.uint8)
+    begun = FTRLExpert(10, [Configuration(alpha=0.3, l1=0.05, l2=0.1)])
+    begun.predict_then_learn(slots, labels)
+    faster = begun.continued([Configuration(alpha=0.9, l1=0.05, l2=0.1)])
+    before = begun.logits(slots)
+    assert np.ptp(before) > 0.1
+    np.testing.assert_allclose(faster.logits(slots), before, rtol=0, atol=1e-5)
+    begun.predict_then_learn(slots, labels)
+    faster.predict_then_learn(slots, labels)
+    assert np.abs(faster.logits(slots) - begun.logits(slots)).max() > 1e-3
+    with pytest.raises(ValueError, match="one configuration"):
+        FTRLExpert(10, [Configuration(), Configuration(alpha=0.2)]).continued([Configuration()])

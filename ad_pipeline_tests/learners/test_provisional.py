@@ -10,6 +10,7 @@ import pytest
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
+from ad_pipeline.evaluation.progressive import EXPERTS
 from ad_pipeline.events.contract import ACCOUNTING
 from ad_pipeline.examples.tables import LABEL_STATES, LABELLED_IMPRESSIONS
 from ad_pipeline.learners.ensemble.ensemble import Ensemble, fit_ensemble
@@ -21,7 +22,7 @@ from ad_pipeline.learners.ensemble.provisional import (
     ProvisionalRows,
     corrected_losses,
 )
-from ad_pipeline.learners.tables import BATCH_PREDICTIONS, ONLINE_PREDICTIONS
+from ad_pipeline.learners.tables import BATCH_PREDICTIONS, DEEP_PREDICTIONS, ONLINE_PREDICTIONS
 from ad_pipeline.settings import EnsembleSettings
 from ad_pipeline.warehouse import Table, Warehouse, rows_of, select
 
@@ -268,7 +269,13 @@ STATES = {
     "confirmed_negative": "matured_negative",
 }
 """What a label is in when an example of a kind is emitted, where the name is another."""
-TABLES = (LABEL_STATES, LABELLED_IMPRESSIONS, ONLINE_PREDICTIONS, BATCH_PREDICTIONS)
+TABLES = (
+    LABEL_STATES,
+    LABELLED_IMPRESSIONS,
+    ONLINE_PREDICTIONS,
+    BATCH_PREDICTIONS,
+    DEEP_PREDICTIONS,
+)
 PARAMETERS = {
     "goal": GOAL,
     "now_us": 1_000,
@@ -358,6 +365,7 @@ def test_provisional_rows_are_the_anchors_emitted_and_not_final_with_their_label
         mature(connection, "final by another anchor", 990, 1)
         emit(connection, "waits", 950, ("immediate_positive", 960, "f"), goal="click")
         score(connection, ONLINE_PREDICTIONS, "waits", 945)
+        score(connection, DEEP_PREDICTIONS, "waits", 945)
         expected = {
             "waits": 0, "at once": 1, "later": 1, "too late": 0, "retracted": 0,
             "retracted later": 1, "not yet": 0,
@@ -365,7 +373,7 @@ def test_provisional_rows_are_the_anchors_emitted_and_not_final_with_their_label
         assert labels_at(connection, 1_000) == expected
         rows = rows_of(connection, select("learners.provisional_rows"), PARAMETERS).to_pylist()
         (waits,) = [row for row in rows if row["impression_id"] == "waits"]
-        assert (waits["online_logit"], waits["batch_logit"]) == (-2.5, None)
+        assert [waits[f"{name}_logit"] for name in EXPERTS] == [-2.5, None, -2.5]
         assert (waits["anchor_us"], waits["serving_us"]) == (950, 945)
 
 

@@ -811,3 +811,66 @@ def test_rows_that_would_damage_the_state_are_refused_before_anything_is_learnt(
         WideDeep(SMALL, 3, 7)
     with pytest.raises(ValueError, match="at least one"):
         WideDeep(SMALL, 0, 10)
+
+
+# --- going on under another objective ------------------------------------------------------------
+
+
+@needs_jax
+def test_a_continued_learner_scores_as_before_until_it_learns_under_its_own_loss() -> None:
+    rows = stream(400)
+    begun = WideDeep(settings_of("logistic"), 3, 10, 3.0)
+    begun.learn(rows.slots, rows.labels)
+    other = begun.continued(settings_of("fake_negative_weighted"))
+    before = begun.logits(rows.slots)
+    assert np.array_equal(other.table.gather(rows.slots >> 2), begun.table.gather(rows.slots >> 2))
+    for mine, its in zip(other.layers.weights, begun.layers.weights, strict=True):
+        assert np.array_equal(mine, its)
+    same = begun.continued(settings_of("logistic", dense_rate=0.001))
+    assert np.array_equal(same.logits(rows.slots), before)
+    same.learn(rows.slots, rows.labels)
+    assert not np.array_equal(same.logits(rows.slots), before)
+    assert np.array_equal(begun.logits(rows.slots), before), "it is another learner"
+
+
+@needs_jax
+def test_a_second_head_begins_untrained() -> None:
+    rows = stream(400)
+    begun = WideDeep(settings_of("logistic"), 3, 10, 3.0)
+    begun.learn(rows.slots, rows.labels)
+    two = begun.continued(settings_of("bi_defuse"))
+    gathered = two.table.gather(rows.slots >> 2)
+    assert gathered.shape[2] == 2 + SMALL.embedding
+    assert not gathered[:, :, 1].any()
+    assert gathered[:, :, 0].any()
+    assert two.layers.biases[-1][1] == 0.0
+    heads = scores_of_heads(gathered, two.layers)
+    alone = scores_of_heads(begun.table.gather(rows.slots >> 2), begun.layers)
+    assert np.array_equal(heads[:, 0], alone[:, 0])
+    with pytest.raises(ValueError, match="has two heads"):
+        two.continued(settings_of("logistic"))
+
+
+@needs_jax
+def test_another_network_is_no_continuation() -> None:
+    begun = WideDeep(settings_of("logistic"), 3, 10)
+    for change in ({"bits": 9}, {"embedding": 8}, {"layers": (16,)}, {"leak": 0.2}):
+        with pytest.raises(ValueError, match="another network"):
+            begun.continued(settings_of("logistic", **change))
+
+
+@pytest.mark.parametrize("given", [None, (0,)])
+@needs_jax
+def test_outcomes_that_are_left_out_are_rows_as_logged(given: tuple[int] | None) -> None:
+    rows = stream(300)
+    logged = np.zeros((300, kernel.N_OUTCOMES))
+    logged[:, kernel.REAL_NEGATIVE] = 1.0
+
+    def taught(outcomes: np.ndarray | None) -> np.ndarray:
+        learner = WideDeep(settings_of("es_dfm"), 3, 10, 3.0)
+        learner.learn(rows.slots, rows.labels, outcomes=outcomes)
+        return learner.logits(rows.slots)
+
+    left_out = None if given is None else np.zeros((300, *given))
+    assert np.array_equal(taught(left_out), taught(logged))
+    assert not np.array_equal(taught(left_out), taught(0.5 * logged)), "the column is read"

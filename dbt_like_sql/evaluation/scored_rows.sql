@@ -14,7 +14,8 @@ SELECT
     labelled.matured_us,
     labelled.label,
     online.logit AS online_logit,
-    batch.logit AS batch_logit
+    batch.logit AS batch_logit,
+    deep.logit AS deep_logit
 FROM examples.labelled_impressions AS labelled
 LEFT JOIN (
     SELECT goal, impression_id, logit
@@ -30,6 +31,13 @@ LEFT JOIN (
         AND list_contains($goals, goal)
 ) AS batch
     ON batch.impression_id = labelled.impression_id AND batch.goal = labelled.goal
+LEFT JOIN (
+    SELECT goal, impression_id, logit
+    FROM learners.deep_predictions
+    WHERE serving_us >= $start_us - $horizon_us AND serving_us < $end_us
+        AND list_contains($goals, goal)
+) AS deep
+    ON deep.impression_id = labelled.impression_id AND deep.goal = labelled.goal
 WHERE labelled.matured_us >= $start_us AND labelled.matured_us < $end_us
     AND list_contains($goals, labelled.goal)
 ORDER BY labelled.matured_us, labelled.goal, labelled.impression_id

@@ -7,3 +7,6 @@ FROM learners.online_predictions
 UNION ALL
 SELECT goal, impression_id, expert, logit, model_hash, micro_batch, serving_us
 FROM learners.batch_predictions
+UNION ALL
+SELECT goal, impression_id, expert, logit, model_hash, micro_batch, serving_us
+FROM learners.deep_predictions

@@ -63,7 +63,8 @@ SELECT
     anchors.serving_us,
     CAST(CASE WHEN standing.impression_id IS NULL THEN 0 ELSE 1 END AS TINYINT) AS label,
     online.logit AS online_logit,
-    batch.logit AS batch_logit
+    batch.logit AS batch_logit,
+    deep.logit AS deep_logit
 FROM emitted AS anchors
 LEFT JOIN standing
     ON standing.impression_id = anchors.impression_id
@@ -81,6 +82,12 @@ LEFT JOIN (
     WHERE goal = $goal AND serving_us >= $now_us - $horizon_us AND serving_us < $now_us
 ) AS batch
     ON batch.impression_id = anchors.impression_id
+LEFT JOIN (
+    SELECT impression_id, logit
+    FROM learners.deep_predictions
+    WHERE goal = $goal AND serving_us >= $now_us - $horizon_us AND serving_us < $now_us
+) AS deep
+    ON deep.impression_id = anchors.impression_id
 WHERE anchors.state IN ('immediate_positive', 'provisional_negative')
     AND final.impression_id IS NULL
 ORDER BY anchors.serving_us, anchors.impression_id

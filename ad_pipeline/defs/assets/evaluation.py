@@ -36,6 +36,7 @@ SPREAD_PLOTTED = ("ambiguity", "logit_variance", "bias")
 SCORED = [
     dg.AssetDep(["learners", "online_predictions"], partition_mapping=HORIZON),
     dg.AssetDep(["learners", "batch_predictions"], partition_mapping=HORIZON),
+    dg.AssetDep(["learners", "deep_predictions"], partition_mapping=HORIZON),
     dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
 ]
 

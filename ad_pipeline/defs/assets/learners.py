@@ -1,7 +1,7 @@
 """The experts, what they said when it counted, and the ensemble that mixes them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dagster as dg
@@ -16,6 +16,7 @@ from ad_pipeline.defs.partitions import HORIZON, HOURLY, PREVIOUS_HOUR, SAME_HOU
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, table, whole
 from ad_pipeline.learners.batch.batch_hours import score_hours, train_hours
+from ad_pipeline.learners.deep import deep_hours
 from ad_pipeline.learners.delayed.delay_model_hours import fit_hours
 from ad_pipeline.learners.ensemble.ensembles import fit_ensembles
 from ad_pipeline.learners.online.grid_hours import select_hours
@@ -24,8 +25,10 @@ from ad_pipeline.learners.online.online_hours import LearnedHour, learn_hours
 from ad_pipeline.learners.online.recovery import begin, finish
 from ad_pipeline.learners.online.retention import prune
 from ad_pipeline.learners.predictions import unite_predictions
+from ad_pipeline.learners.scored_hours import ScoredHour
 from ad_pipeline.learners.tables import (
     BATCH_PREDICTIONS,
+    DEEP_PREDICTIONS,
     GRID_PREDICTIONS,
     GRID_SELECTION,
     HOUR_GUARDS,
@@ -435,20 +438,88 @@ def batch_learner(
 def batch_predictions(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Score each hour's impressions by the model that was in force before the hour."""
     start_us, end_us = hours(context)
-    for hour in score_hours(deployment.warehouse, deployment.paths, start_us, end_us):
-        describe_hour(
-            context,
-            ["learners", "batch_predictions"],
-            hour.hour_us,
-            {
-                "dagster/row_count": hour.rows,
-                **{
-                    label("mean probability", goal): mean
-                    for goal, mean in hour.mean_probabilities.items()
-                },
-            },
-        )
+    scored = score_hours(deployment.warehouse, deployment.paths, start_us, end_us)
+    _describe_scored(context, ["learners", "batch_predictions"], scored)
     return dg.MaterializeResult()
+
+
+@dg.asset(
+    key=["learners", "deep_model"],
+    group_name="learners",
+    kinds={"jax"},
+    partitions_def=HOURLY,
+    backfill_policy=SINGLE_RUN,
+    deps=[
+        dg.AssetDep(["learners", "deep_model"], partition_mapping=PREVIOUS_HOUR),
+        dg.AssetDep(["learners", "delay_models"], partition_mapping=PREVIOUS_HOUR),
+        dg.AssetDep(["learners", "quarantined_hours"], partition_mapping=SAME_HOUR),
+        dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
+        IMPRESSIONS,
+        RATES,
+    ],
+    description=(
+        "The wide & deep model of each goal in force after this hour: it continues on the examples "
+        "emitted since the continuation before. Hours without one point at the model before; "
+        "without settings.deep, or without the extra `deep`, there is none, which the metadata say."
+    ),
+)
+def deep_model(
+    context: dg.AssetExecutionContext, deployment: DeploymentResource
+) -> dg.MaterializeResult:
+    """Continue the models where that is due, else point at those in force, or say why not."""
+    start_us, end_us = hours(context)
+    missing = deep_hours.missing_extra(deployment.paths)
+    if missing:
+        context.log.warning(f"no wide & deep expert: {missing}")
+    figures: dict[int, dict[str, float | int | str]] = {}
+    models: dict[int, dict[str, str | None]] = {}
+    for hour in deep_hours.continue_hours(deployment.warehouse, deployment.paths, start_us, end_us):
+        shown = figures.setdefault(hour.hour_us, {})
+        shown |= {
+            label("cause", hour.goal): hour.cause,
+            label("examples learnt", hour.goal): hour.learnt,
+            label("model in force", hour.goal): short(hour.digest),
+        }
+        models.setdefault(hour.hour_us, {})[hour.goal] = hour.digest
+        if hour.learnt and hour.hour_us % (24 * HOUR_US) == 0:
+            context.log.info(f"wide & deep of {hour.goal}: {timestamp(hour.hour_us)} learnt")
+    for hour_us, shown in figures.items():
+        shown_last = {"whole digests": whole(models[hour_us])}
+        describe_hour(context, ["learners", "deep_model"], hour_us, shown | shown_last)
+    return dg.MaterializeResult()
+
+
+@dg.multi_asset(
+    name="deep_predictions",
+    specs=[
+        table_spec(
+            DEEP_PREDICTIONS,
+            deps=[
+                dg.AssetDep(["learners", "deep_model"], partition_mapping=PREVIOUS_HOUR),
+                IMPRESSIONS,
+                RATES,
+            ],
+            kinds={"numba"},
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def deep_predictions(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Score each hour's impressions by the wide & deep model in force before the hour."""
+    start_us, end_us = hours(context)
+    scored = deep_hours.score_hours(deployment.warehouse, deployment.paths, start_us, end_us)
+    _describe_scored(context, ["learners", "deep_predictions"], scored)
+    return dg.MaterializeResult()
+
+
+def _describe_scored(
+    context: dg.AssetExecutionContext, asset: list[str], scored: Iterable[ScoredHour]
+) -> None:
+    for hour in scored:
+        means = {
+            label("mean probability", goal): mean for goal, mean in hour.mean_probabilities.items()
+        }
+        describe_hour(context, asset, hour.hour_us, {"dagster/row_count": hour.rows, **means})
 
 
 @dg.asset(
@@ -456,8 +527,12 @@ def batch_predictions(context: dg.AssetExecutionContext, deployment: DeploymentR
     group_name="learners",
     kinds={"duckdb", "sql"},
     backfill_policy=SINGLE_RUN,
-    deps=[["learners", "online_predictions"], ["learners", "batch_predictions"]],
-    metadata={"dagster/column_schema": column_schema(ONLINE_PREDICTIONS)},  # of both tables
+    deps=[
+        ["learners", "online_predictions"],
+        ["learners", "batch_predictions"],
+        ["learners", "deep_predictions"],
+    ],
+    metadata={"dagster/column_schema": column_schema(ONLINE_PREDICTIONS)},  # of all tables
     description=(
         "Every expert's score of every impression at serving time, as one view. Mixing, "
         "calibration and progressive metrics read scores given then, never those of a "
@@ -465,7 +540,7 @@ def batch_predictions(context: dg.AssetExecutionContext, deployment: DeploymentR
     ),
 )
 def predictions(deployment: DeploymentResource) -> dg.MaterializeResult:
-    """Create the view over both tables."""
+    """Create the view over the tables of all experts."""
     rows = unite_predictions(deployment.warehouse)
     return dg.MaterializeResult(
         metadata={label("rows", expert): count for expert, count in rows.items()}
@@ -515,11 +590,16 @@ def ensemble(
     group_name="learners",
     kinds={"file"},
     backfill_policy=SINGLE_RUN,
-    deps=[["learners", "online_model"], ["serving", "bundle"], ["serving", "current"]],
+    deps=[
+        ["learners", "online_model"],
+        ["learners", "deep_model"],
+        ["serving", "bundle"],
+        ["serving", "current"],
+    ],
     description=(
-        "The hours whose online model is still there: every one of the last days, one of each day "
-        "before them, and what a bundle needs. The others are removed, and bundles that never "
-        "served with them."
+        "The hours whose online and deep models are still there: every one of the last days, one "
+        "of each day before them, and what a bundle needs. The others are removed, and bundles "
+        "that never served with them."
     ),
 )
 def kept_checkpoints(

@@ -7,12 +7,14 @@ from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until
+from ad_pipeline.learners.deep import deep_hours
 from ad_pipeline.learners.ensemble.ensembles import open_ensemble
 from ad_pipeline.learners.online.online_hours import open_expert, pointer
 from ad_pipeline.learners.online.recovery import suspects
 from ad_pipeline.warehouse import one_row, select
 
 MODEL = ["learners", "online_model"]
+DEEP_MODEL = ["learners", "deep_model"]
 SCORED = ["learners", "online_predictions"]
 ENSEMBLE = ["learners", "ensemble"]
 
@@ -81,6 +83,64 @@ def learners_checks(deployment: DeploymentResource):
         if wrong
         else "every impression has one score for each goal",
         faults=wrong,
+    )
+
+
+@dg.multi_asset_check(
+    name="deep_checks",
+    specs=[
+        dg.AssetCheckSpec(
+            "newest_deep_checkpoint_is_intact",
+            asset=DEEP_MODEL,
+            blocking=True,
+            description="Every byte has its SHA-256, and canary rows score as in the learner.",
+        ),
+        dg.AssetCheckSpec(
+            "deep_extra_is_installed",
+            asset=DEEP_MODEL,
+            description="If the settings ask for wide & deep, JAX is there to train it.",
+        ),
+    ],
+)
+def deep_checks(deployment: DeploymentResource):
+    """Open the newest models, and look whether anything keeps them from going on."""
+    paths = deployment.paths
+    with deployment.warehouse.reader() as connection:
+        hour_us = sealed_until(connection) - HOUR_US
+    digests = {
+        goal: digest
+        for goal in paths.dataset.goal_names
+        if (digest := deep_hours.digest_after(paths, goal, hour_us)) is not None
+    }
+    faults: list[str] = []
+    for digest in digests.values():
+        try:
+            deep_hours.open_deep(paths, digest)
+        except (CorruptCheckpoint, LookupError) as error:
+            faults.append(str(error))
+    yield found(
+        "newest_deep_checkpoint_is_intact",
+        DEEP_MODEL,
+        not faults,
+        "; ".join(faults)
+        or (
+            f"the checkpoints of {', '.join(digests)} after {hour_key(hour_us)} are intact"
+            if digests
+            else f"no goal has a wide & deep model after {hour_key(hour_us)}"
+        ),
+    )
+    missing = deep_hours.missing_extra(paths)
+    yield found(
+        "deep_extra_is_installed",
+        DEEP_MODEL,
+        not missing,
+        missing
+        or (
+            deep_hours.NOT_ASKED_FOR
+            if paths.dataset.settings.deep is None
+            else "JAX is there to train wide & deep"
+        ),
+        warns=True,
     )
 
 

@@ -7,7 +7,7 @@ beyond the schedule is the business of sensors and people, who record it in ``le
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,20 +26,20 @@ from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense
 from ad_pipeline.hashing import uniform
+from ad_pipeline.learners import scored_hours
 from ad_pipeline.learners.batch.batch_model import (
     BatchModel,
     TooFewPositives,
     train_batch_model,
     training_slices,
 )
+from ad_pipeline.learners.scored_hours import Score, ScoredHour
 from ad_pipeline.learners.tables import BATCH_PREDICTIONS, RETRAINS, TABLES
-from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
+from ad_pipeline.warehouse import Table, Warehouse, rows_of, select
 
 KIND = "learners.batch_model"
 CODE_VERSION = 1
 """Raise when the same rows and settings would give another model."""
-
-CHUNK_HOURS = 24
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,6 @@ class TrainedHour:
     digest: str | None
     cause: str
     trained: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class ScoredHour:
-    """What the batch models scored of one hour.
-
-    Attributes
-    ----------
-    hour_us : int
-    rows : int
-    mean_probabilities : dict of str to float
-        By goal.
-    """
-
-    hour_us: int
-    rows: int
-    mean_probabilities: dict[str, float]
 
 
 def pointer(goal: str, hour_us: int) -> str:
@@ -174,56 +157,39 @@ def score_hours(
     ScoredHour
         One per hour, after its rows are in the warehouse.
     """
-    dataset = deployment.dataset
-    warehouse.create(TABLES)
-    contract = FeatureContract.from_dataset(dataset)
-    opened: dict[str, BatchModel] = {}
-    for chunk_us in range(start_us, end_us, CHUNK_HOURS * HOUR_US):
-        chunk_end_us = min(chunk_us + CHUNK_HOURS * HOUR_US, end_us)
-        span = {"start_us": chunk_us, "end_us": chunk_end_us}
-        in_force = {
-            (goal.name, hour_us): digest
-            for goal in dataset.goals
-            for hour_us in hours_between(chunk_us, chunk_end_us)
-            if (digest := digest_after(deployment, goal.name, hour_us - HOUR_US)) is not None
-        }
-        served_query = select("features.impressions_received")
-        with warehouse.reader() as connection:
-            served = rows_of(connection, served_query, span)
+    expert = _ScoredByBatch(warehouse, deployment, FeatureContract.from_dataset(deployment.dataset))
+    return scored_hours.score_hours(warehouse, deployment, expert, start_us, end_us)
+
+
+@dataclass
+class _ScoredByBatch:
+    warehouse: Warehouse
+    deployment: Deployment
+    contract: FeatureContract
+    name: str = "batch"
+    table: Table = BATCH_PREDICTIONS
+    opened: dict[str, BatchModel] = field(default_factory=dict)
+
+    def digest_after(self, goal: str, hour_us: int) -> str | None:
+        return digest_after(self.deployment, goal, hour_us)
+
+    def prepared(self, served: pa.Table, start_us: int, end_us: int) -> Score:
+        with self.warehouse.reader() as connection:
             online = {
-                goal.name: _online_logits(connection, goal.name, chunk_us, chunk_end_us)
-                for goal in dataset.goals
+                goal: _online_logits(connection, goal, start_us, end_us)
+                for goal in self.deployment.dataset.goal_names
             }
-        rows: list[pa.Table] = []
-        means: dict[int, dict[str, float]] = {}
-        if in_force and served.num_rows:
-            read, counts = read_as_served(deployment, contract, served)
-            matrix, categories = dense(contract, read, counts), category_hashes(contract, read)
-            served_us = served.column("received_us").to_numpy()
-            for (goal, hour_us), digest in in_force.items():
-                first, last = np.searchsorted(served_us, [hour_us, hour_us + HOUR_US])
-                if digest not in opened:
-                    opened[digest] = open_batch_model(deployment, digest)
-                logits = opened[digest].predict_logits(
-                    matrix[first:last], categories[first:last], online[goal][first:last]
-                )
-                if len(logits):
-                    mean = float(np.mean(1 / (1 + np.exp(-logits))))
-                    means.setdefault(hour_us, {})[goal] = mean
-                rows.append(
-                    _prediction_rows(served.slice(first, last - first), goal, logits, digest)
-                )
-        with warehouse.writer() as connection:
-            scored = pa.concat_tables(rows) if rows else _no_predictions()
-            connection.register("scored", scored)
-            replace_hours(
-                connection, BATCH_PREDICTIONS, "SELECT * FROM scored", {}, chunk_us, chunk_end_us
-            )
-        hour_of_row = scored.column("serving_us").to_numpy() // HOUR_US * HOUR_US
-        for hour_us in hours_between(chunk_us, chunk_end_us):
-            yield ScoredHour(
-                hour_us, int(np.count_nonzero(hour_of_row == hour_us)), means.get(hour_us, {})
-            )
+        read, counts = read_as_served(self.deployment, self.contract, served)
+        matrix = dense(self.contract, read, counts)
+        categories = category_hashes(self.contract, read)
+
+        def score(goal: str, digest: str, rows: slice) -> np.ndarray:
+            if digest not in self.opened:
+                self.opened[digest] = open_batch_model(self.deployment, digest)
+            model = self.opened[digest]
+            return model.predict_logits(matrix[rows], categories[rows], online[goal][rows])
+
+        return score
 
 
 def train_after(
@@ -324,25 +290,3 @@ def _online_logits(connection: Any, goal: str, start_us: int, end_us: int) -> np
         {"goal": goal, "start_us": start_us, "end_us": end_us},
     )
     return found.column("logit").to_numpy()
-
-
-def _prediction_rows(served: pa.Table, goal: str, logits: np.ndarray, digest: str) -> pa.Table:
-    count = len(logits)
-    return pa.table(
-        {
-            "goal": pa.repeat(goal, count),
-            "impression_id": served.column("impression_id"),
-            "expert": pa.repeat("batch", count),
-            "logit": pa.array(logits),
-            "model_hash": pa.repeat(digest, count),
-            "micro_batch": pa.repeat(pa.scalar(0, pa.int16()), count),
-            "serving_us": served.column("received_us"),
-        }
-    )
-
-
-def _no_predictions() -> pa.Table:
-    empty = pa.table(
-        {"impression_id": pa.array([], pa.string()), "received_us": pa.array([], pa.int64())}
-    )
-    return _prediction_rows(empty, "", np.empty(0), "")

@@ -147,6 +147,13 @@ def flat(array: np.ndarray) -> np.ndarray:
     return view
 
 
+def bitmap_of(slots: np.ndarray, bits: int) -> np.ndarray:
+    """Return slots below 2**bits as a bitmap, uint64 (ceil(2**bits / 64),); see ExportedDeep."""
+    there = np.zeros(max(1 << bits, 64), np.uint8)
+    there[slots] = 1
+    return np.packbits(there, bitorder="little").view("<u8").astype(np.uint64)
+
+
 def scores_of_heads(gathered: np.ndarray, layers: DenseLayers) -> np.ndarray:
     """Return every head's score: the sum of the row's wide weights and the deep part's output.
 

@@ -32,7 +32,7 @@ from collections.abc import Mapping
 import numpy as np
 from numba import njit
 
-from ad_pipeline.learners.deep.deep_scores import Unlearnt, draw_unlearnt, fetch, flat
+from ad_pipeline.learners.deep.deep_scores import Unlearnt, bitmap_of, draw_unlearnt, fetch, flat
 from ad_pipeline.learners.ftrl.slot_memory import aligned_zeros
 
 FIRST_SQUARES = 1.0
@@ -160,9 +160,7 @@ class EmbeddingTable:
         learnt = np.asarray(arrays["slots"])
         self.numbers[learnt] = arrays["numbers"]
         self.squares[learnt] = arrays["squares"]
-        bits = np.zeros(len(self.present) * 64, np.uint8)
-        bits[learnt] = 1
-        self.present[:] = np.packbits(bits, bitorder="little").view("<u8")
+        self.present[:] = bitmap_of(learnt, self.bits)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

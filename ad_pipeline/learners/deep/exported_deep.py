@@ -14,9 +14,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from ad_pipeline.learners.deep.deep_scores import DenseLayers, Unlearnt, flat, gather_kept, logits
+from ad_pipeline.learners.deep.deep_scores import (
+    DenseLayers,
+    Unlearnt,
+    bitmap_of,
+    flat,
+    gather_kept,
+    logits,
+)
+from ad_pipeline.learners.ftrl.ftrl_expert import HEADS
 from ad_pipeline.learners.ftrl.ftrl_kernel import checked_slots
-from ad_pipeline.settings import DelayedLoss, LinkedLoss
+from ad_pipeline.settings import DeepSettings, DelayedLoss, LinkedLoss
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,37 @@ class ExportedDeep:
             slot_bits=manifest["slot_bits"],
             bits=manifest["bits"],
             loss=manifest["loss"],
+            horizon_days=manifest["horizon_days"],
+        )
+
+    @classmethod
+    def from_state(cls, arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Self:
+        """Return the export of a learner's state, for which neither it nor JAX is needed.
+
+        Parameters
+        ----------
+        arrays, manifest : mapping
+            Of :meth:`ad_pipeline.learners.deep.wide_deep.WideDeep.state`.
+        """
+        settings = DeepSettings(**manifest["settings"])
+        present = bitmap_of(np.asarray(arrays["slots"]), settings.bits)
+        places = range(len(settings.layers) + 1)
+        return cls(
+            present=present,
+            rank=rank_of(present),
+            kept=np.asarray(arrays["numbers"]),
+            unlearnt=Unlearnt(
+                len(HEADS[settings.loss]), manifest["unlearnt_scale"], manifest["seed"]
+            ),
+            layers=DenseLayers(
+                tuple(np.asarray(arrays[f"weights_{place}"]) for place in places),
+                tuple(np.asarray(arrays[f"biases_{place}"]) for place in places),
+                settings.leak,
+            ),
+            fields=manifest["fields"],
+            slot_bits=manifest["slot_bits"],
+            bits=settings.bits,
+            loss=settings.loss,
             horizon_days=manifest["horizon_days"],
         )
 

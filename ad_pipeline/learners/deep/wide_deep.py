@@ -37,6 +37,7 @@ section 4.2. Kiryo et al., Positive-Unlabeled Learning with Non-Negative Risk Es
 2017. He et al., Delving Deep into Rectifiers, ICCV 2015 (the layers' first weights).
 """
 
+import importlib.util
 import itertools
 import math
 import os
@@ -49,7 +50,7 @@ import numpy as np
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners.deep.deep_scores import DenseLayers, Unlearnt, logits
 from ad_pipeline.learners.deep.embedding_table import EmbeddingTable
-from ad_pipeline.learners.deep.exported_deep import ExportedDeep, rank_of, slots_of_fields
+from ad_pipeline.learners.deep.exported_deep import ExportedDeep, slots_of_fields
 from ad_pipeline.learners.delayed import losses
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.learners.ftrl.ftrl_expert import HEADS
@@ -168,7 +169,7 @@ class WideDeep:
         labels : ndarray of shape (n,), 0 or 1
         weights : ndarray of shape (n,), optional
             Factor on each row's gradient, at least 0; all 1 if left out.
-        outcomes : ndarray of shape (n, N_OUTCOMES), optional
+        outcomes : ndarray of shape (n, N_OUTCOMES) or (n, 0), optional
             What losses of labels that come late ask for beside the label: the columns of
             :mod:`ad_pipeline.learners.ftrl.ftrl_kernel`. As logged if left out or without columns:
             nothing late, every negative real.
@@ -220,19 +221,7 @@ class WideDeep:
 
     def exported(self) -> ExportedDeep:
         """Return what a scorer needs; its scores are those of :meth:`logits`, to the bit."""
-        table = self.table
-        return ExportedDeep(
-            present=table.present.copy(),
-            rank=rank_of(table.present),
-            kept=table.numbers[table.learnt],
-            unlearnt=table.unlearnt,
-            layers=self.layers,
-            fields=self.fields,
-            slot_bits=self.slot_bits,
-            bits=self.settings.bits,
-            loss=self.settings.loss,
-            horizon_days=self.horizon_days,
-        )
+        return ExportedDeep.from_state(*self.state())
 
     def state(self) -> tuple[Arrays, Manifest]:
         """Return the slots that were learnt, the layers, and everything else as JSON.
@@ -355,6 +344,11 @@ class WideDeep:
         self._layers = None
         self.table.apply(slots, np.asarray(gradients)[:rows])
         self.rows += rows
+
+
+def is_installed() -> bool:
+    """Tell whether JAX is there, without importing it."""
+    return importlib.util.find_spec("jax") is not None
 
 
 def _jax() -> Any:

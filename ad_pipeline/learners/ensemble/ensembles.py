@@ -25,7 +25,7 @@ from ad_pipeline.clocks import HOUR_US, hour_of, timestamp
 from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut, MixtureParts
 from ad_pipeline.evaluation.metrics import probabilities_of
-from ad_pipeline.evaluation.progressive import EXPERTS
+from ad_pipeline.evaluation.progressive import experts_of
 from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.features.as_served import read_impressions
 from ad_pipeline.hashing import MISSING_LABEL, hash_strings, seed_of
@@ -152,7 +152,8 @@ def fit_ensembles(warehouse: Warehouse, deployment: Deployment) -> Iterator[Fitt
             warehouse, deployment, goal, split_ranges(matured_us, settings)
         )
         slices = _slices(warehouse, rows, settings.calibration_slice)
-        fitted = fit_ensemble(_logits(rows), labels, matured_us, settings, provisional, slices)
+        logits = _logits(deployment, rows)
+        fitted = fit_ensemble(logits, labels, matured_us, settings, provisional, slices)
         fit_range = Range(*fitted.ranges["fit"])
         base_rate = float(labels[fit_range.holds(hours_us)].mean())
         with unswept(deployment.checkpoints):
@@ -204,7 +205,7 @@ def held_out_forecasts(warehouse: Warehouse, deployment: Deployment) -> Iterator
         rows = _matured_rows(warehouse, deployment, goal, test)
         logits = {
             name: values
-            for name, values in _logits(rows).items()
+            for name, values in _logits(deployment, rows).items()
             if np.isfinite(values).any() or name in fitted.ensemble.experts
         }
         scored = np.all([np.isfinite(values) for values in logits.values()], axis=0)
@@ -292,7 +293,7 @@ def _provisional_rows(
         )
     return ProvisionalRows(
         now_us=now_us,
-        logits=_logits(rows),
+        logits=_logits(deployment, rows),
         labels=rows.column("label").to_numpy(),
         anchor_us=rows.column("anchor_us").to_numpy(),
         serving_us=rows.column("serving_us").to_numpy(),
@@ -345,11 +346,11 @@ def _slices(warehouse: Warehouse, rows: pa.Table, column: str | None) -> Slices 
     )
 
 
-def _logits(rows: pa.Table) -> dict[str, np.ndarray]:
+def _logits(deployment: Deployment, rows: pa.Table) -> dict[str, np.ndarray]:
     """Return each expert's logits, float64 (n,), NaN where it gave none."""
     return {
         name: rows.column(f"{name}_logit").cast(pa.float64()).to_numpy().astype(np.float64)
-        for name in EXPERTS
+        for name in experts_of(deployment.dataset.settings)
     }
 
 

@@ -26,10 +26,10 @@ def pointer(goal: str, hour_us: int) -> str:
     return f"{KIND}/{goal}/{hour_key(hour_us)}"
 
 
-def learnt_hours(deployment: Deployment, goal: str) -> list[int]:
-    """Return the starts of the hours whose model is there, microseconds, in order."""
+def learnt_hours(deployment: Deployment, goal: str, kind: str = KIND) -> list[int]:
+    """Return the starts of the hours whose model of a kind is there, microseconds, in order."""
     form = PARTITION_KEY_FORMAT.replace(":", "")  # as pointers are filed
-    names = pointed_names(deployment.checkpoints, f"{KIND}/{goal}")
+    names = pointed_names(deployment.checkpoints, f"{kind}/{goal}")
     return sorted(
         microseconds(datetime.strptime(name.rpartition("/")[2], form).replace(tzinfo=UTC))
         for name in names
@@ -92,7 +92,11 @@ def learner_of(settings: OnlineSettings) -> dict[str, Any]:
 
 
 def must_continue(
-    manifest: Mapping[str, Any], goal: str, expected: Mapping[str, Any], start_us: int
+    manifest: Mapping[str, Any],
+    goal: str,
+    expected: Mapping[str, Any],
+    start_us: int,
+    expert: str = "online",
 ) -> None:
     """Refuse a checkpoint that the learner of today may not go on from.
 
@@ -105,6 +109,8 @@ def must_continue(
         ``contract``, ``learner`` (:func:`learner_of`) and ``code_version`` of today.
     start_us : int
         Start of the hour that wants to continue, microseconds.
+    expert : str
+        Whose model it is: also the name of its settings.
 
     Raises
     ------
@@ -114,7 +120,7 @@ def must_continue(
     before = hour_key(start_us - HOUR_US)
     if manifest["contract"] != expected["contract"]:
         raise OtherLearner(
-            f"the online model of {goal} after {before} was trained on other features; run from "
+            f"the {expert} model of {goal} after {before} was trained on other features; run from "
             "the log's start, or undo the change of the dataset file"
         )
     was, is_now = _flat(manifest["learner"]), _flat(expected["learner"])
@@ -125,13 +131,13 @@ def must_continue(
     ]
     if changed:
         raise OtherLearner(
-            f"the online model of {goal} after {before} has another learner: {'; '.join(changed)}. "
-            "Such a setting of settings.online acts from the log's start only: run all hours "
-            "again, or undo the change of the dataset file"
+            f"the {expert} model of {goal} after {before} has another learner: "
+            f"{'; '.join(changed)}. Such a setting of settings.{expert} acts from the log's start "
+            "only: run all hours again, or undo the change of the dataset file"
         )
     if manifest["code_version"] != expected["code_version"]:
         raise OtherLearner(
-            f"the online model of {goal} after {before} was learnt by version "
+            f"the {expert} model of {goal} after {before} was learnt by version "
             f"{manifest['code_version']} of the code, and this is version "
             f"{expected['code_version']}, which learns otherwise; run all hours again, or go on "
             "with the version that began"

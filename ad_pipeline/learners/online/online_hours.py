@@ -22,13 +22,11 @@ from ad_pipeline.checkpoints import (
     unswept,
     write_checkpoint,
 )
-from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US, hours_between
+from ad_pipeline.clocks import HOUR_US, MINUTE_US, hours_between
 from ad_pipeline.datasets import Deployment, Goal
-from ad_pipeline.features.as_served import read_as_served
-from ad_pipeline.features.encoding import FeatureContract, slots
-from ad_pipeline.learners.delayed.delay_model_hours import foretell, rest_on_models
+from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.learners.delayed.losses import stream_log_odds
-from ad_pipeline.learners.delayed.shown_examples import shown_examples
+from ad_pipeline.learners.delayed.shown_hours import encoded_slots, shown_rows
 from ad_pipeline.learners.online.controlled_expert import ControlledExpert, MadeMove
 from ad_pipeline.learners.online.guard import (
     COMPARED_WITH,
@@ -193,7 +191,7 @@ def learn_hours(
     for chunk_us in range(start_us, end_us, chunk_hours * HOUR_US):
         chunk_end_us = min(chunk_us + chunk_hours * HOUR_US, end_us)
         served, emitted, decided = _read_chunk(warehouse, list(models), chunk_us, chunk_end_us)
-        served_slots = _encoded_slots(deployment, contract, served)
+        served_slots = encoded_slots(deployment, contract, served)
         served_us = _moments(served, "received_us")
         shown = {
             goal.name: _examples(deployment, contract, goal, emitted[goal.name])
@@ -271,7 +269,7 @@ class _Model:
         never = np.zeros(1 << contract.bits, dtype=np.int32)
         digest = digest_before(deployment, goal, start_us)
         if digest is None:
-            horizon_days = _horizon_days(deployment, goal)
+            horizon_days = deployment.dataset.goal(goal).horizon_days
             expert = new_expert(settings.online.of_goal(goal), horizon_days)
             lanes = Lanes.restore({}, settings.online.micro_batch_capacity)
             return cls(deployment, contract, goal, expert, None, 0, never, recent, lanes)
@@ -481,40 +479,23 @@ def _read_chunk(
     return served, emitted, decided
 
 
-def _encoded_slots(deployment: Deployment, contract: FeatureContract, rows: pa.Table) -> np.ndarray:
-    read, counts = read_as_served(deployment, contract, rows)
-    return slots(contract, read, counts)
-
-
-def _horizon_days(deployment: Deployment, goal: str) -> float:
-    found = deployment.dataset.goal(goal)
-    return (found.window_us + found.lateness_us) / DAY_US
-
-
 def _examples(
     deployment: Deployment, contract: FeatureContract, goal: Goal, rows: pa.Table
 ) -> tuple[LaneRows, pa.ChunkedArray]:
     """Return what the configurations of a goal are shown of emitted rows, and the rows' kinds."""
-    settings = deployment.dataset.settings.online
-    objectives = settings.of_goal(goal.name).configurations()
-    shown = shown_examples(
-        rows, goal, objectives, settings.kind_weights, settings.recency_half_life_hours
-    )
-    rows = rows.take(pa.array(shown.places))
-    kinds = rows.column("kind")
-    emit_us = _moments(rows, "emit_us")
-    slots_of_rows = _encoded_slots(deployment, contract, rows)
-    if rest_on_models(objectives):
-        foretell(deployment, goal.name, slots_of_rows, emit_us, shown.outcomes)
+    objectives = deployment.dataset.settings.online.of_goal(goal.name).configurations()
+    shown = shown_rows(deployment, contract, goal, objectives, rows)
     examples = LaneRows(
-        slots=slots_of_rows,
+        slots=shown.slots,
         labels=shown.labels,
         weights=shown.weights,
-        emit_us=emit_us,
-        is_engagement=np.array([kind in ENGAGEMENT_KINDS for kind in kinds.to_pylist()], bool),
+        emit_us=shown.emit_us,
+        is_engagement=np.array(
+            [kind in ENGAGEMENT_KINDS for kind in shown.kinds.to_pylist()], bool
+        ),
         outcomes=shown.outcomes,
     )
-    return examples, kinds
+    return examples, shown.kinds
 
 
 def _prediction_rows(

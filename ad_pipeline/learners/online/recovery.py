@@ -20,6 +20,7 @@ import pyarrow as pa
 from ad_pipeline.checkpoints import MissingCheckpoint, is_pointed, resolve, unpoint
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
 from ad_pipeline.datasets import Deployment
+from ad_pipeline.learners.deep.deep_hours import pointer as deep_pointer
 from ad_pipeline.learners.online.online_checkpoints import digest_before, learnt_hours, pointer
 from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.learners.online.quarantine import Decision, decide, replace_rows
@@ -308,11 +309,13 @@ def begin(
                 }
             ),
         )
-    # Of all goals: a run of hours learns them all, and finds where to begin by any. The newest
-    # first: at no time is there an hour without a model before one that has one.
+    # Of all goals: a run of hours learns them all, and finds where to begin by any. Wide & deep
+    # leaves out the same hours, and goes on from the newest model that it finds. The newest first:
+    # at no time is there an hour without a model before one that has one.
     for hour_us in range(end_us - HOUR_US, start_us - HOUR_US, -HOUR_US):
         for goal in deployment.dataset.goal_names:
             unpoint(root, pointer(goal, hour_us))
+            unpoint(root, deep_pointer(goal, hour_us))
     return begun
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints of the online model are kept, and removing the others.
+"""Which checkpoints of the online and the deep model are kept, and removing the others.
 
 An hour's checkpoint is as large as what has been learnt, so that keeping all of them fills any
 disk. Every hour of the last days is kept and one of each day before them; ages are counted back
@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from ad_pipeline.checkpoints import Swept, sweep, unpoint
 from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.learners.online.online_checkpoints import learnt_hours, pointer
+from ad_pipeline.learners.deep import deep_hours
+from ad_pipeline.learners.online.online_checkpoints import KIND, learnt_hours, pointer
 from ad_pipeline.settings import CheckpointSettings
+
+DEEP = ", wide & deep"
+"""Behind a goal's name: its hours of wide & deep."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,10 @@ class Pruned:
     Attributes
     ----------
     kept_us : dict of str to tuple of int
-        By goal: starts of the hours whose model is still there, microseconds, in order.
+        By goal: starts of the hours whose online model is still there, microseconds, in order; by
+        goal and :data:`DEEP`, those of wide & deep where it has any.
     removed_us : dict of str to tuple of int
-        By goal: those whose model is gone.
+        Likewise: those whose model is gone.
     swept : Swept
         Checkpoints and bytes.
     """
@@ -89,11 +94,18 @@ def prune(
     """
     kept: dict[str, tuple[int, ...]] = {}
     removed: dict[str, tuple[int, ...]] = {}
-    for goal in deployment.dataset.goal_names:
-        hours_us = learnt_hours(deployment, goal)
-        stay = kept_hours(hours_us, deployment.dataset.settings.checkpoints) | set(needed_hours)
-        kept[goal] = tuple(us for us in hours_us if us in stay)
-        removed[goal] = tuple(us for us in hours_us if us not in stay)
-        for hour_us in removed[goal]:
-            unpoint(deployment.checkpoints, pointer(goal, hour_us))
+    for kind, pointer_of, suffix in (
+        (KIND, pointer, ""),
+        (deep_hours.KIND, deep_hours.pointer, DEEP),
+    ):
+        for goal in deployment.dataset.goal_names:
+            hours_us = learnt_hours(deployment, goal, kind)
+            if suffix and not hours_us:
+                continue
+            stay = kept_hours(hours_us, deployment.dataset.settings.checkpoints) | set(needed_hours)
+            name = f"{goal}{suffix}"
+            kept[name] = tuple(us for us in hours_us if us in stay)
+            removed[name] = tuple(us for us in hours_us if us not in stay)
+            for hour_us in removed[name]:
+                unpoint(deployment.checkpoints, pointer_of(goal, hour_us))
     return Pruned(kept, removed, sweep(deployment.checkpoints, needed))
