@@ -513,7 +513,7 @@ class RateSettings(Group):
 class EnsembleSettings(Group):
     """Mixing and calibration: shares of the matured hours, in order of maturity."""
 
-    mixture: Literal["auto", "online", "batch", "average", "voting", "stacked"] = Field(
+    mixture: Literal["auto", "online", "batch", "deep", "average", "voting", "stacked"] = Field(
         default="auto",
         description=(
             "'auto' lets the matured rows choose. Otherwise always one expert alone, the average "

@@ -1,1 +1,1 @@
-"""Learners: FTRL, LightGBM, the ensemble that mixes them, and its calibration."""
+"""Learners: FTRL, LightGBM, wide & deep, the ensemble that mixes them, and its calibration."""

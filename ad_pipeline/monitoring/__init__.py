@@ -1,1 +1,1 @@
-"""Whether the world or the serving path has changed: drift of features, parity of decisions."""
+"""Whether the world or the serving path has changed, and whether labels that come late mislead."""

@@ -14,7 +14,7 @@ refunds and 22 categories, each a Python list as text whose first element counts
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,8 @@ import pyarrow.parquet as pq
 from ad_pipeline.clocks import DAY_US, timestamp
 from ad_pipeline.datasets import DATA_FOLDER, load_dataset
 from ad_pipeline.simulation.conversion_spec import LogFormat
+from ad_pipeline.simulation.conversion_world import Clicks
 from ad_pipeline.simulation.identifiers import fixed_width_column, number_column
-
-if TYPE_CHECKING:
-    from ad_pipeline.simulation.conversions import Clicks
 
 DATASETS = {"criteo": "criteo_conversions", "cascade": "cascade_conversions"}
 """Dataset file of each format, under `data/`."""
@@ -79,7 +77,7 @@ class LogWriter:
         self._drafts.mkdir(parents=True)
         return self
 
-    def write(self, clicks: "Clicks") -> None:
+    def write(self, clicks: Clicks) -> None:
         """Write one day."""
         if self.log_format == "criteo":
             rows, name = criteo_rows(clicks), "data.txt"
@@ -211,7 +209,7 @@ def write_dataset_file(log_format: LogFormat, folder: Path, days: int) -> Path:
     return path
 
 
-def criteo_rows(clicks: "Clicks") -> pa.Table:
+def criteo_rows(clicks: Clicks) -> pa.Table:
     """Return clicks as columns of Criteo's format, in its order."""
     columns: dict[str, pa.Array] = {
         "click": number_column(clicks.clicked_s),
@@ -224,7 +222,7 @@ def criteo_rows(clicks: "Clicks") -> pa.Table:
     return pa.table(columns)
 
 
-def cascade_rows(clicks: "Clicks") -> pa.Table:
+def cascade_rows(clicks: Clicks) -> pa.Table:
     """Return clicks as columns of CASCADE's raw format, in its order.
 
     Its numbers stand there as categories, so the eight of this world are cut into cells.

@@ -1,4 +1,4 @@
-"""Who advertises what in a simulated log of clicks, and how long conversions take.
+"""Who advertises what in a simulated log of clicks, how long conversions take, what a click is.
 
 Drawn once, from the seed. Campaigns are born and die while the log runs, and what products appeal
 to drifts slowly, so that a model that stands still falls behind. How long a conversion takes
@@ -28,6 +28,41 @@ DRIFT_DAYS = 80.0
 """Period of the appeal of products: longer than the log, so that it moves one way for weeks."""
 
 _erf = np.frompyfunc(math.erf, 1, 1)
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """Some clicks in the order of their time, and what follows them; arrays of shape (n,).
+
+    Attributes
+    ----------
+    clicked_s : ndarray, int64
+        Seconds from the start of the log.
+    campaign : ndarray, int64
+    categories : dict of str to ndarray of int64
+        Codes; -1 where the field is empty.
+    numbers : tuple of 8 ndarrays of int64
+        -1 where the field is empty.
+    log_odds : ndarray, float64
+        Of a conversion within the window.
+    converted_s, refunded_s : ndarray, int64
+        Seconds from the start of the log; -1 for never.
+    net : ndarray, float64
+        Probability that a conversion is not refunded within the window after it.
+    """
+
+    clicked_s: np.ndarray
+    campaign: np.ndarray
+    categories: dict[str, np.ndarray]
+    numbers: tuple[np.ndarray, ...]
+    log_odds: np.ndarray
+    converted_s: np.ndarray
+    refunded_s: np.ndarray
+    net: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of clicks."""
+        return len(self.clicked_s)
 
 
 @dataclass(frozen=True)

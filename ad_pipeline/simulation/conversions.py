@@ -23,6 +23,7 @@ from ad_pipeline.simulation.conversion_world import (
     PLACEMENTS_OF_A_PUBLISHER,
     WEAR,
     WEAR_DAYS,
+    Clicks,
     ConversionWorld,
     conversion_world,
     draw_delays,
@@ -36,41 +37,6 @@ MISSING_SHARES = (0.0, 0.05, 0.1, 0.3, 0.0, 0.45, 0.1, 0.2)
 """Of each number: the log's field is empty."""
 
 MISSING = -1
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """Some clicks in the order of their time, and what follows them; arrays of shape (n,).
-
-    Attributes
-    ----------
-    clicked_s : ndarray, int64
-        Seconds from the start of the log.
-    campaign : ndarray, int64
-    categories : dict of str to ndarray of int64
-        Codes; -1 where the field is empty.
-    numbers : tuple of 8 ndarrays of int64
-        -1 where the field is empty.
-    log_odds : ndarray, float64
-        Of a conversion within the window.
-    converted_s, refunded_s : ndarray, int64
-        Seconds from the start of the log; -1 for never.
-    net : ndarray, float64
-        Probability that a conversion is not refunded within the window after it.
-    """
-
-    clicked_s: np.ndarray
-    campaign: np.ndarray
-    categories: dict[str, np.ndarray]
-    numbers: tuple[np.ndarray, ...]
-    log_odds: np.ndarray
-    converted_s: np.ndarray
-    refunded_s: np.ndarray
-    net: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of clicks."""
-        return len(self.clicked_s)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from ad_pipeline.datasets import DATA_FOLDER, load_dataset
 from ad_pipeline.events.sample_check import check_dataset
 from ad_pipeline.simulation.conversion_spec import DAY_S, ConversionSpec, LogFormat, spec_like
 from ad_pipeline.simulation.conversion_world import (
+    Clicks,
     conversion_world,
     delay_cdf,
     draw_delays,
 )
 from ad_pipeline.simulation.conversions import (
-    Clicks,
     days_of_clicks,
     simulate_conversions,
 )
