@@ -680,6 +680,13 @@ class Settings(Group):
     delay_report: DelayReportSettings = DelayReportSettings()
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
 
+    @model_validator(mode="after")
+    def _check_mixture(self) -> Self:
+        """Refuse a mixture of an expert that is not there."""
+        if self.ensemble.mixture == "deep" and self.deep is None:
+            raise ValueError("ensemble.mixture names 'deep', which is not there; write deep: {}")
+        return self
+
     def strategies_of(self, goal: str) -> tuple[StrategyName, ...]:
         """Return what the learners of a goal are shown: names of strategies, each once."""
         learners: list[Objective] = [*self.online.of_goal(goal).configurations()]

@@ -16,7 +16,7 @@ from ad_pipeline.hashing import MISSING_LABEL, hash_strings, seed_of
 from ad_pipeline.learners.batch import batch_hours
 from ad_pipeline.learners.ensemble.ensemble import AVERAGE, STACKED, VOTING
 from ad_pipeline.learners.ensemble.ensembles import fit_ensembles, held_out_forecasts, open_ensemble
-from ad_pipeline.settings import EnsembleSettings
+from ad_pipeline.settings import EnsembleSettings, Settings
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.learners.test_provisional import START, market, written
 
@@ -51,10 +51,13 @@ def deployed(
 
 def test_the_settings_know_every_expert_and_every_mixture() -> None:
     known = set(get_args(EnsembleSettings.model_fields["mixture"].annotation))
-    # Wide & deep is optional: it is mixed or left out by what it adds, never named.
-    assert known | {"deep"} == {"auto", *EXPERTS, AVERAGE, VOTING, STACKED}
+    assert known == {"auto", *EXPERTS, AVERAGE, VOTING, STACKED}
     with pytest.raises(ValueError, match="average"):
         EnsembleSettings.model_validate({"mixture": "median"})
+    with pytest.raises(ValueError, match="names 'deep', which is not there"):
+        Settings.model_validate({"ensemble": {"mixture": "deep"}})
+    named = Settings.model_validate({"ensemble": {"mixture": "deep"}, "deep": {}})
+    assert named.ensemble.mixture == "deep"
 
 
 @pytest.mark.parametrize("mixture", ["auto", "online", "average", "voting", "stacked"])
