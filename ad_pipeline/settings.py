@@ -646,8 +646,9 @@ class DelayBenchmarkSettings(Group):
 
     anchors: Annotated[int, Field(ge=1_000)] = Field(
         default=60_000,
-        description="Sampled by hash of the impression, the same for both families: five seeds of "
-        "all arms take less than half an hour on two cores. `--full` takes all.",
+        description="Sampled by hash of the impression, of all goals together, the same for both "
+        "families: five seeds of all arms take less than half an hour on two cores. `--full` takes "
+        "all.",
     )
     seeds: Annotated[int, Field(ge=2, le=100)] = Field(
         default=5, description="Each leaves out another tenth of the anchors. `--full` takes ten."

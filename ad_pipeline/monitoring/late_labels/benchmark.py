@@ -72,7 +72,7 @@ class Asked:
     seeds : int or None
         None: as the settings say.
     anchors : int or None
-        About how many are sampled; None: as the settings say.
+        About how many are sampled, of all goals together; None: as the settings say.
     full : bool
         All anchors and ten seeds, where nothing else is asked for.
     fresh : bool
@@ -174,9 +174,11 @@ def record_benchmark(
     warehouse.create(TABLES)
     families, left_out = _installed(asked.families)
     measured: dict[str, GoalMeasured] = {}
-    for goal in _goals(deployment, asked.goals):
+    goals = _goals(deployment, asked.goals)
+    anchors = _anchors_of_a_goal(deployment, asked, len(goals))
+    for goal in goals:
         try:
-            prepared = _prepared(warehouse, deployment, goal, families, asked)
+            prepared = _prepared(warehouse, deployment, goal, families, asked, anchors)
         except (NothingToReplay, TooShort) as error:
             left_out[goal.name] = str(error)
             continue
@@ -250,6 +252,13 @@ def _goals(deployment: Deployment, names: Sequence[str]) -> list[Goal]:
     return [goals[name] for name in names or goals]
 
 
+def _anchors_of_a_goal(deployment: Deployment, asked: Asked, goals: int) -> int | None:
+    """Return how many anchors are sampled of each goal, None for all: the goals share them."""
+    if asked.full and asked.anchors is None:
+        return None
+    return (asked.anchors or deployment.dataset.settings.delay_benchmark.anchors) // goals
+
+
 def _installed(families: Sequence[Family]) -> tuple[list[Family], dict[str, str]]:
     """Return the families that can be run here, and why the others cannot."""
     if "deep" in families and importlib.util.find_spec("jax") is None:
@@ -264,13 +273,13 @@ def _prepared(
     goal: Goal,
     families: Sequence[Family],
     asked: Asked,
+    anchors: int | None,
 ) -> _Prepared:
     settings = deployment.dataset.settings.delay_benchmark
     arms = arms_of(goal)
     if asked.arms:
         chosen = {*ALWAYS, *(arm.name for arm in arms_named(arms, asked.arms))}
         arms = tuple(arm for arm in arms if arm.name in chosen)
-    anchors = asked.anchors or (None if asked.full else settings.anchors)
     seeds = asked.seeds or (FULL_SEEDS if asked.full else settings.seeds)
     stream = log_stream(warehouse, deployment, goal, anchors)
     replay = default_replay(stream, settings.block_minutes * MINUTE_US)
