@@ -1,6 +1,5 @@
 """Wide & deep goes the whole way: the ensemble weighs three experts, and the bundle replays it."""
 
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,8 @@ DEEP = {
     "online": {"bits": 12},
 }
 NOT_ASKED = (
-    "evaluation/report", "monitoring/drift", "monitoring/production_parity", "serving/current",
+    "evaluation/report", "monitoring/delay_benchmark", "monitoring/delay_report",
+    "monitoring/drift", "monitoring/production_parity", "serving/current",
 )  # fmt: skip
 """Assets that neither the expert nor its bundle depends on."""
 
@@ -48,10 +48,6 @@ def run_day(market: Market, definitions: dg.Definitions) -> dg.ExecuteInProcessR
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax") is None,
-    reason="JAX is not installed: pip install ad_pipeline[deep]",
-)
 def test_the_ensemble_weighs_three_experts_and_the_bundle_replays_them_to_the_bit(
     deep_market: Market, definitions: dg.Definitions
 ):
