@@ -126,6 +126,7 @@ def _losses(axes: "Axes", family: str, figures: Sequence[Measured]) -> None:
                         va="center",
                         fontsize=8,
                         color=COLOURS[1],
+                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
                     )
     axes.set_yticks(range(len(arms)), arms, fontsize=8)
     axes.set_xlabel("log loss on matured labels (dashed: oracle, pre-trained)")
