@@ -351,11 +351,9 @@ def _simulate_conversions(chosen: argparse.Namespace) -> None:
     spec = replace(spec_like(chosen.format), **asked)
     log = simulate_conversions(spec, chosen.format, chosen.output)
     seconds = time.monotonic() - started
-    _say(
-        f"{log.rows:,} clicks, {log.conversions:,} conversions and {log.refunds:,} refunds in "
-        f"{len(log.files)} files of {chosen.output}, in {seconds:.1f} s"
-    )
-    _say(f"dataset file {log.dataset_file}; the truth, which nothing else reads, {log.truth}")
+    counted, beside = log.described
+    _say(f"{counted} of {chosen.output}, in {seconds:.1f} s")
+    _say(beside)
 
 
 def _published_protocol(chosen: argparse.Namespace) -> None:

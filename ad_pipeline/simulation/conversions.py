@@ -61,6 +61,15 @@ class SimulatedLog:
     conversions: int
     refunds: int
 
+    @property
+    def described(self) -> tuple[str, str]:
+        """What is in it, and where the files lie that are no part of the log."""
+        return (
+            f"{self.rows:,} clicks, {self.conversions:,} conversions and {self.refunds:,} refunds "
+            f"in {len(self.files)} files",
+            f"dataset file {self.dataset_file}; the truth, which nothing else reads, {self.truth}",
+        )
+
 
 def hourly_clicks(spec: ConversionSpec, rows: int, purpose: str = "traffic") -> np.ndarray:
     """Draw how many clicks each hour has, int64 (24 * days,); they sum to `rows`."""

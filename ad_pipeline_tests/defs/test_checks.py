@@ -5,6 +5,7 @@ check (``test_run.py``). The last tests are about what a failed blocking check k
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 import dagster as dg
 import numpy as np
 import pytest
+import yaml
 
 from ad_pipeline.checkpoints import point, read_checkpoint, resolve, write_checkpoint
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features import rates
+from ad_pipeline.learners.deep import deep_hours
 from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
 from ad_pipeline.learners.ftrl.ftrl_expert import LinearWeights
 from ad_pipeline.learners.online.online_hours import pointer as online_pointer
@@ -56,6 +59,14 @@ def corrupt_the_newest_online_model(market: Market) -> None:
     root = market.deployment.checkpoints
     checkpoint = read_checkpoint(root, resolve(root, online_pointer("click", last_hour_us(market))))
     flip_a_byte(checkpoint.path / "z_sqrt_n.npy")
+
+
+def corrupt_a_deep_model(market: Market) -> None:
+    """Let the newest hour have a wide & deep model, of which a byte is another one."""
+    root = market.deployment.checkpoints
+    kept = write_checkpoint(root, deep_hours.KIND, {"numbers": np.zeros(64)}, {})
+    flip_a_byte(kept.path / "numbers.npy")
+    point(root, deep_hours.pointer("click", last_hour_us(market)), kept.digest)
 
 
 def corrupt_the_candidate(market: Market) -> None:
@@ -284,6 +295,10 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
 }
 
 
+CHECKS_OF_WIDE_AND_DEEP = {"newest_deep_checkpoint_is_intact", "deep_extra_is_installed"}
+"""The market of these tests has no such expert: they are shown their faults apart."""
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_fails_its_check_and_no_other(
     own_market: Market, definitions: dg.Definitions, fault: str
@@ -295,7 +310,31 @@ def test_a_planted_fault_fails_its_check_and_no_other(
 
 def test_every_check_has_a_planted_fault(definitions: dg.Definitions):
     checks = {key.name for key in definitions.resolve_asset_graph().asset_check_keys}
-    assert set().union(*(expected for _, expected in FAULTS.values())) == checks
+    planted = set().union(*(expected for _, expected in FAULTS.values()))
+    assert planted | CHECKS_OF_WIDE_AND_DEEP == checks
+
+
+def test_faults_of_wide_and_deep_are_found_where_the_settings_ask_for_it(
+    own_market: Market,
+    definitions: dg.Definitions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Planted faults: a machine without JAX, and a byte of a model flipped."""
+    written = yaml.safe_load(own_market.dataset_file.read_text())
+    written["settings"]["deep"] = {"bits": 8}
+    asking = tmp_path / "asking.yaml"
+    asking.write_text(yaml.safe_dump(written, sort_keys=False))
+    own_market.deployment.owner.unlink()  # the home would refuse another file
+    monkeypatch.setenv("AD_PIPELINE_DATASET", str(asking))
+    assert not failed(evaluate_checks(definitions)) & CHECKS_OF_WIDE_AND_DEEP
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "jax", None)
+        found = failed(evaluate_checks(definitions))
+        assert found & CHECKS_OF_WIDE_AND_DEEP == {"deep_extra_is_installed"}
+    corrupt_a_deep_model(own_market)
+    found = failed(evaluate_checks(definitions))
+    assert found & CHECKS_OF_WIDE_AND_DEEP == {"newest_deep_checkpoint_is_intact"}
 
 
 def alter_decision(market: Market, column: str, change: Callable[[dict], None]) -> int:

@@ -188,12 +188,16 @@ def test_every_page_describes_its_asset_and_plots_its_figures(
     no_error_so_far(visitor)
 
 
+BESIDE_THE_PATH = {"monitoring/delay_benchmark", "monitoring/delay_report"}
+"""What the main job leaves out; the pages of these are tested with the assets."""
+
+
 def test_every_page_has_something_to_plot(instance: dg.DagsterInstance) -> None:
     """The test of every page looks at plots only where the event log has numbers."""
     without = {
         name for name in ASSETS if not plotted_figures(instance, dg.AssetKey(name.split("/")))
     }
-    assert without == set()
+    assert without == BESIDE_THE_PATH
 
 
 def test_progressive_metrics_are_plotted(visitor: Visitor) -> None:

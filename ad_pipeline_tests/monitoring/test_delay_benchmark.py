@@ -41,7 +41,6 @@ from ad_pipeline.monitoring.late_labels.runs import (
 from ad_pipeline.monitoring.late_labels.stream import LateStream
 from ad_pipeline.warehouse import Warehouse, rows_of
 from ad_pipeline_tests.defs.markets import Market
-from ad_pipeline_tests.learners.markets import LATE_LOSSES, ready_market
 from ad_pipeline_tests.monitoring.late_worlds import GOAL, linear, small_replay, small_stream
 
 NAMES = (PRE_TRAINED, ORACLE, VANILLA, RECALIBRATED, BASE_RATE, "fake_negative_weighted")
@@ -128,15 +127,6 @@ def test_a_log_that_is_too_short_for_its_window_says_so() -> None:
     assert default_replay(small_stream()).split_us % HOUR_US == 0
 
 
-@pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Market:
-    return ready_market(
-        tmp_path_factory.mktemp("benchmark"),
-        settings=LATE_LOSSES | {"delay_benchmark": {"replicates": 50}},
-        purchase_observation="1h",
-    )
-
-
 ASKED = Asked(
     goals=("click",), families=("linear",), arms=("fake_negative_weighted", "hazard"), seeds=2
 )
@@ -149,9 +139,9 @@ def figures(market: Market) -> list[tuple]:
         ).fetchall()
 
 
-def test_a_log_is_measured_drawn_and_kept_and_its_cost_is_said_first(market: Market) -> None:
+def test_a_log_is_measured_drawn_and_kept_and_its_cost_is_said_first(late_market: Market) -> None:
     said: list[str] = []
-    deployment = market.deployment
+    deployment = late_market.deployment
     measured, left_out = record_benchmark(
         Warehouse(deployment.warehouse), deployment, ASKED, said.append
     )
@@ -177,8 +167,8 @@ def test_a_log_is_measured_drawn_and_kept_and_its_cost_is_said_first(market: Mar
     assert len(again) == 1
 
 
-def test_names_that_there_are_not_are_refused_with_those_there_are(market: Market) -> None:
-    deployment = market.deployment
+def test_names_that_there_are_not_are_refused_with_those_there_are(late_market: Market) -> None:
+    deployment = late_market.deployment
     warehouse = Warehouse(deployment.warehouse)
     with pytest.raises(LookupError, match="no goal 'clicks'; it has click, purchase"):
         record_benchmark(warehouse, deployment, Asked(goals=("clicks",)), lambda _: None)
@@ -191,7 +181,7 @@ def test_names_that_there_are_not_are_refused_with_those_there_are(market: Marke
 
 
 def test_without_jax_the_linear_family_runs_and_the_deep_one_says_what_to_install(
-    market: Market, monkeypatch: pytest.MonkeyPatch
+    late_market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
@@ -199,16 +189,16 @@ def test_without_jax_the_linear_family_runs_and_the_deep_one_says_what_to_instal
     )
     asked = Asked(goals=("click",), arms=("hazard",), seeds=2)
     measured, left_out = record_benchmark(
-        Warehouse(market.deployment.warehouse), market.deployment, asked, lambda _: None
+        Warehouse(late_market.deployment.warehouse), late_market.deployment, asked, lambda _: None
     )
     assert measured["click"].families.keys() == {"linear"}
     assert "ad_pipeline[deep]" in left_out["deep"]
 
 
 def test_a_process_that_is_killed_leaves_runs_that_the_next_one_goes_on_from(
-    market: Market, tmp_path: Path
+    late_market: Market, tmp_path: Path
 ) -> None:
-    own = market.copied_to(tmp_path / "home", FOLDER)
+    own = late_market.copied_to(tmp_path / "home", FOLDER)
     command = [
         sys.executable, "-m", "ad_pipeline.cli", "delay-benchmark", "--goal", "click",
         "--family", "linear", "--arm", "hazard", "--arm", "fake_negative_weighted", "--seeds", "2",
@@ -233,6 +223,6 @@ def test_a_process_that_is_killed_leaves_runs_that_the_next_one_goes_on_from(
     assert f"of the runs {len(kept)} are kept" in ended.stdout
     assert all(path.read_bytes() == content for path, content in kept.items())
     record_benchmark(
-        Warehouse(market.deployment.warehouse), market.deployment, ASKED, lambda _: None
+        Warehouse(late_market.deployment.warehouse), late_market.deployment, ASKED, lambda _: None
     )
-    assert figures(own) == figures(market)
+    assert figures(own) == figures(late_market)

@@ -22,24 +22,20 @@ from ad_pipeline.monitoring.delay_calibration import (
 )
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market
-from ad_pipeline_tests.learners.markets import LATE_LOSSES, ready_market
+from ad_pipeline_tests.learners.markets import LATE_LOSSES
 
 GOAL = "purchase"
 FIRST_FIT_HOURS = LATE_LOSSES["delays"]["refit_every_hours"]
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Market:
-    """Return a market whose models of delay were fitted every six hours."""
-    market = ready_market(
-        tmp_path_factory.mktemp("fitted"),
-        settings=LATE_LOSSES,
-        purchase_observation="1h",
-    )
-    deployment = market.deployment
-    for _ in fit_hours(Warehouse(deployment.warehouse), deployment, market.start_us, market.end_us):
+def fitted(late_market: Market) -> Market:
+    """Return the market once its models of delay were fitted every six hours."""
+    deployment = late_market.deployment
+    warehouse = Warehouse(deployment.warehouse)
+    for _ in fit_hours(warehouse, deployment, late_market.start_us, late_market.end_us):
         pass
-    return market
+    return late_market
 
 
 def judged(market: Market, start_us: int, end_us: int) -> list[dict[str, object]]:

@@ -10,7 +10,6 @@ from ad_pipeline.monitoring.late_labels.log_stream import NothingToReplay, log_s
 from ad_pipeline.monitoring.late_labels.stream import LateStream, ages_of, without_anchors
 from ad_pipeline.warehouse import Warehouse, rows_of
 from ad_pipeline_tests.defs.markets import Market, make_market
-from ad_pipeline_tests.learners.markets import LATE_LOSSES, ready_market
 from ad_pipeline_tests.monitoring.late_worlds import GOAL, small_stream, small_world
 
 
@@ -80,16 +79,9 @@ def test_anchors_left_out_stay_to_be_scored_and_lose_their_examples(stream: Late
     assert len(part.emit_us) == kept[stream.anchor].sum()
 
 
-@pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Market:
-    return ready_market(
-        tmp_path_factory.mktemp("log"), settings=LATE_LOSSES, purchase_observation="1h"
-    )
-
-
 @pytest.mark.parametrize("goal", ["click", "purchase"])
-def test_a_log_s_stream_has_the_labels_of_the_warehouse(market: Market, goal: str) -> None:
-    deployment = market.deployment
+def test_a_log_s_stream_has_the_labels_of_the_warehouse(late_market: Market, goal: str) -> None:
+    deployment = late_market.deployment
     warehouse = Warehouse(deployment.warehouse)
     of_goal = {each.name: each for each in deployment.dataset.goals}[goal]
     found = log_stream(warehouse, deployment, of_goal, None)
@@ -115,8 +107,8 @@ def test_a_log_s_stream_has_the_labels_of_the_warehouse(market: Market, goal: st
     assert (found.ad_age_us >= 0).all()
 
 
-def test_a_sample_has_whole_anchors_as_the_log_has_them(market: Market) -> None:
-    deployment = market.deployment
+def test_a_sample_has_whole_anchors_as_the_log_has_them(late_market: Market) -> None:
+    deployment = late_market.deployment
     warehouse = Warehouse(deployment.warehouse)
     goal = deployment.dataset.goals[0]
     whole = log_stream(warehouse, deployment, goal, None)
