@@ -108,6 +108,7 @@ def test_the_worlds_of_the_study_differ_in_what_their_names_say():
         assert world.before_hours > 2 * world.window_hours
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_arm_and_finds_the_planted_leak(monkeypatch: pytest.MonkeyPatch):
     names = (*STREAMING,)
     case = replace(CASES["stream"], world=SMALL, names=names)

@@ -258,7 +258,8 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         sql(
             "INSERT INTO monitoring.delay_benchmark BY NAME SELECT 'click' AS goal, "
             "'linear' AS family, 'es_dfm' AS arm, '' AS slice_of, '' AS part, "
-            "'log_loss_against_oracle' AS metric, -0.02 AS value, -0.03 AS low, -0.01 AS high"
+            "'log_loss_against_oracle' AS metric, -0.02 AS value, -0.03 AS low, -0.01 AS high, "
+            "900 AS positives"
         ),
         {"no_arm_beats_the_oracle"},
     ),

@@ -19,15 +19,15 @@ from ad_pipeline.serving.retention import checkpoints_in_use
 from ad_pipeline.warehouse import Warehouse, one_row
 from ad_pipeline_tests.defs.graph_shape import assets_of
 from ad_pipeline_tests.defs.markets import TINY, Market, make_market, write_days
-from ad_pipeline_tests.defs.runs import failed, run_here
+from ad_pipeline_tests.defs.runs import BESIDE_THE_PATH, failed, run_here
 
 DEEP = {
     "deep": {"bits": 12, "embedding": 4, "layers": [16, 8], "batch_rows": 128},
     "online": {"bits": 12},
 }
 NOT_ASKED = (
-    "evaluation/report", "monitoring/delay_benchmark", "monitoring/delay_report",
-    "monitoring/drift", "monitoring/production_parity", "serving/current",
+    "evaluation/report", "monitoring/drift", "monitoring/production_parity", "serving/current",
+    *BESIDE_THE_PATH,
 )  # fmt: skip
 """Assets that neither the expert nor its bundle depends on."""
 

@@ -15,6 +15,7 @@ import pytest
 from ad_pipeline_tests.defs.graph_shape import snapshot_file
 from ad_pipeline_tests.defs.live import chromium, webserver
 from ad_pipeline_tests.defs.markets import Market
+from ad_pipeline_tests.defs.runs import BESIDE_THE_PATH
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -186,10 +187,6 @@ def test_every_page_describes_its_asset_and_plots_its_figures(
         figure == figure.strip() and "_" not in figure.partition(":")[2] for figure in figures
     )
     no_error_so_far(visitor)
-
-
-BESIDE_THE_PATH = {"monitoring/delay_benchmark", "monitoring/delay_report"}
-"""What the main job leaves out; the pages of these are tested with the assets."""
 
 
 def test_every_page_has_something_to_plot(instance: dg.DagsterInstance) -> None:

@@ -28,6 +28,9 @@ LEVEL = 0.95
 LEAK_LEVEL = 0.999
 """Of the interval beyond which an arm must beat the oracle: twenty arms a log are tried."""
 
+LEAST_POSITIVES = 100
+"""By which an arm is accused of a leak: of fewer, an interval over blocks is too short."""
+
 LEAST_DAYS = 8
 """With as many days, blocks are days; with fewer, hours."""
 
@@ -192,7 +195,10 @@ def leaks(figures: Sequence[Measured], arms: Sequence[Arm]) -> list[Measured]:
     return [
         each
         for each in figures
-        if each.metric == "log_loss_against_oracle" and each.arm in deployable and each.high < 0
+        if each.metric == "log_loss_against_oracle"
+        and each.arm in deployable
+        and each.positives >= LEAST_POSITIVES
+        and each.high < 0
     ]
 
 
