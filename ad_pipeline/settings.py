@@ -68,6 +68,11 @@ STRATEGY_OF_LOSS: Mapping[str, StrategyName] = {
 """The stream whose masses each of them corrects; on another one it would be wrong."""
 
 
+WATCHING = frozenset({"drift", "delay_report", "delay_benchmark"})
+"""Groups that decide what people are told. No model follows from them, so that a threshold may be
+changed without one looking like another's."""
+
+
 class Group(BaseModel):
     """A group of settings: immutable, and strict about unknown keys."""
 
@@ -696,6 +701,7 @@ class Settings(Group):
         return tuple(dict.fromkeys(each.shown for each in learners))
 
     def digest(self) -> str:
-        """Return the SHA-256 of the settings' canonical JSON, hexadecimal."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Return the SHA-256 of the canonical JSON of all groups but the watching, hexadecimal."""
+        followed = self.model_dump(mode="json", exclude=set(WATCHING))
+        canonical = json.dumps(followed, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

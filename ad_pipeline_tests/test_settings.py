@@ -1,0 +1,38 @@
+"""What the digest of the settings notices: all that a model follows from, and nothing else."""
+
+from typing import Any
+
+import pytest
+
+from ad_pipeline.settings import WATCHING, Group, Settings
+
+
+def _changed(name: str) -> dict[str, Any]:
+    """Return a group with its first number one larger."""
+    group = getattr(Settings(), name)
+    written = group.model_dump()
+    key = next(k for k, value in written.items() if type(value) is int)
+    return {name: type(group).model_validate(written | {key: written[key] + 1})}
+
+
+@pytest.mark.parametrize("name", sorted(WATCHING))
+def test_a_threshold_for_people_changes_no_digest_of_a_model(name: str):
+    assert Settings().model_copy(update=_changed(name)).digest() == Settings().digest()
+
+
+LEARNT = [
+    name
+    for name, value in Settings()
+    if isinstance(value, Group)
+    and name not in WATCHING
+    and any(type(each) is int for each in value.model_dump().values())
+]
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_a_setting_that_something_is_learnt_by_changes_the_digest(name: str):
+    assert Settings().model_copy(update=_changed(name)).digest() != Settings().digest()
+
+
+def test_every_watching_group_is_a_group_of_the_settings():
+    assert Settings.model_fields.keys() >= WATCHING
