@@ -8,7 +8,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 SCRATCH = tempfile.mkdtemp(prefix="ad_pipeline_tests-")
@@ -30,3 +32,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # On a machine whose caches are empty, the first example of a test compiles what it calls.
 settings.register_profile("compiled", deadline=None)
 settings.load_profile("compiled")
+
+SHARING = frozenset({"defs", "monitoring", "serving"})
+"""Folders whose tests share a market that takes a minute to run: they stay in one process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests go to one worker together: those of a file, or of a folder that shares."""
+    root = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(root)
+        together = file.parts[0] if file.parts[0] in SHARING else str(file)
+        item.add_marker(pytest.mark.xdist_group(together))

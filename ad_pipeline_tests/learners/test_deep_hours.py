@@ -24,7 +24,7 @@ from ad_pipeline.checkpoints import (
     unpoint,
     write_checkpoint,
 )
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.learners.deep import deep_hours
@@ -32,8 +32,11 @@ from ad_pipeline.learners.deep.wide_deep import WideDeep
 from ad_pipeline.learners.delayed.delay_model_hours import fit_hours
 from ad_pipeline.learners.delayed.shown_hours import encoded_slots
 from ad_pipeline.learners.online.online_checkpoints import OtherLearner
+from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.learners.online.quarantine import decide
+from ad_pipeline.learners.online.recovery import begin
 from ad_pipeline.learners.online.retention import DEEP, prune
+from ad_pipeline.learners.tables import TABLES
 from ad_pipeline.warehouse import Warehouse, rows_of, select
 from ad_pipeline_tests.defs.left_behind import LeftBehind, differences, left_behind
 from ad_pipeline_tests.defs.markets import TINY, Market
@@ -104,6 +107,11 @@ def models(deployment: Deployment) -> LeftBehind:
         for name, digest in left_behind(deployment).items()
         if name.startswith((f"checkpoints/pointers/{deep_hours.KIND}", "checkpoints/objects/"))
     }
+
+
+def pointed(left: LeftBehind) -> LeftBehind:
+    """Return the pointers among them: objects of models that nothing points at stay for a while."""
+    return {name: digest for name, digest in left.items() if "/pointers/" in name}
 
 
 @pytest.mark.slow
@@ -201,6 +209,35 @@ def test_an_hour_that_is_left_out_is_not_learnt(market: Market) -> None:
     assert after["click", spoilt_us].digest == before["click", spoilt_us - HOUR_US].digest
     assert after["click", spoilt_us + HOUR_US].digest != before["click", spoilt_us + HOUR_US].digest
     assert after["purchase", spoilt_us].digest == before["purchase", spoilt_us].digest
+
+
+@needs_jax
+def test_a_recovery_takes_wide_and_deep_back_too_and_ends_where_one_that_never_saw_the_hour_does(
+    market: Market, tmp_path: Path
+) -> None:
+    def learnt(learning: Market, first: int, last: int) -> LeftBehind:
+        warehouse = Warehouse(learning.deployment.warehouse)
+        span = market.start_us + first * HOUR_US, market.start_us + last * HOUR_US
+        for _ in learn_hours(warehouse, learning.deployment, *span):
+            pass
+        continued(learning, first, last)
+        return models(learning.deployment)
+
+    never_saw = market.copied_to(tmp_path / "never_saw")
+    spoilt = {"click": market.start_us + 3 * HOUR_US}
+    warehouse = Warehouse(never_saw.deployment.warehouse)
+    warehouse.create(TABLES)
+    with warehouse.writer() as connection:
+        decide(connection, spoilt, "left_out", "a test", {})
+    expected = pointed(learnt(never_saw, 0, 6))
+    saw = pointed(learnt(market, 0, 6))
+
+    begin(Warehouse(market.deployment.warehouse), market.deployment, spoilt, "a test", {})
+    first = hour_key(spoilt["click"]).replace(":", "")
+    earlier = {name: digest for name, digest in saw.items() if Path(name).stem < first}
+    assert pointed(models(market.deployment)) == earlier != {}
+    assert pointed(learnt(market, 3, 6)) == expected
+    assert expected != saw, "an hour left out would be noticed"
 
 
 @needs_jax
