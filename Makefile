@@ -20,6 +20,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK  := 1
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# A worker a core; tests that share what is dear to make stay together (ad_pipeline_tests/conftest.py).
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dev test test-all bench evidence lint format lock
 
@@ -63,10 +66,10 @@ dev: $(RUNTIME) ## Start the Dagster UI and daemon: http://localhost:3000
 	&& exec dg dev
 
 test: $(DEV) ## Run the tests, without the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 test-all: $(DEV) ## Run all tests: kills, many seeds, the daemon
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(WORKERS)
 
 bench: $(DEV) ## Measure speed: every module of benchmarks/speed, into docs/performance.md
 	@$(BIN)/python -m benchmarks.performance_page
