@@ -897,6 +897,11 @@ def _shift(bits: int) -> np.uint64:
     return np.uint64(64 - bits)
 
 
+def hashes_of_missing(seeds: Sequence[int]) -> np.ndarray:
+    """Return what a null hashes to under each seed, uint64 of shape (S,)."""
+    return np.array([_hash_of_missing(seed) for seed in seeds], np.uint64)
+
+
 @cache
 def _hash_of_missing(seed: int) -> np.uint64:
     return np.uint64(_hash_bytes(_MISSING_BYTES, np.uint64(seed)))

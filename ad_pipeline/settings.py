@@ -99,6 +99,25 @@ class ExampleSettings(Group):
         return self.negative_rate_by_goal.get(goal, self.negative_rate)
 
 
+class FeatureDropoutSettings(Group):
+    """What learners learn without, so that what is missing when served is nothing new to them."""
+
+    share: Share = Field(
+        default=0.05, description="Of the impressions: those that lose values of their columns."
+    )
+    whole: Share = Field(
+        default=0.5,
+        description="Of these: those that lose all columns, and no counts instead of old ones. The "
+        "others lose each column with a chance of their own, from none to all.",
+    )
+    aged_share: Share = Field(
+        default=0.05, description="Of the impressions: those whose counts are old, or not there."
+    )
+    aged_hours: PositiveInt = Field(
+        default=6, description="By which counts are older at most: what an outage of a night costs."
+    )
+
+
 class RateControlSettings(Group):
     """When the online learner's rates are raised, slowed or frozen."""
 
@@ -669,6 +688,9 @@ class Settings(Group):
 
     seed: int = Field(default=1, description="Enters the hash behind every random choice.")
     examples: ExampleSettings = ExampleSettings()
+    feature_dropout: FeatureDropoutSettings | None = Field(
+        default=None, description="None: what is learnt is what was served, whole."
+    )
     delays: DelaySettings = DelaySettings()
     online: OnlineSettings = OnlineSettings()
     deep: DeepSettings | None = Field(

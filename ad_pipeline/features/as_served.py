@@ -119,11 +119,24 @@ def read_as_served(
         If a snapshot that was due is not there: materialize ``features.rates`` first.
     """
     read = read_columns(contract, {name: rows.column(name) for name in contract.columns})
-    counts = counts_at(
+    occurred_us = rows.column("occurred_us").to_numpy()
+    return read, counts_as_served(deployment, contract, read, occurred_us)
+
+
+def counts_as_served(
+    deployment: Deployment, contract: FeatureContract, read: ReadColumns, occurred_us: np.ndarray
+) -> EntityCounts:
+    """Look up the counts that were in force at some moments, int64 (n,), for rows that were read.
+
+    Raises
+    ------
+    MissingCheckpoint
+        If a snapshot that was due is not there: materialize ``features.rates`` first.
+    """
+    return counts_at(
         contract,
         deployment.snapshots,
         deployment.dataset.start_us,
         entity_hashes(contract, read),
-        rows.column("occurred_us").to_numpy(),
+        occurred_us,
     )
-    return read, counts

@@ -24,6 +24,7 @@ from ad_pipeline.checkpoints import (
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
 from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.features.as_served import read_as_served
+from ad_pipeline.features.dropout import read_to_learn
 from ad_pipeline.features.encoding import FeatureContract, category_hashes, dense
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners import scored_hours
@@ -228,7 +229,7 @@ def train_after(
     rows = _thinned(rows, settings.maximum_rows, deployment.dataset.settings.seed)
     matured_us = rows.column("matured_us").to_numpy()
     train, valid = training_slices(matured_us, settings.validation_share, goal.window_us)
-    read, counts = read_as_served(deployment, contract, rows)
+    read, counts = read_to_learn(deployment, contract, rows)
     return train_batch_model(
         dense(contract, read, counts),
         category_hashes(contract, read),

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ad_pipeline.datasets import Deployment, Goal
 from ad_pipeline.features.as_served import read_as_served
+from ad_pipeline.features.dropout import read_to_learn
 from ad_pipeline.features.encoding import FeatureContract, slots
 from ad_pipeline.learners.delayed.delay_model_hours import foretell, rest_on_models
 from ad_pipeline.learners.delayed.shown_examples import shown_examples
@@ -80,11 +81,14 @@ def shown_rows(
     )
     rows = rows.take(pa.array(shown.places))
     emit_us = rows.column("emit_us").to_numpy()
-    slots_of_rows = encoded_slots(deployment, contract, rows)
+    learnt = slots(contract, *read_to_learn(deployment, contract, rows))
     if rest_on_models(objectives):
-        foretell(deployment, goal.name, slots_of_rows, emit_us, shown.outcomes)
+        # Models of delay were fitted to impressions that lost nothing.
+        drops = deployment.dataset.settings.feature_dropout is not None
+        whole = encoded_slots(deployment, contract, rows) if drops else learnt
+        foretell(deployment, goal.name, whole, emit_us, shown.outcomes)
     return ShownRows(
-        slots=slots_of_rows,
+        slots=learnt,
         labels=shown.labels,
         weights=shown.weights,
         outcomes=shown.outcomes,

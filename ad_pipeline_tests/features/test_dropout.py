@@ -1,0 +1,146 @@
+"""What learners learn without: drawn by the impression, not by its company, and null when read."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.datasets import Deployment
+from ad_pipeline.features.as_served import counts_as_served, read_as_served
+from ad_pipeline.features.dropout import dropped, read_to_learn, without
+from ad_pipeline.features.encoding import EntityCounts, FeatureContract, read_columns, slots
+from ad_pipeline.settings import FeatureDropoutSettings
+from ad_pipeline.warehouse import Warehouse, rows_of
+from ad_pipeline_tests.defs.markets import Market
+from ad_pipeline_tests.features.logs import tiny_dataset
+from ad_pipeline_tests.learners.markets import ready_market
+
+CONTRACT = FeatureContract.from_dataset(tiny_dataset())
+OFTEN = FeatureDropoutSettings(share=0.5, aged_share=0.5)
+
+
+def ids(n: int) -> pa.Array:
+    return pa.array([f"impression {i}" for i in range(n)], pa.string())
+
+
+def test_shares_are_those_of_the_settings() -> None:
+    n = 200_000
+    settings = FeatureDropoutSettings(share=0.04, whole=0.25, aged_share=0.02, aged_hours=4)
+    found = dropped(CONTRACT, ids(n), settings, seed=3)
+
+    def near(count: int, share: float) -> bool:
+        return abs(count - share * n) < 5 * np.sqrt(share * n)
+
+    columns = len(CONTRACT.columns)
+    # Others lose all of k columns with the mean of u^k, and none with that of (1 - u)^k.
+    all_by_chance = 0.75 / (columns + 1)
+    assert near(int(found.columns.all(axis=1).sum()), 0.04 * (0.25 + all_by_chance))
+    assert near(int(found.columns.any(axis=1).sum()), 0.04 * (1 - all_by_chance))
+    assert near(int((found.hours > 0).sum()), 0.02)
+    assert near(int(found.counts.sum()), 0.02 * 0.25)
+    assert set(found.hours.tolist()) == {0, 1, 2, 3, 4}
+    assert not (found.counts & (found.hours == 0)).any(), "they have no counts, or old ones"
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 99), min_size=1, max_size=5, unique=True))
+def test_an_impression_loses_the_same_whatever_its_company(seed: int, chosen: list[int]) -> None:
+    among_all = dropped(CONTRACT, ids(100), OFTEN, seed)
+    alone = dropped(CONTRACT, ids(100).take(pa.array(chosen)), OFTEN, seed)
+    assert np.array_equal(alone.columns, among_all.columns[chosen])
+    assert np.array_equal(alone.hours, among_all.hours[chosen])
+    assert np.array_equal(alone.counts, among_all.counts[chosen])
+
+
+@given(st.data())
+def test_what_is_lost_is_encoded_as_the_null_that_a_server_would_have_answered(
+    data: st.DataObject,
+) -> None:
+    n = data.draw(st.integers(1, 6))
+    texts = st.none() | st.text(max_size=5)
+    columns: dict[str, pa.Array] = {
+        name: pa.array(data.draw(st.lists(texts, min_size=n, max_size=n)), pa.string())
+        for name in CONTRACT.text_columns
+    } | {
+        name: pa.array(
+            data.draw(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=n, max_size=n)),
+            pa.float64(),
+        )
+        for name in CONTRACT.numeric
+    }
+    width = len(CONTRACT.columns)
+    bits = st.lists(st.booleans(), min_size=width, max_size=width)
+    lost = np.array(data.draw(st.lists(bits, min_size=n, max_size=n)), np.bool_)
+    nulled = {
+        name: pa.array(
+            [
+                None if gone else value
+                for gone, value in zip(lost[:, place], columns[name].to_pylist(), strict=True)
+            ],
+            columns[name].type,
+        )
+        for place, name in enumerate(CONTRACT.columns)
+    }
+    counts = EntityCounts.nothing(CONTRACT, n)
+    found = without(CONTRACT, read_columns(CONTRACT, columns), lost)
+    expected = read_columns(CONTRACT, nulled)
+    assert slots(CONTRACT, found, counts).tolist() == slots(CONTRACT, expected, counts).tolist()
+    assert np.array_equal(found.numbers, expected.numbers, equal_nan=True)
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Market:
+    return ready_market(tmp_path_factory.mktemp("market"), days=1)
+
+
+def with_dropout(market: Market, dropout: Mapping[str, Any] | None) -> Deployment:
+    dataset = market.deployment.dataset
+    settings = dataset.settings.model_copy(
+        update={"feature_dropout": dropout and FeatureDropoutSettings.model_validate(dropout)}
+    )
+    return replace(market.deployment, dataset=dataset.model_copy(update={"settings": settings}))
+
+
+def impressions(market: Market) -> pa.Table:
+    warehouse = Warehouse(market.deployment.warehouse)
+    query = "SELECT * FROM events.impressions ORDER BY received_us, impression_id"
+    with warehouse.reader() as connection:
+        return rows_of(connection, query, {})
+
+
+def test_without_the_setting_what_is_learnt_is_what_was_served(market: Market) -> None:
+    deployment = with_dropout(market, None)
+    contract, rows = FeatureContract.from_dataset(deployment.dataset), impressions(market)
+    learnt = slots(contract, *read_to_learn(deployment, contract, rows))
+    assert np.array_equal(learnt, slots(contract, *read_as_served(deployment, contract, rows)))
+
+
+def test_old_counts_are_those_that_were_published_so_many_hours_before(market: Market) -> None:
+    only_aged = {"share": 1e-9, "aged_share": 0.5, "whole": 0.2, "aged_hours": 3}
+    deployment = with_dropout(market, only_aged)
+    contract, rows = FeatureContract.from_dataset(deployment.dataset), impressions(market)
+    settings = FeatureDropoutSettings.model_validate(only_aged)
+    lost = dropped(
+        contract, rows.column("impression_id"), settings, deployment.dataset.settings.seed
+    )
+    read, served = read_as_served(deployment, contract, rows)
+    _, learnt = read_to_learn(deployment, contract, rows)
+
+    assert not learnt.counts[lost.counts].any()
+    assert not learnt.totals[lost.counts].any()
+    occurred_us = rows.column("occurred_us").to_numpy()
+    differ = 0
+    for hours in range(4):
+        of_age = (lost.hours == hours) & ~lost.counts
+        then = counts_as_served(deployment, contract, read, occurred_us - hours * HOUR_US)
+        assert np.array_equal(learnt.counts[of_age], then.counts[of_age])
+        assert np.array_equal(learnt.totals[of_age], then.totals[of_age])
+        differ += int((then.totals[of_age] != served.totals[of_age]).any(axis=1).sum()) * (
+            hours > 0
+        )
+    assert differ > 100, "an hour changes the counts"
