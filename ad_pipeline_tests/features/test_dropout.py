@@ -15,8 +15,10 @@ from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.as_served import counts_as_served, read_as_served
 from ad_pipeline.features.dropout import dropped, read_to_learn, without
 from ad_pipeline.features.encoding import EntityCounts, FeatureContract, read_columns, slots
+from ad_pipeline.learners.delayed.shown_examples import shown_examples
+from ad_pipeline.learners.delayed.shown_hours import ShownRows, shown_rows
 from ad_pipeline.settings import FeatureDropoutSettings
-from ad_pipeline.warehouse import Warehouse, rows_of
+from ad_pipeline.warehouse import Warehouse, rows_of, select
 from ad_pipeline_tests.defs.markets import Market
 from ad_pipeline_tests.features.logs import tiny_dataset
 from ad_pipeline_tests.learners.markets import ready_market
@@ -144,3 +146,39 @@ def test_old_counts_are_those_that_were_published_so_many_hours_before(market: M
             hours > 0
         )
     assert differ > 100, "an hour changes the counts"
+
+
+def test_copies_of_an_impression_are_learnt_with_the_same_loss_and_nothing_else_changes(
+    market: Market,
+) -> None:
+    warehouse = Warehouse(market.deployment.warehouse)
+    span = {"goal": "click", "start_us": market.start_us, "end_us": market.end_us}
+    with warehouse.reader() as connection:
+        emitted = rows_of(connection, select("learners.emitted_examples"), span)
+
+    def shown(dropout: Mapping[str, Any] | None) -> ShownRows:
+        deployment = with_dropout(market, dropout)
+        dataset = deployment.dataset
+        contract, goal = FeatureContract.from_dataset(dataset), dataset.goal("click")
+        return shown_rows(deployment, contract, goal, [dataset.settings.online], emitted)
+
+    whole, without_some = shown(None), shown({"share": 0.1, "aged_share": 0.1})
+    for name in ("labels", "weights", "outcomes", "emit_us"):
+        assert np.array_equal(getattr(whole, name), getattr(without_some, name))
+    lost = (whole.slots != without_some.slots).any(axis=1)
+    assert 0.1 < lost.mean() < 0.2
+
+    rows = shown_examples_of(market, emitted)
+    copies: dict[str, set[bytes]] = {}
+    for impression, row in zip(rows, without_some.slots, strict=True):
+        copies.setdefault(impression, set()).add(row.tobytes())
+    assert len(copies) < len(rows), "delayed positives come a second time"
+    assert all(len(each) == 1 for each in copies.values())
+
+
+def shown_examples_of(market: Market, emitted: pa.Table) -> list[str]:
+    """Return the impressions of the rows that are shown, in their order."""
+    dataset = market.deployment.dataset
+    settings = dataset.settings.online
+    found = shown_examples(emitted, dataset.goal("click"), [settings], settings.kind_weights)
+    return emitted.column("impression_id").take(pa.array(found.places)).to_pylist()

@@ -105,7 +105,7 @@ def run(arm: str, seed: int) -> Values:
 
 
 def expected_loss(truth: np.ndarray, said: np.ndarray) -> float:
-    """Return the expected log loss of probabilities, nats a row, under the true ones; shape (n,)."""
+    """Return the expected log loss of probabilities (n,) under the true ones, nats a row."""
     return float(-(truth * np.log(said) + (1 - truth) * np.log1p(-said)).mean())
 
 
@@ -267,8 +267,8 @@ def _cost(results: Sequence[Result], goal: str) -> Claim:
     return Claim(
         key=f"null_burst.{goal}.cost",
         says=(
-            f"On a healthy day feature dropout costs less than {percent(TOLERATED, 1)} of log loss: "
-            f"{goal}s."
+            f"On a healthy day feature dropout costs {goal}s less than {percent(TOLERATED, 1)} of "
+            "log loss."
         ),
         figure=percent(cost.value),
         interval=percent_range(cost),
@@ -340,4 +340,4 @@ SECTION = Section(
 )
 
 if __name__ == "__main__":
-    command_line(STUDY, __doc__)
+    command_line([STUDY], __doc__)
