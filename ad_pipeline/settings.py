@@ -68,7 +68,7 @@ STRATEGY_OF_LOSS: Mapping[str, StrategyName] = {
 """The stream whose masses each of them corrects; on another one it would be wrong."""
 
 
-WATCHING = frozenset({"drift", "delay_report", "delay_benchmark"})
+WATCHING = frozenset({"drift", "delay_report", "delay_benchmark", "stress"})
 """Groups that decide what people are told. No model follows from them, so that a threshold may be
 changed without one looking like another's."""
 
@@ -683,6 +683,25 @@ class DelayBenchmarkSettings(Group):
     replicates: PositiveInt = Field(default=300, description="Draws of the paired block bootstrap.")
 
 
+class StressSettings(Group):
+    """Serving under load: what is replayed, how fast, and when it is too slow."""
+
+    minutes: Annotated[int, Field(ge=3)] = Field(
+        default=10, description="Of the log, the busiest in a row; two of them lose all columns."
+    )
+    speed: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="Seconds of the log in a second: an hour's traffic in a minute."
+    )
+    older_hours: PositiveInt = Field(
+        default=3, description="By which old counts are: a batch of a night that failed."
+    )
+    latency_ms: Annotated[float, Field(gt=0)] = Field(
+        default=50.0,
+        description="Of 99 requests in 100, beyond which it warns: half of what an exchange waits "
+        "for a bid.",
+    )
+
+
 class Settings(Group):
     """All settings of one deployment."""
 
@@ -707,6 +726,7 @@ class Settings(Group):
     drift: DriftSettings = DriftSettings()
     delay_report: DelayReportSettings = DelayReportSettings()
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
+    stress: StressSettings = StressSettings()
 
     @model_validator(mode="after")
     def _check_mixture(self) -> Self:

@@ -6,15 +6,14 @@ in ``automation.py`` and ``sensors.py``.
 
 import dagster as dg
 
-BENCHMARK = dg.AssetSelection.assets(["monitoring", "delay_benchmark"])
-"""Replays the log some hundred times: half an hour, and nothing in the path waits for it."""
+from ad_pipeline.defs.lineage import ON_DEMAND
 
-REPORT = dg.AssetSelection.assets(["monitoring", "delay_report"])
-"""Replays made worlds for half a minute, of delays that change in days and not in hours."""
+BESIDE_THE_PATH = dg.AssetSelection.tag(ON_DEMAND, "")
+"""Half an hour, half a minute, a minute: nothing in the path waits for them."""
 
 main = dg.define_asset_job(
     "main",
-    selection=dg.AssetSelection.all() - BENCHMARK - REPORT,
+    selection=dg.AssetSelection.all() - BESIDE_THE_PATH,
     description=(
         "Run the whole path for a range of log hours: events, labels, learners, ensemble, drift, "
         "parity, bundle, promotion. Start it from the Partitions tab with any range."
@@ -33,7 +32,7 @@ recover_online_model = dg.define_asset_job(
     selection=dg.AssetSelection.assets(["learners", "quarantined_hours"])
     .downstream()
     .required_multi_asset_neighbors()
-    - REPORT,
+    - BESIDE_THE_PATH,
     description=(
         "Take the online model back to before a suspect log hour and learn from there on without "
         "it; all that depends on the model is made anew. Choose the partitions from that hour to "
@@ -64,7 +63,7 @@ retrain = dg.define_asset_job(
 
 benchmark_delays = dg.define_asset_job(
     "benchmark_delays",
-    selection=BENCHMARK,
+    selection=dg.AssetSelection.assets(["monitoring", "delay_benchmark"]),
     description=(
         "Replay every way of learning from late labels on a sample of the log, for up to half an "
         "hour, and compare them on matured labels. Killed, it goes on where it was."
@@ -73,9 +72,19 @@ benchmark_delays = dg.define_asset_job(
 
 report_delays = dg.define_asset_job(
     "report_delays",
-    selection=REPORT,
+    selection=dg.AssetSelection.assets(["monitoring", "delay_report"]),
     description=(
         "Say how late labels come, which loss to learn them with and what another one would cost, "
         "and check that served scores are calibrated at every age of an ad."
+    ),
+)
+
+stress_serving = dg.define_asset_job(
+    "stress_serving",
+    selection=dg.AssetSelection.assets(["monitoring", "serving_stress"]),
+    description=(
+        "Replay the busiest minutes of the log through the bundle that serves, an hour's traffic "
+        "in a minute: as logged, with all columns null for two minutes, with old counts, without "
+        "any."
     ),
 )

@@ -17,6 +17,9 @@ from sqlglot.optimizer.qualify import qualify
 from ad_pipeline.defs.partitions import HOURLY
 from ad_pipeline.warehouse import SQL_FOLDER, Table, select
 
+ON_DEMAND = "on_demand"
+"""Tag of the assets that are made when somebody asks for them, each by a job of its own."""
+
 
 def table_spec(
     table: Table,
@@ -24,6 +27,7 @@ def table_spec(
     deps: Iterable[dg.AssetDep | Sequence[str]] = (),
     kinds: set[str] | None = None,
     metadata: dict | None = None,
+    on_demand: bool = False,
 ) -> dg.AssetSpec:
     """Describe a warehouse table as an asset; its key is the table's own name.
 
@@ -37,6 +41,8 @@ def table_spec(
         Badges; ``duckdb`` is always among them.
     metadata : dict, optional
         Further definition metadata.
+    on_demand : bool
+        Whether nothing in the path needs it, so that the main job leaves it out.
     """
     room, name = table.name.split(".")
     shown = {
@@ -53,6 +59,7 @@ def table_spec(
         group_name=room,
         kinds={"duckdb"} | (kinds or set()),
         metadata=shown | (metadata or {}),
+        tags={ON_DEMAND: ""} if on_demand else {},
         partitions_def=HOURLY if table.clock is not None else None,
     )
 

@@ -170,6 +170,34 @@ DELAY_REPORT = Table(
     ),
 )
 
+SERVING_STRESS = Table(
+    name="monitoring.serving_stress",
+    columns=(
+        Column("scenario", "VARCHAR", "as logged, nulls, old counts or no counts."),
+        Column("goal", "VARCHAR", "Goal anchored on impressions."),
+        Column("bundle_hash", "VARCHAR", "Bundle that was put under load."),
+        Column("start_us", "BIGINT", "Start of the busiest minutes of the log."),
+        Column("end_us", "BIGINT", "End of them, excluded."),
+        Column("speed", "DOUBLE", "Seconds of the log in a second."),
+        Column("requests", "BIGINT", "Requests replayed."),
+        Column("latency_p50_us", "DOUBLE", "From when a request was due to its score: median."),
+        Column("latency_p99_us", "DOUBLE", "The same, 99 of 100 requests."),
+        Column("latency_p999_us", "DOUBLE", "The same, 999 of 1,000 requests."),
+        Column("behind_us", "DOUBLE", "By which the last answer was late."),
+        Column("fallbacks", "VARCHAR", "What stood in for what was missing: requests by reason."),
+        Column("labelled", "BIGINT", "Requests that lost something and have a matured label."),
+        Column("log_loss", "DOUBLE", "Of these; NULL without any."),
+        Column("log_loss_as_logged", "DOUBLE", "Of the same requests when nothing is missing."),
+    ),
+    key=("scenario", "goal"),
+    clock=None,
+    description=(
+        "What the serving bundle does under the log's busiest minutes, some times as fast, with "
+        "all columns null for two minutes, old counts, or none. One row per scenario and goal, of "
+        "the newest run only; latencies are of the machine that ran it."
+    ),
+)
+
 TABLES = (
     DRIFT,
     PRODUCTION_PARITY,
@@ -177,6 +205,7 @@ TABLES = (
     DELAY_CALIBRATION,
     DELAY_BENCHMARK,
     DELAY_REPORT,
+    SERVING_STRESS,
 )
 
 

@@ -10,8 +10,10 @@ import dagster as dg
 
 from ad_pipeline.clocks import HOUR_US, hour_key
 
-BESIDE_THE_PATH = frozenset({"monitoring/delay_benchmark", "monitoring/delay_report"})
-"""What the main job leaves out: they replay much, and nothing in the path needs them."""
+BESIDE_THE_PATH = frozenset(
+    {"monitoring/delay_benchmark", "monitoring/delay_report", "monitoring/serving_stress"}
+)
+"""What the main job leaves out: nothing in the path needs them."""
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"

@@ -36,6 +36,7 @@ from ad_pipeline.monitoring.late_labels.benchmark_plots import PRINTED, figures_
 from ad_pipeline.monitoring.plots import finding
 from ad_pipeline.monitoring.production_parity import record_parity
 from ad_pipeline.monitoring.replay import record_replay
+from ad_pipeline.monitoring.serving_stress import latency_us, record_stress
 from ad_pipeline.monitoring.tables import (
     CANDIDATE_REPLAY,
     DELAY_BENCHMARK,
@@ -43,6 +44,7 @@ from ad_pipeline.monitoring.tables import (
     DELAY_REPORT,
     DRIFT,
     PRODUCTION_PARITY,
+    SERVING_STRESS,
 )
 from ad_pipeline.settings import DelayReportSettings
 
@@ -215,6 +217,7 @@ class DelayBenchmark(dg.Config):
             DELAY_BENCHMARK,
             deps=[["examples", "labelled_impressions"], ["events", "impressions"]],
             kinds={"numba"},
+            on_demand=True,
         )
     ],
     backfill_policy=SINGLE_RUN,
@@ -283,6 +286,7 @@ def _best_arms(found: GoalMeasured) -> dg.MarkdownMetadataValue:
                 ["learners", "predictions"],
             ],
             kinds={"numba"},
+            on_demand=True,
         )
     ],
     backfill_policy=SINGLE_RUN,
@@ -323,6 +327,62 @@ def _of_goal(
         if math.isfinite(estimate.value):
             shown[label(name, goal)] = rounded(estimate.value)
     return shown
+
+
+@dg.multi_asset(
+    name="serving_stress",
+    specs=[
+        table_spec(
+            SERVING_STRESS,
+            deps=[
+                ["events", "impressions"],
+                ["examples", "labelled_impressions"],
+                ["features", "rates"],
+                ["serving", "current"],
+            ],
+            on_demand=True,
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def serving_stress(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Put the serving bundle under the log's busiest minutes, some times as fast."""
+    found = record_stress(deployment.warehouse, deployment.paths, context.log.info)
+    rows = [
+        (
+            each.goal,
+            each.scenario.name,
+            f"{latency_us(each.answered, 0.5):,.0f}",
+            f"{latency_us(each.answered, 0.99):,.0f}",
+            f"{each.loss:.4f}",
+            f"{each.loss_as_logged:.4f}",
+            f"{each.labelled:,}",
+            ", ".join(f"{why} ({n:,})" for why, n in each.answered.fallbacks.items()) or "none",
+        )
+        for each in found
+    ]
+    headings = (
+        "goal", "scenario", "median, us", "99 of 100, us", "log loss", "as logged", "labels",
+        "fallbacks",
+    )  # fmt: skip
+    return dg.MaterializeResult(
+        metadata={
+            "scenarios": table(headings, rows),
+            **{
+                label("log loss over as logged", each.goal, each.scenario.name): rounded(
+                    each.loss / each.loss_as_logged
+                )
+                for each in found
+                if each.labelled
+            },
+            **{
+                label("latency of 99 in 100, us", each.scenario.name): rounded(
+                    latency_us(each.answered, 0.99)
+                )
+                for each in found
+            },
+        }
+    )
 
 
 def _shown(value: float | None) -> str:

@@ -18,6 +18,7 @@ DRIFTED = ["monitoring", "drift"]
 BENCHMARK = ["monitoring", "delay_benchmark"]
 CALIBRATION = ["monitoring", "delay_calibration"]
 DELAYS = ["monitoring", "delay_report"]
+STRESS = ["monitoring", "serving_stress"]
 
 
 @dg.multi_asset_check(
@@ -244,4 +245,33 @@ def calibrated_at_every_ad_age(deployment: DeploymentResource) -> dg.AssetCheckR
         or f"{len(rows)} buckets of ad ages, none off beyond noise",
         warns=True,
         **{"buckets": len(rows), "buckets off": len(off)},
+    )
+
+
+@dg.asset_check(
+    asset=STRESS,
+    name="serving_keeps_up",
+    description="Under load 99 of 100 requests have their score in time, whatever is missing.",
+)
+def serving_keeps_up(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Read the newest run; a slow scenario is named with its latency."""
+    limit_ms = deployment.paths.dataset.settings.stress.latency_ms
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT scenario, max(latency_p99_us) / 1000, max(behind_us) / 1000 "
+            "FROM monitoring.serving_stress GROUP BY scenario ORDER BY 2 DESC"
+        ).fetchall()
+    slow = [row for row in rows if row[1] > limit_ms]
+    return found(
+        "serving_keeps_up",
+        STRESS,
+        not slow,
+        "; ".join(
+            f"{scenario}: 99 of 100 within {slow_ms:,.0f} ms (limit {limit_ms:g}), the last answer "
+            f"{behind_ms:,.0f} ms late"
+            for scenario, slow_ms, behind_ms in slow
+        )
+        or f"{len(rows)} scenarios within {limit_ms:g} ms",
+        warns=True,
+        **{"scenarios": len(rows), "slow scenarios": len(slow)},
     )
