@@ -27,7 +27,10 @@ WHOLE_PATH = 'not (key:"monitoring/delay_benchmark" or key:"monitoring/delay_rep
 """Every asset but two about late labels, which replay much and which nothing in the path needs: the
 benchmark takes half an hour, the report half a minute."""
 
-RECOVERED = 'key:"learners/quarantined_hours"+ or key:"learners/retrains"'
+RECOVERED = (
+    'key:"learners/quarantined_hours"+ or key:"learners/quarantined_slices" '
+    'or key:"learners/retrains"'
+)
 """What is made again when an online model is taken back."""
 
 _STEP_ENDED = re.compile(
