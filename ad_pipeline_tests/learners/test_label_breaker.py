@@ -21,13 +21,8 @@ from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market
 from ad_pipeline_tests.learners.markets import ready_market
 from ad_pipeline_tests.learners.test_recovery import learn, models, predictions, states
-from ad_pipeline_tests.monitoring.planted_labels import (
-    FLOOD,
-    HOUR,
-    STALL,
-    largest_advertiser,
-    planted,
-)
+from ad_pipeline_tests.monitoring.planted_labels import HOUR, planted
+from benchmarks.label_faults import FLOOD, STALL, largest_advertiser
 
 END = HOUR + 6
 LAST = HOUR + 10
@@ -60,7 +55,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Market:
 def flooded(ready: Market, tmp_path_factory: pytest.TempPathFactory) -> Market:
     """Return a market with a flood of clicks of one advertiser, judged and not learnt yet."""
     root = tmp_path_factory.mktemp("flooded") / "home"
-    market = planted(ready, root, FLOOD, advertiser=largest_advertiser(ready))
+    market = planted(ready, root, FLOOD)
     judge(market)
     return market
 
@@ -110,7 +105,7 @@ def test_without_an_advertiser_to_the_bit_as_if_its_rows_had_never_existed(
     decided = leave_out(market)
     assert decided.hours == []
     (row,) = decided.slices
-    advertiser = largest_advertiser(flooded)
+    advertiser = largest_advertiser(warehouse_of(flooded))
     assert (row["hour_us"], row["part"], row["verdict"]) == (at(market, HOUR), advertiser, "jumped")
     span = {"start_us": at(never, HOUR), "end_us": at(never, HOUR + 1), "advertiser": advertiser}
     with warehouse_of(never).writer() as connection:
@@ -186,7 +181,7 @@ def test_a_persons_own_decision_is_never_touched(stalled: Market, tmp_path: Path
 
 def test_nothing_is_left_out_unless_the_settings_act(ready: Market, tmp_path: Path):
     market = ready_market(tmp_path / "tells")
-    flooded = planted(market, tmp_path / "f", FLOOD, advertiser=largest_advertiser(market))
+    flooded = planted(market, tmp_path / "f", FLOOD)
     judge(flooded)
     assert leave_out(flooded) == LabelDecisions([], [])
     with warehouse_of(flooded).reader() as connection:
@@ -206,7 +201,7 @@ def test_batch_training_leaves_the_same_rows_out(flooded: Market, tmp_path: Path
     bounds = {"start_us": at(never, HOUR), "end_us": at(never, HOUR + 1)}
     with warehouse_of(never).writer() as connection:
         (removed,) = connection.execute(
-            REMOVE_MATURED, bounds | {"advertiser": largest_advertiser(flooded)}
+            REMOVE_MATURED, bounds | {"advertiser": largest_advertiser(warehouse_of(flooded))}
         ).fetchone() or (0,)
     assert removed > 20
     assert trained(market) == trained(never) != everything

@@ -29,15 +29,8 @@ from ad_pipeline.settings import LabelQualitySettings
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market
 from ad_pipeline_tests.learners.markets import ready_market
-from ad_pipeline_tests.monitoring.planted_labels import (
-    FLOOD,
-    HOUR,
-    LATE,
-    REFUNDS,
-    STALL,
-    largest_advertiser,
-    planted,
-)
+from ad_pipeline_tests.monitoring.planted_labels import HOUR, planted
+from benchmarks.label_faults import FLOOD, LATE, REFUNDS, STALL, largest_advertiser
 
 SETTINGS = LabelQualitySettings()
 WHOLE: Part = (ALL, "")
@@ -81,8 +74,8 @@ def test_nothing_is_suspect_in_a_clean_log(seed: int, clean: Market, tmp_path: P
 
 
 def test_a_click_flood_of_one_advertiser_is_that_advertisers_alone(clean: Market, tmp_path: Path):
-    advertiser = largest_advertiser(clean)
-    market = planted(clean, tmp_path / "flood", FLOOD, advertiser=advertiser)
+    advertiser = largest_advertiser(Warehouse(clean.deployment.warehouse))
+    market = planted(clean, tmp_path / "flood", FLOOD)
     rows = judged(market)
     found = verdicts(rows, market, HOUR)
     assert found.pop(("advertiser_id", advertiser)) == "jumped"
