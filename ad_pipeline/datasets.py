@@ -1028,6 +1028,7 @@ def _read_dataset(top: _Place) -> Dataset:
     sources = _read_sources(entries["sources"], dataset)
     _check_entities(entries, dataset, sources)
     _check_calibration_slice(entries, dataset)
+    _check_label_slices(entries, dataset)
     return dataset.model_copy(update={"sources": sources})
 
 
@@ -1329,3 +1330,19 @@ def _check_calibration_slice(entries: Mapping[str, _Place], dataset: Dataset) ->
             f"write {near[0]!r}" if near else "list it under features.categorical first",
         )
     )
+
+
+def _check_label_slices(entries: Mapping[str, _Place], dataset: Dataset) -> None:
+    """Refuse to judge labels by a column that impressions do not have."""
+    known = (*CONTRACT["impressions"], *dataset.feature_columns)
+    for place, name in enumerate(dataset.settings.label_quality.slices):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise (
+                entries["settings"]
+                .at(("label_quality", "slices", place))
+                .error(
+                    f"{name!r} is no column of impressions",
+                    f"write {near[0]!r}" if near else "list it under features or entities first",
+                )
+            )
