@@ -196,7 +196,7 @@ def expected(
     for goal in goals:
         for (impression, name), credited in list(engagements.items()):
             for engagement in credited if name == goal.name and goal.without else ():
-                for other in engagements[impression, goal.without]:
+                for other in engagements[impression, goal.without or ""]:
                     if other.occurred_us <= engagement.occurred_us:
                         earlier_us = retracted_us.get(engagement.key, other.received_us)
                         retracted_us[engagement.key] = min(earlier_us, other.received_us)

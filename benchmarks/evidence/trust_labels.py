@@ -8,7 +8,8 @@ whose labels are flipped, is learnt by FTRL in four ways, each held against the 
 plain; with smoothed labels (each row a second time with the other label and half of epsilon for
 its weight); by a bounded loss, (1 - f^q) / q of what the label was given (Zhang and Sabuncu,
 NeurIPS 2018), whose slope is that of the log loss times f^q, read by the link at which it is
-unbiased, (1 - q) times its log odds; and plain, with the known share of flips taken out of its forecasts.
+unbiased, (1 - q) times its log odds; and plain, with the known share of flips taken out of its
+forecasts.
 
     python -m benchmarks.evidence.trust_labels [--seeds N] [--fresh] [--budget]
 """
