@@ -350,6 +350,9 @@ class Goal(_Record):
         How long the online learner waits before it takes an anchor for a provisional negative.
     counting : {'first', 'all'}
         Whether the first engagement or every one is paid for; a label is 0 or 1 either way.
+    without : str or None
+        Goal that takes the impression's later engagements for itself: ``click`` for conversions
+        credited to a view. They are another goal's positives, and none of this one.
     """
 
     name: str
@@ -358,6 +361,7 @@ class Goal(_Record):
     lateness_us: MicrosecondSpan = 0
     observation_us: MicrosecondSpan = 0
     counting: Literal["first", "all"] = "first"
+    without: str | None = None
 
     @property
     def horizon_days(self) -> float:
@@ -1024,6 +1028,7 @@ def _read_dataset(top: _Place) -> Dataset:
     sources = _read_sources(entries["sources"], dataset)
     _check_entities(entries, dataset, sources)
     _check_calibration_slice(entries, dataset)
+    _check_label_slices(entries, dataset)
     return dataset.model_copy(update={"sources": sources})
 
 
@@ -1038,7 +1043,9 @@ def _read_goals(place: _Place, row: str) -> tuple[Goal, ...]:
                 f"{name!r} cannot name a goal",
                 f"write a plain word other than {' and '.join(sorted({'impression', row}))}",
             )
-        entries = here.mapping(("anchor", "window", "lateness", "observation", "counting"))
+        entries = here.mapping(
+            ("anchor", "window", "lateness", "observation", "counting", "without")
+        )
         if "window" not in entries:
             raise here.error("the window is missing", "write for example 'window: 24h'")
         window_us = entries["window"].duration()
@@ -1053,6 +1060,7 @@ def _read_goals(place: _Place, row: str) -> tuple[Goal, ...]:
             counting=entries["counting"].choice(("first", "all"))
             if "counting" in entries
             else "first",
+            without=entries["without"].text() if "without" in entries else None,
         )
         if goals[name].observation_us > window_us:
             raise entries["observation"].error(
@@ -1060,6 +1068,8 @@ def _read_goals(place: _Place, row: str) -> tuple[Goal, ...]:
             )
     for name, goal in goals.items():
         entries = places[name].mapping()
+        if goal.without is not None:
+            entries["without"].choice(tuple(other for other in goals if other != name))
         if goal.anchor == "impression":
             continue
         if goal.anchor not in goals:
@@ -1320,3 +1330,19 @@ def _check_calibration_slice(entries: Mapping[str, _Place], dataset: Dataset) ->
             f"write {near[0]!r}" if near else "list it under features.categorical first",
         )
     )
+
+
+def _check_label_slices(entries: Mapping[str, _Place], dataset: Dataset) -> None:
+    """Refuse to judge labels by a column that impressions do not have."""
+    known = (*CONTRACT["impressions"], *dataset.feature_columns)
+    for place, name in enumerate(dataset.settings.label_quality.slices):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise (
+                entries["settings"]
+                .at(("label_quality", "slices", place))
+                .error(
+                    f"{name!r} is no column of impressions",
+                    f"write {near[0]!r}" if near else "list it under features or entities first",
+                )
+            )

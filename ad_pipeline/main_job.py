@@ -27,7 +27,10 @@ WHOLE_PATH = 'not tag:"on_demand"'
 """Every asset but those that nothing in the path needs: the benchmark of late labels takes half an
 hour, their report half a minute, the stress of serving a minute."""
 
-RECOVERED = 'key:"learners/quarantined_hours"+ or key:"learners/retrains"'
+RECOVERED = (
+    'key:"learners/quarantined_hours"+ or key:"learners/quarantined_slices" '
+    'or key:"learners/retrains"'
+)
 """What is made again when an online model is taken back."""
 
 _STEP_ENDED = re.compile(

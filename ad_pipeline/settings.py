@@ -68,9 +68,9 @@ STRATEGY_OF_LOSS: Mapping[str, StrategyName] = {
 """The stream whose masses each of them corrects; on another one it would be wrong."""
 
 
-WATCHING = frozenset({"drift", "delay_report", "delay_benchmark", "stress"})
+WATCHING = frozenset({"delay_benchmark", "delay_report", "drift", "label_quality", "stress"})
 """Groups that decide what people are told. No model follows from them, so that a threshold may be
-changed without one looking like another's."""
+changed without one looking like another's. `label_quality` is one only while it does not act."""
 
 
 class Group(BaseModel):
@@ -702,6 +702,82 @@ class StressSettings(Group):
     )
 
 
+class LabelQualitySettings(Group):
+    """When the labels of an hour, or of one advertiser in it, are not what was to be expected."""
+
+    act: bool = Field(
+        default=False,
+        description="Leave suspect hours and slices out before they are learnt; False: only tell. "
+        "Off, since models then follow from these thresholds: turned on, they enter the digest.",
+    )
+    slices: tuple[str, ...] = Field(
+        default=("advertiser_id",),
+        description="Columns of an impression whose values are judged on their own. A constant "
+        "column of each source of the dataset file makes the source one of them.",
+    )
+    largest_parts: PositiveInt = Field(
+        default=100,
+        description="Values of a slice that are judged: those with most anchors. More of them make "
+        "each less certain, and rows of a small one do little harm.",
+    )
+    reference_hours: PositiveInt = Field(
+        default=72, description="Hours that one is compared with: three days and nights."
+    )
+    warm_up_hours: PositiveInt = Field(
+        default=24, description="Of these before any hour is judged: a day has its night."
+    )
+    excluded_hours: PositiveInt = Field(
+        default=24,
+        description="For which suspect labels are not compared with. Older ones are: what lasted "
+        "longer than a day is the world's new state.",
+    )
+    calm_hours: PositiveInt = Field(
+        default=2, description="In a row, after which learning goes on that a suspect hour halted."
+    )
+    minimum_expected: Annotated[float, Field(gt=0)] = Field(
+        default=8.0,
+        description="Expected positives below which none at all proves nothing: even without "
+        "overdispersion e^-8 is no rarer than a bad day.",
+    )
+    minimum_observed: PositiveInt = Field(
+        default=20, description="Fewer positives cannot have jumped, nor do much harm."
+    )
+    jump_factor: Annotated[float, Field(gt=1)] = Field(
+        default=2.5,
+        description="Observed over expected positives from which on they jumped; the calibration "
+        "factor of the guard is 3, and it knows features.",
+    )
+    stall_share: Share = Field(
+        default=0.3, description="Observed over expected positives up to which they stalled."
+    )
+    late_factor: Annotated[float, Field(gt=1)] = Field(
+        default=3.0, description="The same of labels that came late, or too late to count."
+    )
+    retraction_factor: Annotated[float, Field(gt=1)] = Field(
+        default=3.0, description="The same of retractions."
+    )
+    least_spread: Annotated[float, Field(gt=0)] = Field(
+        default=0.2,
+        description="By which the rate of an hour varies at least beyond chance, relative: three "
+        "days are too few to believe that it varies less.",
+    )
+    correlated_hours: PositiveInt = Field(
+        default=6,
+        description="Neighbouring hours that err together: their mean is as uncertain as if there "
+        "were so many times fewer.",
+    )
+    false_alarms_per_day: Annotated[float, Field(gt=0)] = Field(
+        default=0.01,
+        description="Of a goal, over all slices and tests of an hour (Bonferroni): its level is "
+        "this over 24. One in a hundred days.",
+    )
+    largest_share: Share = Field(
+        default=0.5,
+        description="Of the expected positives up to which suspect parts are their own trouble. "
+        "Beyond it the goal is judged with them.",
+    )
+
+
 class Settings(Group):
     """All settings of one deployment."""
 
@@ -727,6 +803,7 @@ class Settings(Group):
     delay_report: DelayReportSettings = DelayReportSettings()
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
     stress: StressSettings = StressSettings()
+    label_quality: LabelQualitySettings = LabelQualitySettings()
 
     @model_validator(mode="after")
     def _check_mixture(self) -> Self:
@@ -744,6 +821,7 @@ class Settings(Group):
 
     def digest(self) -> str:
         """Return the SHA-256 of the canonical JSON of all groups but the watching, hexadecimal."""
-        followed = self.model_dump(mode="json", exclude=set(WATCHING))
+        only_told = WATCHING - ({"label_quality"} if self.label_quality.act else set())
+        followed = self.model_dump(mode="json", exclude=set(only_told))
         canonical = json.dumps(followed, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

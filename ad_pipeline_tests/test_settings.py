@@ -36,3 +36,12 @@ def test_a_setting_that_something_is_learnt_by_changes_the_digest(name: str):
 
 def test_every_watching_group_is_a_group_of_the_settings():
     assert Settings.model_fields.keys() >= WATCHING
+
+
+def test_thresholds_of_labels_enter_the_digest_only_when_models_follow_from_them() -> None:
+    told = Settings()
+    other = Settings.model_validate({"label_quality": {"jump_factor": 9.0}})
+    acted = Settings.model_validate({"label_quality": {"act": True}})
+    other_acted = Settings.model_validate({"label_quality": {"act": True, "jump_factor": 9.0}})
+    assert told.digest() == other.digest()
+    assert len({told.digest(), acted.digest(), other_acted.digest()}) == 3

@@ -31,6 +31,7 @@ STUDIES = (
     "half_life",
     "delayed_labels",
     "null_burst",
+    "trust_labels",
 )
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 

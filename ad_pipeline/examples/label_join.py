@@ -170,6 +170,7 @@ class GoalJoin:
             "lateness_us": self.goal.lateness_us,
             "observation_us": self.goal.observation_us,
             "counting": self.goal.counting,
+            "without_goal": self.goal.without or "",
             "fits_us": list(range(-(-start_us // refit_us) * refit_us, end_us, refit_us)),
             "start_us": start_us,
             "end_us": end_us,

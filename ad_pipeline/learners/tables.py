@@ -187,7 +187,9 @@ QUARANTINED_HOURS = Table(
             "VARCHAR",
             "left_out: scored, its examples not learnt. accepted: learnt, whatever the guard says.",
         ),
-        Column("cause", "VARCHAR", "Who decided: guard, or a person in their own words."),
+        Column(
+            "cause", "VARCHAR", "Who decided: guard, label quality, or a person in their own words."
+        ),
         Column("evidence", "VARCHAR", "What the decision rests on, JSON."),
     ),
     key=("goal", "hour_us"),
@@ -196,6 +198,25 @@ QUARANTINED_HOURS = Table(
         "Hours whose examples the online model leaves out, and those it learns although its guard "
         "tripped. One row per goal and hour, mostly none. A re-run of the hour reads them here, so "
         "that it leaves out the same and gives the same model."
+    ),
+)
+
+QUARANTINED_SLICES = Table(
+    name="learners.quarantined_slices",
+    columns=(
+        Column("goal", "VARCHAR", "Goal."),
+        Column("hour_us", "BIGINT", "Log hour whose examples are concerned."),
+        Column("slice_of", "VARCHAR", "Column of events.impressions."),
+        Column("part", "VARCHAR", "Its value whose examples are left out."),
+        Column("verdict", "VARCHAR", "What their labels were: stalled, jumped or late."),
+        Column("reason", "VARCHAR", "With its figures, for people."),
+    ),
+    key=("goal", "hour_us", "slice_of", "part"),
+    clock="hour_us",
+    description=(
+        "Parts of an hour that no learner is shown, such as one advertiser's examples; the others "
+        "are learnt. One row per goal, hour and part, mostly none, and none at all unless "
+        "settings.label_quality acts. An hour that somebody accepted is learnt with all its parts."
     ),
 )
 
@@ -233,5 +254,6 @@ TABLES = (
     RETRAINS,
     HOUR_GUARDS,
     QUARANTINED_HOURS,
+    QUARANTINED_SLICES,
     RECOVERIES,
 )

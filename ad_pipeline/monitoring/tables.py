@@ -198,6 +198,46 @@ SERVING_STRESS = Table(
     ),
 )
 
+
+LABEL_QUALITY = Table(
+    name="monitoring.label_quality",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour in which the labels were emitted."),
+        Column("goal", "VARCHAR", "Goal of the dataset."),
+        Column("slice_of", "VARCHAR", "all, or a column of events.impressions."),
+        Column("part", "VARCHAR", "Its value; '' for all."),
+        Column("anchors", "BIGINT", "First emissions: anchors whose observation window ended."),
+        Column("positives", "BIGINT", "Positives emitted, immediate and late."),
+        Column("rate", "DOUBLE", "Positives over anchors; NULL without anchors."),
+        Column("expected", "DOUBLE", "Positives expected, by the anchors of this and past hours."),
+        Column("expected_rate", "DOUBLE", "Expected positives over anchors."),
+        Column("low", "DOUBLE", "Positives below which the hour is too unlikely."),
+        Column("high", "DOUBLE", "Positives above which it is."),
+        Column("late", "BIGINT", "Of the positives: those after the observation window."),
+        Column("expected_late", "DOUBLE", "Of them, expected."),
+        Column("late_share", "DOUBLE", "Late over all positives; NULL without positives."),
+        Column("too_late", "BIGINT", "Engagements that came after maturity, and do not count."),
+        Column("retracted", "BIGINT", "Positives taken back."),
+        Column("expected_retracted", "DOUBLE", "Of them, expected."),
+        Column("retraction_rate", "DOUBLE", "Retractions over the positives of a horizon."),
+        Column("coverage", "DOUBLE", "Share of a horizon's anchors whose label state is known."),
+        Column(
+            "verdict",
+            "VARCHAR",
+            "as expected, stalled, jumped, late, retracted a lot, too few or warming up.",
+        ),
+        Column("reason", "VARCHAR", "What was compared, for people."),
+    ),
+    key=("hour_us", "goal", "slice_of", "part"),
+    clock="hour_us",
+    description=(
+        "Whether the labels of an hour are what the hours before let expect, before anything "
+        "learns them. One row per log hour, goal and slice: all anchors, and the largest parts of "
+        "each column of settings.label_quality.slices. If few of the parts are suspect, the row of "
+        "all says how the others are."
+    ),
+)
+
 TABLES = (
     DRIFT,
     PRODUCTION_PARITY,
@@ -206,6 +246,7 @@ TABLES = (
     DELAY_BENCHMARK,
     DELAY_REPORT,
     SERVING_STRESS,
+    LABEL_QUALITY,
 )
 
 

@@ -254,6 +254,13 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         sql("UPDATE monitoring.drift SET drifted = true WHERE column_name = 'publisher_id'"),
         {"inputs_have_not_drifted"},
     ),
+    "clicks stood still in an hour": (
+        sql(
+            "UPDATE monitoring.label_quality SET verdict = 'stalled' WHERE goal = 'click' "
+            "AND slice_of = 'all' AND hour_us = (SELECT max(hour_us) FROM monitoring.label_quality)"
+        ),
+        {"labels_are_as_due"},
+    ),
     "a way of learning beats the oracle": (
         sql(
             "INSERT INTO monitoring.delay_benchmark BY NAME SELECT 'click' AS goal, "

@@ -95,7 +95,10 @@ def seeded(seed: int) -> random.Random:
 
 
 def drawn_goals(rng: random.Random) -> tuple[Goal, ...]:
-    """Draw click -> install -> open and a second goal on the impression, parents first."""
+    """Draw click -> install -> open and a second goal on the impression, parents first.
+
+    The second one may be without the first: a conversion credited to a view.
+    """
     chain: list[Goal] = []
     horizon_us = 0
     for name, anchor in (("click", "impression"), ("install", "click"), ("open", "install")):
@@ -105,7 +108,7 @@ def drawn_goals(rng: random.Random) -> tuple[Goal, ...]:
         horizon_us = window_us + lateness_us
         chain.append(_drawn_goal(rng, name, anchor, window_us, lateness_us))
     view = _drawn_goal(rng, "view", "impression", rng.randrange(0, 25) * STEP_US, STEP_US)
-    return (*chain, view)
+    return (*chain, view.model_copy(update={"without": rng.choice([None, "click"])}))
 
 
 def _drawn_goal(
@@ -190,6 +193,13 @@ def expected(
     for retraction in known.retractions:
         earlier_us = retracted_us.get(retraction.engagement, retraction.received_us)
         retracted_us[retraction.engagement] = min(earlier_us, retraction.received_us)
+    for goal in goals:
+        for (impression, name), credited in list(engagements.items()):
+            for engagement in credited if name == goal.name and goal.without else ():
+                for other in engagements[impression, goal.without or ""]:
+                    if other.occurred_us <= engagement.occurred_us:
+                        earlier_us = retracted_us.get(engagement.key, other.received_us)
+                        retracted_us[engagement.key] = min(earlier_us, other.received_us)
     rows: Rows = {table.name: set() for table in TABLES}
     anchors: dict[str, list[tuple[Impression, int, int]]] = defaultdict(list)
     for impression in known.impressions:
@@ -914,6 +924,57 @@ def test_a_click_received_past_lateness_or_occurring_past_the_window_does_not_co
     assert label(story(click(60, received=121))) == (0, None)
     assert label(story(click(61))) == (0, None)
     assert label(story(click(60, received=120))) == (1, HOUR_US)
+
+
+VIEWED = goal_of("view", "impression", HOUR_US, HOUR_US, 10 * MINUTE_US, "first").model_copy(
+    update={"without": "click"}
+)
+"""Conversions credited to an impression that was seen and not clicked."""
+BOUGHT = goal_of("buy", "click", HOUR_US, HOUR_US, 10 * MINUTE_US, "first")
+"""Conversions credited to a click; the log names each conversion once for either goal."""
+
+
+def conversions(minutes: int) -> tuple[Engagement, Engagement]:
+    """Return one conversion as the log has it for both goals."""
+    us = START_US + minutes * MINUTE_US
+    return Engagement("v", "i", "view", us, us), Engagement("b", "i", "buy", us, us)
+
+
+def labels(facts: Facts, *goals: Goal) -> dict[str, int]:
+    with warehouse_of(facts) as connection:
+        run(connection, goals)
+        return dict(
+            connection.execute("SELECT goal, label FROM examples.labelled_impressions").fetchall()
+        )
+
+
+def test_a_conversion_without_a_click_is_the_views_and_one_after_it_is_the_clicks() -> None:
+    """Two goals with their own anchors: one conversion is a positive of one of them only."""
+    goals = (CLICK, BOUGHT, VIEWED)
+    assert labels(story(*conversions(40)), *goals) == {"click": 0, "view": 1}
+    assert labels(story(click(5), *conversions(40)), *goals) == {"click": 1, "buy": 1, "view": 0}
+
+
+def test_a_conversion_before_the_click_stays_the_views() -> None:
+    facts = story(click(50), *conversions(40))
+    assert labels(facts, CLICK, BOUGHT, VIEWED) == {"click": 1, "buy": 0, "view": 1}
+
+
+def test_a_click_that_our_log_has_late_takes_the_conversion_back_when_it_comes() -> None:
+    facts = story(click(5, received=55), *conversions(40))
+    assert kinds(facts, VIEWED) == [
+        ("negative", 10), ("delayed_positive", 40), ("retraction", 55),
+    ]  # fmt: skip
+    assert labels(facts, VIEWED) == {"view": 0}
+    known = story(click(5), *conversions(40))
+    assert kinds(known, VIEWED) == [("negative", 10)]
+
+
+def test_a_view_through_goal_that_forgets_the_click_counts_the_conversion_twice() -> None:
+    """The negative control: without the exclusion one conversion is two goals' positive."""
+    forgetful = VIEWED.model_copy(update={"without": None})
+    facts = story(click(5), *conversions(40))
+    assert labels(facts, CLICK, BOUGHT, forgetful) == {"click": 1, "buy": 1, "view": 1}
 
 
 def test_counting_all_gives_every_later_engagement_an_emission() -> None:

@@ -10,7 +10,9 @@
 -- For each of the waits an anchor gives one first emission when the wait is over: immediate_positive,
 -- or negative. Later it may give delayed_positive (each at the engagement's received_us), and a
 -- retraction of each emitted positive, however late. An engagement that was retracted by its
--- would-be emission never counts. Confirmed rows are the final labels, at maturity; their wait is
+-- would-be emission never counts. For a goal without another one (a view-through goal: without
+-- click), an engagement after one of the other goal is retracted as soon as our log had that.
+-- Confirmed rows are the final labels, at maturity; their wait is
 -- the whole horizon (window + lateness). A matched_negative is emitted as long after its anchor as a
 -- positive's label takes: a draw from the delays of examples.label_delays in force when the anchor
 -- was known.
@@ -101,8 +103,25 @@ first_retractions AS (
     SELECT
         engagement_event_id,
         min(received_us) AS retracted_us
-    FROM events.retractions
-    WHERE received_us < $end_us
+    FROM (
+        SELECT
+            engagement_event_id,
+            received_us
+        FROM events.retractions
+        WHERE received_us < $end_us
+        UNION ALL
+        SELECT
+            credited.event_id AS engagement_event_id,
+            others.received_us
+        FROM events.engagements AS credited
+        INNER JOIN events.engagements AS others
+            ON others.impression_id = credited.impression_id
+            AND others.occurred_us <= credited.occurred_us
+        WHERE $without_goal <> ''
+            AND credited.goal = $goal
+            AND others.goal = $without_goal
+            AND others.received_us < $end_us
+    ) AS taken_back
     GROUP BY engagement_event_id
 ),
 

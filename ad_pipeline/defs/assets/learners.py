@@ -21,6 +21,7 @@ from ad_pipeline.learners.delayed.delay_model_hours import fit_hours
 from ad_pipeline.learners.ensemble.ensembles import fit_ensembles
 from ad_pipeline.learners.online.grid_hours import select_hours
 from ad_pipeline.learners.online.grid_selection import configuration_names
+from ad_pipeline.learners.online.label_breaker import leave_out_by_labels
 from ad_pipeline.learners.online.online_hours import LearnedHour, learn_hours
 from ad_pipeline.learners.online.recovery import begin, finish
 from ad_pipeline.learners.online.retention import prune
@@ -34,6 +35,7 @@ from ad_pipeline.learners.tables import (
     HOUR_GUARDS,
     ONLINE_PREDICTIONS,
     QUARANTINED_HOURS,
+    QUARANTINED_SLICES,
     RATE_MOVES,
     RECOVERIES,
     RETRAINS,
@@ -43,10 +45,15 @@ from ad_pipeline.serving.retention import checkpoints_in_use, sweep_bundles
 
 RATES = dg.AssetDep(["features", "rates"], partition_mapping=HORIZON)
 IMPRESSIONS = dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON)
+LEFT_OUT = [
+    dg.AssetDep(["learners", "quarantined_hours"], partition_mapping=SAME_HOUR),
+    dg.AssetDep(["learners", "quarantined_slices"], partition_mapping=SAME_HOUR),
+]
+LABELS_JUDGED = [dg.AssetDep(["monitoring", "label_quality"], partition_mapping=SAME_HOUR)]
 LEARNT_FROM = [
     dg.AssetDep(["learners", "online_model"], partition_mapping=PREVIOUS_HOUR),
     dg.AssetDep(["learners", "delay_models"], partition_mapping=PREVIOUS_HOUR),
-    dg.AssetDep(["learners", "quarantined_hours"], partition_mapping=SAME_HOUR),
+    *LEFT_OUT,
     dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
     IMPRESSIONS,
     RATES,
@@ -105,7 +112,10 @@ def delay_models(
 
 @dg.multi_asset(
     name="quarantine",
-    specs=[table_spec(QUARANTINED_HOURS)],
+    specs=[
+        table_spec(QUARANTINED_HOURS, deps=LABELS_JUDGED),
+        table_spec(QUARANTINED_SLICES, deps=LABELS_JUDGED),
+    ],
     backfill_policy=SINGLE_RUN,
 )
 def quarantine(
@@ -113,7 +123,8 @@ def quarantine(
 ):
     """Decide about suspect hours and take the online model back to before them; mostly nothing.
 
-    The hours of this run are learnt next, by the step of the online learner.
+    The hours of this run are learnt next, by the step of the online learner. Those whose labels are
+    suspect are left out before that, if the settings say so.
     """
     start_us, end_us = hours(context)
     warehouse = deployment.warehouse
@@ -132,11 +143,20 @@ def quarantine(
             context.log.info(
                 f"online model of {one.goal} taken back to before {timestamp(one.start_us)}"
             )
-    decided = dict(rows_by_hour(warehouse, QUARANTINED_HOURS, start_us, end_us))
-    for hour_us in hours_between(start_us, end_us):
-        rows = {"dagster/row_count": decided.get(hour_us, 0)}
-        describe_hour(context, ["learners", "quarantined_hours"], hour_us, rows)
-    return dg.MaterializeResult()
+    left_out = leave_out_by_labels(warehouse, deployment.paths, start_us, end_us)
+    for row in (*left_out.hours, *left_out.slices):
+        whose = f", {row['slice_of']} {row['part']}" if "part" in row else ""
+        context.log.warning(
+            f"{row['goal']} in {hour_key(row['hour_us'])}{whose} is not learnt: "
+            f"{row.get('reason') or row['evidence']}"
+        )
+    for decisions in (QUARANTINED_HOURS, QUARANTINED_SLICES):
+        decided = dict(rows_by_hour(warehouse, decisions, start_us, end_us))
+        for hour_us in hours_between(start_us, end_us):
+            rows = {"dagster/row_count": decided.get(hour_us, 0)}
+            describe_hour(context, decisions.name.split("."), hour_us, rows)
+    yield dg.MaterializeResult(asset_key=["learners", "quarantined_hours"])
+    yield dg.MaterializeResult(asset_key=["learners", "quarantined_slices"])
 
 
 @dg.multi_asset(
@@ -356,7 +376,9 @@ class Retrain(dg.Config):
             deps=[
                 dg.AssetDep(["learners", "retrains"]),
                 dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["examples", "label_states"], partition_mapping=SAME_HOUR),
                 dg.AssetDep(["learners", "online_predictions"], partition_mapping=HORIZON),
+                *LEFT_OUT,
                 IMPRESSIONS,
                 RATES,
             ],
@@ -452,7 +474,7 @@ def batch_predictions(context: dg.AssetExecutionContext, deployment: DeploymentR
     deps=[
         dg.AssetDep(["learners", "deep_model"], partition_mapping=PREVIOUS_HOUR),
         dg.AssetDep(["learners", "delay_models"], partition_mapping=PREVIOUS_HOUR),
-        dg.AssetDep(["learners", "quarantined_hours"], partition_mapping=SAME_HOUR),
+        *LEFT_OUT,
         dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
         IMPRESSIONS,
         RATES,

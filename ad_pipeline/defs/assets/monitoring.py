@@ -24,6 +24,8 @@ from ad_pipeline.monitoring.delay_report.recommendation import GoalReport, sente
 from ad_pipeline.monitoring.delay_report.report_of_log import PAGE, write_delay_report
 from ad_pipeline.monitoring.delay_report.report_rows import facts_figures
 from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.label_quality import ALL, SUSPECT
+from ad_pipeline.monitoring.label_quality_hours import described, record_label_quality
 from ad_pipeline.monitoring.late_labels.benchmark import (
     FAMILIES,
     Asked,
@@ -43,6 +45,7 @@ from ad_pipeline.monitoring.tables import (
     DELAY_CALIBRATION,
     DELAY_REPORT,
     DRIFT,
+    LABEL_QUALITY,
     PRODUCTION_PARITY,
     SERVING_STRESS,
 )
@@ -192,6 +195,48 @@ def delay_calibration(context: dg.AssetExecutionContext, deployment: DeploymentR
     for hour_us in hours_between(start_us, end_us):
         shown = {"dagster/row_count": written.get(hour_us, 0)}
         describe_hour(context, ["monitoring", "delay_calibration"], hour_us, shown)
+    return dg.MaterializeResult()
+
+
+@dg.multi_asset(
+    name="label_quality",
+    specs=[
+        table_spec(
+            LABEL_QUALITY,
+            deps=[
+                dg.AssetDep(["examples", "label_states"], partition_mapping=HORIZON),
+                dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["events", "engagements"], partition_mapping=SAME_HOUR),
+                dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON),
+                dg.AssetDep(["monitoring", "label_quality"], partition_mapping=PREVIOUS_HOUR),
+            ],
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def label_quality(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Say of each hour's labels, before anything learns them, whether they are as expected."""
+    start_us, end_us = hours(context)
+    figures: dict[int, dict[str, float | int | str]] = {
+        hour_us: {"dagster/row_count": 0, "suspect parts": 0}
+        for hour_us in hours_between(start_us, end_us)
+    }
+    for row in record_label_quality(deployment.warehouse, deployment.paths, start_us, end_us):
+        shown = figures[row["hour_us"]]
+        shown["dagster/row_count"] = int(shown["dagster/row_count"]) + 1
+        if row["verdict"] in SUSPECT:
+            shown["suspect parts"] = int(shown["suspect parts"]) + 1
+            context.log.warning(described(row))
+        if row["slice_of"] == ALL:
+            goal = row["goal"]
+            shown[label("verdict", goal)] = row["verdict"]
+            shown[label("positives", goal)] = row["positives"]
+            shown[label("positives due", goal)] = row["expected"]
+            shown[label("share that came late", goal)] = row["late_share"]
+            shown[label("retraction rate", goal)] = row["retraction_rate"]
+            shown[label("coverage", goal)] = row["coverage"]
+    for hour_us, shown in figures.items():
+        describe_hour(context, ["monitoring", "label_quality"], hour_us, shown)
     return dg.MaterializeResult()
 
 

@@ -34,6 +34,7 @@ from ad_pipeline.learners.batch.batch_model import (
     train_batch_model,
     training_slices,
 )
+from ad_pipeline.learners.online.quarantine import without_suspect_labels
 from ad_pipeline.learners.scored_hours import Score, ScoredHour
 from ad_pipeline.learners.tables import BATCH_PREDICTIONS, RETRAINS, TABLES
 from ad_pipeline.warehouse import Table, Warehouse, rows_of, select
@@ -226,6 +227,7 @@ def train_after(
     }
     with warehouse.reader() as connection:
         rows = rows_of(connection, query, parameters)
+        rows = without_suspect_labels(connection, goal.name, rows)
     rows = _thinned(rows, settings.maximum_rows, deployment.dataset.settings.seed)
     matured_us = rows.column("matured_us").to_numpy()
     train, valid = training_slices(matured_us, settings.validation_share, goal.window_us)

@@ -35,7 +35,12 @@ from ad_pipeline.learners.deep.exported_deep import ExportedDeep, slots_of_field
 from ad_pipeline.learners.deep.wide_deep import DeepExtraMissing, WideDeep, is_installed
 from ad_pipeline.learners.delayed.shown_hours import ShownRows, encoded_slots, shown_rows
 from ad_pipeline.learners.online.online_checkpoints import learnt_hours, must_continue
-from ad_pipeline.learners.online.quarantine import Decision, decisions
+from ad_pipeline.learners.online.quarantine import (
+    Decision,
+    decisions,
+    left_out_parts,
+    without_parts,
+)
 from ad_pipeline.learners.scored_hours import Score, ScoredHour
 from ad_pipeline.learners.tables import DEEP_PREDICTIONS, TABLES
 from ad_pipeline.settings import DeepSettings
@@ -358,7 +363,13 @@ def _read_chunk(
 ) -> tuple[list[ShownRows], dict[tuple[str, int], Decision]]:
     query, span = select("learners.emitted_examples"), {"start_us": start_us, "end_us": end_us}
     with warehouse.reader() as connection:
-        emitted = [rows_of(connection, query, span | {"goal": model.goal.name}) for model in models]
+        emitted = [
+            without_parts(
+                rows_of(connection, query, span | {"goal": model.goal.name}),
+                left_out_parts(connection, model.goal.name, start_us, end_us),
+            )
+            for model in models
+        ]
         decided = decisions(connection, start_us, end_us)
     shown = [
         shown_rows(model.deployment, model.contract, model.goal, [model.settings], rows)

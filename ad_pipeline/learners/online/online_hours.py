@@ -49,7 +49,9 @@ from ad_pipeline.learners.online.quarantine import (
     JudgedHour,
     decisions,
     guard_rows,
+    left_out_parts,
     recent_evidence,
+    without_parts,
 )
 from ad_pipeline.learners.online.step import (
     Examples,
@@ -473,7 +475,11 @@ def _read_chunk(
     with warehouse.reader() as connection:
         served = rows_of(connection, served_query, span)
         emitted = {
-            goal: rows_of(connection, emitted_query, span | {"goal": goal}) for goal in goals
+            goal: without_parts(
+                rows_of(connection, emitted_query, span | {"goal": goal}),
+                left_out_parts(connection, goal, start_us, end_us),
+            )
+            for goal in goals
         }
         decided = decisions(connection, start_us, end_us)
     return served, emitted, decided
