@@ -281,7 +281,7 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         {"calibrated_at_every_ad_age"},
     ),
     "nobody has served yet": (
-        sql("DELETE FROM monitoring.production_parity WHERE bundle_hash <> ''"),
+        sql("DELETE FROM monitoring.parity WHERE bundle_hash <> ''"),
         {"served_scores_are_given_again", "served_features_were_right"},
     ),
     "somebody moved the pointer": (
@@ -382,7 +382,7 @@ def test_a_served_decision_that_is_not_given_again_is_found(
     expected: set[str],
 ):
     hour_us = alter_decision(own_market, column, change)
-    ran = run_here(definitions, ["monitoring/production_parity"], hour_us, hour_us + HOUR_US)
+    ran = run_here(definitions, ["monitoring/parity"], hour_us, hour_us + HOUR_US)
     assert ran.success, "production parity reports, it blocks nothing"
     evaluations = {found.check_name: found for found in ran.get_asset_check_evaluations()}
     assert failed(evaluations) == expected

@@ -23,7 +23,7 @@ RIVER = {
         "bits": 12,
     }
 }
-NOT_ASKED = ("evaluation/report", "monitoring/drift", "monitoring/production_parity")
+NOT_ASKED = ("evaluation/report", "monitoring/drift", "monitoring/parity")
 """Assets that neither the expert nor its bundle depends on."""
 
 

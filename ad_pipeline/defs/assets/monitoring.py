@@ -33,8 +33,8 @@ from ad_pipeline.monitoring.late_labels.benchmark import (
     record_benchmark,
 )
 from ad_pipeline.monitoring.late_labels.benchmark_plots import PRINTED, figures_of
+from ad_pipeline.monitoring.parity.recheck import record_parity
 from ad_pipeline.monitoring.plots import finding
-from ad_pipeline.monitoring.production_parity import record_parity
 from ad_pipeline.monitoring.replay import record_replay
 from ad_pipeline.monitoring.tables import (
     CANDIDATE_REPLAY,
@@ -42,7 +42,7 @@ from ad_pipeline.monitoring.tables import (
     DELAY_CALIBRATION,
     DELAY_REPORT,
     DRIFT,
-    PRODUCTION_PARITY,
+    PARITY,
 )
 from ad_pipeline.settings import DelayReportSettings
 
@@ -124,10 +124,10 @@ def candidate_replay(context: dg.AssetExecutionContext, deployment: DeploymentRe
 
 
 @dg.multi_asset(
-    name="production_parity",
+    name="parity",
     specs=[
         table_spec(
-            PRODUCTION_PARITY,
+            PARITY,
             deps=[
                 dg.AssetDep(table.name.split("."), partition_mapping=SAME_HOUR)
                 for table in HOURLY_TABLES
@@ -137,7 +137,7 @@ def candidate_replay(context: dg.AssetExecutionContext, deployment: DeploymentRe
     ],
     backfill_policy=SINGLE_RUN,
 )
-def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+def parity(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Re-check every logged decision by the bundle and the snapshot that it names."""
     start_us, end_us = hours(context)
     decisions = 0
@@ -157,7 +157,7 @@ def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentR
                 "feature values only in the log": hour.extra,
             }
     for hour_us, shown in figures.items():
-        describe_hour(context, ["monitoring", "production_parity"], hour_us, shown)
+        describe_hour(context, ["monitoring", "parity"], hour_us, shown)
     context.log.info(
         f"production parity: {decisions:,} decisions re-checked"
         if decisions

@@ -13,7 +13,7 @@ from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.warehouse import rows_of
 
 REPLAYED = ["monitoring", "candidate_replay"]
-PARITY = ["monitoring", "production_parity"]
+PARITY = ["monitoring", "parity"]
 DRIFTED = ["monitoring", "drift"]
 BENCHMARK = ["monitoring", "delay_benchmark"]
 CALIBRATION = ["monitoring", "delay_calibration"]
@@ -72,7 +72,7 @@ def candidate_replay_checks(deployment: DeploymentResource):
 
 
 @dg.multi_asset_check(
-    name="production_parity_checks",
+    name="parity_checks",
     specs=[
         dg.AssetCheckSpec(
             "served_scores_are_given_again",
@@ -86,13 +86,13 @@ def candidate_replay_checks(deployment: DeploymentResource):
         ),
     ],
 )
-def production_parity_checks(deployment: DeploymentResource):
+def parity_checks(deployment: DeploymentResource):
     """Read every re-checked hour. "No decisions yet" warns: it is said, and it is not passed."""
     with deployment.warehouse.reader() as connection:
         rows = connection.execute(
             "SELECT comparison, name, sum(rows), sum(equal), sum(mismatches), sum(missing), "
             "sum(extra), count(*) FILTER (state = 'failed'), min(nullif(first_offending, '')) "
-            "FROM monitoring.production_parity WHERE bundle_hash <> '' GROUP BY ALL ORDER BY 1, 2"
+            "FROM monitoring.parity WHERE bundle_hash <> '' GROUP BY ALL ORDER BY 1, 2"
         ).fetchall()
     for check, comparison in (
         ("served_scores_are_given_again", "scores"),
