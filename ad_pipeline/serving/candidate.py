@@ -145,6 +145,7 @@ def build_candidate(
             snapshot=read_snapshot(deployment.snapshots, snapshot),
             facts={"settings": dataset.settings.digest(), "hour": hour_key(hour_us)},
             audit=audit,
+            log_share=dataset.settings.serving_log.share,
         )
         faults = [fault for proof in prove_bundle(deployment, built) for fault in proof.faults]
         if faults:

@@ -287,6 +287,7 @@ class Scorer:
             fallbacks=tuple(fallbacks),
             bundle_hash=self.bundle.digest,
             snapshot_hash="" if self.snapshot is None else self.snapshot.digest,
+            log_share=self.bundle.log_share,
         )
 
 
