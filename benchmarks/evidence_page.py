@@ -30,6 +30,7 @@ STUDIES = (
     "uncertainty",
     "half_life",
     "delayed_labels",
+    "trust_parity",
 )
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 

@@ -22,6 +22,9 @@ from ad_pipeline.hashing import uniform
 from ad_pipeline.serving.bundle import Bundle
 from ad_pipeline.serving.scorer import OCCURRED, PublishedSnapshot, Scorer
 
+FAULT_DRAW = "serving fault"
+"""Purpose of the draw that decides which requests a fault hits."""
+
 Store = Literal["due", "shifted", "empty"]
 
 
@@ -126,7 +129,7 @@ class HourlyScorer:
         fault = self._faults.get(occurred_us - occurred_us % HOUR_US)
         if fault is None:
             return LoggedTable(honest.score_many(requests).to_log())
-        hit = uniform(0, requests["request_id"], "serving fault") < fault.share
+        hit = uniform(0, requests["request_id"], FAULT_DRAW) < fault.share
         parts = [
             honest.score_many(requests.filter(pa.array(~hit))),
             Scorer(self._bundle, self._as_answered(fault, due_us)).score_many(

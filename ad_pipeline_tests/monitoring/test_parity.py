@@ -3,6 +3,7 @@
 import json
 import struct
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -181,7 +182,9 @@ def test_scores_survive_the_json_of_the_log_bit_for_bit(values: list[float]):
         for k, value in enumerate(values)
     ]
     recomputed = scores(*((f"r{k}", "click", value) for k, value in enumerate(values)))
-    assert parity.compare_scores(scores_of(pa.Table.from_pylist(decisions)), recomputed).passed
+    assert parity.compare_scores(
+        scores_of(duckdb.connect(), pa.Table.from_pylist(decisions)), recomputed
+    ).passed
 
 
 def test_logged_features_become_columns_of_one_type_each():
@@ -190,7 +193,7 @@ def test_logged_features_become_columns_of_one_type_each():
         {"request_id": "r1", "features": json.dumps({"n": 0.5, "t": None, "m": "y"})},
         {"request_id": "r2", "features": None},
     ]
-    table = features_of(pa.Table.from_pylist(decisions))
+    table = features_of(duckdb.connect(), pa.Table.from_pylist(decisions))
     assert table.column("n").to_pylist() == [1.0, 0.5, None]
     assert table.column("t").to_pylist() == ["x", None, None]
     assert table.column("m").to_pylist() == ["1", '"y"', None]

@@ -28,11 +28,15 @@ _ELEMENTS = (
 )
 
 
-def features_of(decisions: pa.Table, key: str = "request_id") -> pa.Table:
+def features_of(
+    connection: duckdb.DuckDBPyConnection, decisions: pa.Table, key: str = "request_id"
+) -> pa.Table:
     """Lay the logged features of decisions out as one column a feature.
 
     Parameters
     ----------
+    connection : DuckDBPyConnection
+        Any: it only parses.
     decisions : pyarrow.Table
         Rows of ``events.decisions``: ``key`` and ``features``, a JSON object or null.
     key : str
@@ -43,15 +47,19 @@ def features_of(decisions: pa.Table, key: str = "request_id") -> pa.Table:
         In the order of the decisions: ``key`` and every feature that any decision names: float64
         when all its values are numbers, texts when all are texts, else each value's JSON text.
     """
-    columns = logged_columns(decisions.column("features"))
+    columns = logged_columns(connection, decisions.column("features"))
     return pa.table({key: decisions.column(key).cast(pa.string()), **columns})
 
 
-def scores_of(decisions: pa.Table, key: str = "request_id") -> pa.Table:
+def scores_of(
+    connection: duckdb.DuckDBPyConnection, decisions: pa.Table, key: str = "request_id"
+) -> pa.Table:
     """Lay the logged scores of decisions out, one row per decision and goal.
 
     Parameters
     ----------
+    connection : DuckDBPyConnection
+        Any: it only parses.
     decisions : pyarrow.Table
         Rows of ``events.decisions``: ``key`` and ``scores``, a JSON object goal -> probability.
     key : str
@@ -63,7 +71,7 @@ def scores_of(decisions: pa.Table, key: str = "request_id") -> pa.Table:
         exactly when its writer gives 17 digits or the shortest that reads back, as Python's does.
     """
     keys = decisions.column(key).cast(pa.string())
-    return scores_table(keys, logged_columns(decisions.column("scores")), key)
+    return scores_table(keys, logged_columns(connection, decisions.column("scores")), key)
 
 
 def scores_table(
@@ -95,11 +103,15 @@ def scores_table(
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
-def logged_columns(texts: pa.ChunkedArray) -> dict[str, pa.Array]:
+def logged_columns(
+    connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray
+) -> dict[str, pa.Array]:
     """Return the members of JSON objects as columns, by name.
 
     Parameters
     ----------
+    connection : DuckDBPyConnection
+        Any: it only parses.
     texts : Arrow column of texts, shape (n,)
         JSON objects or nulls.
 
@@ -109,24 +121,22 @@ def logged_columns(texts: pa.ChunkedArray) -> dict[str, pa.Array]:
         float64, texts, or JSON texts where the types are mixed; null where an object lacks the
         member.
     """
-    with duckdb.connect() as connection:
-        connection.register("logged", pa.table({"text": texts}))
-        names = [name for (name,) in connection.execute(_NAMES).fetchall()]
-        if not names:
-            return {}
-        structure = json.dumps(dict.fromkeys(names, "JSON"))
-        values = connection.sql(_VALUES, params={"structure": structure}).to_arrow_table()
+    connection.register("logged", pa.table({"text": texts}))
+    names = [name for (name,) in connection.execute(_NAMES).fetchall()]
+    if not names:
+        return {}
+    structure = json.dumps(dict.fromkeys(names, "JSON"))
+    values = connection.sql(_VALUES, params={"structure": structure}).to_arrow_table()
     return {
         name: _typed(values.column(place).cast(pa.string()).combine_chunks())
         for place, name in enumerate(names)
     }
 
 
-def listed(texts: pa.ChunkedArray) -> dict[str, int]:
+def listed(connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray) -> dict[str, int]:
     """Count the elements of JSON lists of texts over all rows, by element."""
-    with duckdb.connect() as connection:
-        connection.register("logged", pa.table({"text": texts}))
-        return dict(connection.execute(_ELEMENTS).fetchall())
+    connection.register("logged", pa.table({"text": texts}))
+    return dict(connection.execute(_ELEMENTS).fetchall())
 
 
 def logged_inputs_of(

@@ -244,18 +244,19 @@ def recheck_decisions(
         If a decision names a bundle or a snapshot that is not there or not intact.
     """
     bundles: dict[str, Bundle] = {}
-    for hour_us in hours_between(start_us, end_us):
-        with warehouse.reader() as connection:
-            decisions = _read(connection, hour_us)
-        if not decisions.num_rows:
-            nothing = compare_scores(_no_scores(), _no_scores())
-            yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
-            continue
-        for digest in sorted(set(decisions.column("bundle_hash").to_pylist())):
-            if digest not in bundles:
-                bundles[digest] = open_bundle(deployment.bundles, digest)
-            of_bundle = _where(decisions, "bundle_hash", digest)
-            yield _recheck(deployment, bundles[digest], hour_us, of_bundle)
+    with duckdb.connect() as parser:
+        for hour_us in hours_between(start_us, end_us):
+            with warehouse.reader() as connection:
+                decisions = _read(connection, hour_us)
+            if not decisions.num_rows:
+                nothing = compare_scores(_no_scores(), _no_scores())
+                yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
+                continue
+            for digest in sorted(set(decisions.column("bundle_hash").to_pylist())):
+                if digest not in bundles:
+                    bundles[digest] = open_bundle(deployment.bundles, digest)
+                of_bundle = _where(decisions, "bundle_hash", digest)
+                yield _recheck(parser, deployment, bundles[digest], hour_us, of_bundle)
 
 
 def _read(connection: duckdb.DuckDBPyConnection, hour_us: int) -> pa.Table:
@@ -265,16 +266,20 @@ def _read(connection: duckdb.DuckDBPyConnection, hour_us: int) -> pa.Table:
 
 
 def _recheck(
-    deployment: Deployment, bundle: Bundle, hour_us: int, decisions: pa.Table
+    connection: duckdb.DuckDBPyConnection,
+    deployment: Deployment,
+    bundle: Bundle,
+    hour_us: int,
+    decisions: pa.Table,
 ) -> RecheckedHour:
-    """Re-check the decisions of one hour and bundle."""
+    """Re-check the decisions of one hour and bundle; the connection parses."""
     settings = deployment.dataset.settings.parity
     contract = bundle.contract
-    logged = features_of(decisions, KEY)
+    logged = features_of(connection, decisions, KEY)
     keys = logged.column(KEY)
     columns, counts = logged_inputs_of(contract, logged)
     rescored = _arrays(bundle.score(read_columns(contract, columns), counts).probabilities)
-    logged_scores = logged_columns(decisions.column("scores"))
+    logged_scores = logged_columns(connection, decisions.column("scores"))
     unscored = {goal: pa.nulls(decisions.num_rows) for goal in rescored}
     scores = compare_scores(
         scores_table(keys, unscored | logged_scores, KEY), scores_table(keys, rescored, KEY)
@@ -283,8 +288,8 @@ def _recheck(
         settings,
         contract.columns,
         {name: logged.column(name).combine_chunks() for name in logged.column_names if name != KEY},
-        logged_columns(decisions.column("ages_us")),
-        listed(decisions.column("fallbacks")),
+        logged_columns(connection, decisions.column("ages_us")),
+        listed(connection, decisions.column("fallbacks")),
         [(unscored | logged_scores)[goal] for goal in rescored],
         decisions.num_rows,
     )
