@@ -239,8 +239,9 @@ SECTION = Section(
     title="Parity of what was served",
     method=(
         "Days of about 10,000 requests, served hour by hour from weights that were drawn: parity "
-        "is about inputs and bits, and no model is trained. Faults: counts of three hours before at "
-        "midnight; device and country in each other's place; the ad's age cut to a whole number; "
+        "is about inputs and bits, and no model is trained. Faults: counts of three hours before "
+        "at midnight; device and country in each other's place; the ad's age cut to a whole "
+        "number; "
         "a store that gives 0 to three requests in ten; counts that already hold the hour they are "
         "served in. The log names the snapshot that was due in every case. The later hours' rates "
         "exist when the log is re-checked; a backfill that leaks more than one hour would be named "
