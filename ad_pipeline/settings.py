@@ -68,7 +68,9 @@ STRATEGY_OF_LOSS: Mapping[str, StrategyName] = {
 """The stream whose masses each of them corrects; on another one it would be wrong."""
 
 
-WATCHING = frozenset({"delay_benchmark", "delay_report", "drift", "label_quality", "stress"})
+WATCHING = frozenset(
+    {"delay_benchmark", "delay_report", "drift", "label_quality", "parity", "serving_log", "stress"}
+)
 """Groups that decide what people are told. No model follows from them, so that a threshold may be
 changed without one looking like another's. `label_quality` is one only while it does not act."""
 
@@ -610,6 +612,56 @@ class DriftSettings(Group):
     )
 
 
+class ServingLogSettings(Group):
+    """The serving log: which decisions are written down."""
+
+    share: KeptShare = Field(
+        default=1.0,
+        description="Share of the requests, chosen by a hash of their id, whose decision is "
+        "logged; the bundle carries it to the scorer. Writing costs about as much as scoring.",
+    )
+
+
+class ParitySettings(Group):
+    """Parity of what was served: its objectives, its hypotheses, and what it holds back."""
+
+    stale_hours: PositiveInt = Field(
+        default=6, description="Earlier snapshots tried as the cause of a wrong count, by hour."
+    )
+    leaked_hours: PositiveInt = Field(
+        default=3, description="Later snapshots tried as the cause of a wrong count, by hour."
+    )
+    explained_share: Share = Field(
+        default=0.8,
+        description="Share of the differing rows that a hypothesis must give bit for bit to be "
+        "named their cause; two faults at once are honestly unexplained.",
+    )
+    severe_share: Share = Field(
+        default=0.01,
+        description="Share of differing rows from which a finding is severe, not a warning.",
+    )
+    guard_hours: PositiveInt = Field(
+        default=3,
+        description="Newest hours with decisions whose scores must be given again before another "
+        "bundle may serve: a broken scorer would break that one, too.",
+    )
+    coverage: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default={}, description="Least share of values that are not null, by feature."
+    )
+    age_hours: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={"rates": 26.0},
+        description="Most hours from the end of the counts to a request. The default lets a day be "
+        "served from one snapshot, as the simulated bidder does; with hourly refreshes set 2.",
+    )
+    fallback_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default={"missing column": 0.01, "no snapshot": 0.01},
+        description="Most decisions with a fallback, by how its reason begins.",
+    )
+    error_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Most decisions without a score of some goal."
+    )
+
+
 class DelayReportSettings(Group):
     """The delay report: what it reads, how much it replays, and from when on it warns."""
 
@@ -800,6 +852,8 @@ class Settings(Group):
     export: ExportSettings = ExportSettings()
     promotion: PromotionSettings = PromotionSettings()
     drift: DriftSettings = DriftSettings()
+    serving_log: ServingLogSettings = ServingLogSettings()
+    parity: ParitySettings = ParitySettings()
     delay_report: DelayReportSettings = DelayReportSettings()
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
     stress: StressSettings = StressSettings()

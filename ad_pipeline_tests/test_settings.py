@@ -8,11 +8,14 @@ from ad_pipeline.settings import WATCHING, Group, Settings
 
 
 def _changed(name: str) -> dict[str, Any]:
-    """Return a group with its first number one larger."""
+    """Return a group with its first whole number one larger, or its first share halved."""
     group = getattr(Settings(), name)
     written = group.model_dump()
-    key = next(k for k, value in written.items() if type(value) is int)
-    return {name: type(group).model_validate(written | {key: written[key] + 1})}
+    key = next((k for k, value in written.items() if type(value) is int), None)
+    if key is None:
+        key = next(k for k, value in written.items() if type(value) is float)
+    changed = written[key] / 2 if type(written[key]) is float else written[key] + 1
+    return {name: type(group).model_validate(written | {key: changed})}
 
 
 @pytest.mark.parametrize("name", sorted(WATCHING))

@@ -32,6 +32,7 @@ STUDIES = (
     "delayed_labels",
     "null_burst",
     "trust_labels",
+    "trust_parity",
 )
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 

@@ -33,7 +33,7 @@ from ad_pipeline.learners.online.grid_hours import chosen_configurations, select
 from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.learners.predictions import unite_predictions
 from ad_pipeline.monitoring.drift_of_log import record_drift
-from ad_pipeline.monitoring.production_parity import record_parity
+from ad_pipeline.monitoring.parity.recheck import record_parity, scores_not_given_again
 from ad_pipeline.monitoring.replay import record_replay, replay_passed
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate
 from ad_pipeline.serving.pointers import publish_snapshot
@@ -109,7 +109,7 @@ def run_hours(
     progress("progressive_metrics")
     if with_parity:
         record_parity(warehouse, deployment, *span)
-        progress("production_parity")
+        progress("parity")
 
 
 def finish(
@@ -159,7 +159,14 @@ def finish(
             held_out_forecasts(warehouse, deployment),
             partial(read_impressions, warehouse),
         )
-        promote_candidate(deployment, judged, replay_passed=replay_passed(warehouse, judged.digest))
+        promote_candidate(
+            deployment,
+            judged,
+            replay_passed=replay_passed(warehouse, judged.digest),
+            unlike_what_was_served=scores_not_given_again(
+                warehouse, deployment.dataset.settings.parity.guard_hours
+            ),
+        )
         progress("current")
 
 

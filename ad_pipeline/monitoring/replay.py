@@ -37,7 +37,8 @@ from ad_pipeline.learners.ensemble.ensemble import mixed_probabilities
 from ad_pipeline.learners.ensemble.ensembles import open_ensemble
 from ad_pipeline.learners.ftrl.exported_weights import exported
 from ad_pipeline.learners.online.online_hours import open_expert
-from ad_pipeline.monitoring.parity import Parity, compare_features, compare_scores, features_of
+from ad_pipeline.monitoring.parity.comparison import Parity, compare_features, compare_scores
+from ad_pipeline.monitoring.parity.decision_log import features_of
 from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, TABLES, candidate_replay_rows
 from ad_pipeline.serving.bundle import BATCH, DEEP, ONLINE, Bundle, GoalModels, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
@@ -279,7 +280,7 @@ def _against_sql(
         table = recount(connection, contract, snapshot_hour(contract, hour_us))
         counted.append(_recounted_features(contract, served.take(places), table))
     return compare_features(
-        features_of(pa.concat_tables(used).to_pylist(), KEY), pa.concat_tables(counted), KEY
+        features_of(connection, pa.concat_tables(used), KEY), pa.concat_tables(counted), KEY
     )
 
 

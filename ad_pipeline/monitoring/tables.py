@@ -1,13 +1,15 @@
 """The tables of this room: drift verdicts, parity, candidate replay, late labels.
 
 Only definitions, and how a result becomes rows; what is compared is in
-:mod:`ad_pipeline.monitoring.drift` and :mod:`ad_pipeline.monitoring.parity`.
+:mod:`ad_pipeline.monitoring.drift` and :mod:`ad_pipeline.monitoring.parity.comparison`.
 """
+
+import math
 
 import pyarrow as pa
 
 from ad_pipeline.monitoring.drift import DriftVerdict, Reference
-from ad_pipeline.monitoring.parity import Parity
+from ad_pipeline.monitoring.parity.comparison import Parity
 from ad_pipeline.warehouse import Column, Table, arrow_rows
 
 _RANGES = (
@@ -53,12 +55,17 @@ _PARITY = (
     Column("first_offending", "VARCHAR", "First keys that do not agree, comma-separated."),
 )
 
-PRODUCTION_PARITY = Table(
-    name="monitoring.production_parity",
+PARITY = Table(
+    name="monitoring.parity",
     columns=(
         Column("hour_us", "BIGINT", "Log hour of the decisions."),
         Column("bundle_hash", "VARCHAR", "Bundle that the decisions name; '' without decisions."),
         *_PARITY,
+        Column(
+            "smape",
+            "DOUBLE",
+            "Symmetric relative error of numbers, mean of 2 |a - b| / (|a| + |b|), 0 to 2.",
+        ),
     ),
     key=("hour_us", "bundle_hash", "comparison", "name"),
     clock="hour_us",
@@ -66,6 +73,51 @@ PRODUCTION_PARITY = Table(
         "Whether what was served can be given again: logged decisions, re-checked by the bundle "
         "and snapshot that each names. One row per log hour, bundle, comparison and feature or "
         "goal. An hour without decisions says so."
+    ),
+)
+
+PARITY_FINDINGS = Table(
+    name="monitoring.parity_findings",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour of the decisions."),
+        Column("bundle_hash", "VARCHAR", "Bundle that the decisions name."),
+        Column("comparison", "VARCHAR", "features, scores or objectives."),
+        Column("name", "VARCHAR", "Feature, goal, or measure with what it measures."),
+        Column("cause", "VARCHAR", "The hypothesis that gives most of the differing values."),
+        Column("severity", "VARCHAR", "severe or warning."),
+        Column("rows", "BIGINT", "Decisions compared."),
+        Column("offending", "BIGINT", "Decisions that differ."),
+        Column("explained", "DOUBLE", "Share of these that the cause gives bit for bit."),
+        Column("evidence", "VARCHAR", "What was recomputed under the hypothesis."),
+        Column("example_keys", "VARCHAR", "First requests that differ, comma-separated."),
+        Column("act", "VARCHAR", "What to do."),
+    ),
+    key=("hour_us", "bundle_hash", "comparison", "name"),
+    clock="hour_us",
+    description=(
+        "What served decisions got wrong, and why: each cause was tested by recomputing the "
+        "values under it. One row per log hour, bundle, comparison and feature, goal or measure; "
+        "no row when nothing is wrong."
+    ),
+)
+
+SERVING_OBJECTIVES = Table(
+    name="monitoring.serving_objectives",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour of the decisions."),
+        Column("bundle_hash", "VARCHAR", "Bundle that the decisions name."),
+        Column("measure", "VARCHAR", "coverage, age_hours, fallback_share or error_share."),
+        Column("name", "VARCHAR", "Feature, kind of age or fallback; '' of error_share."),
+        Column("value", "DOUBLE", "Measured: a share, or hours (95 % of the decisions)."),
+        Column("objective", "DOUBLE", "From settings.parity; NULL: none."),
+        Column("kept", "BOOLEAN", "Coverage is at least, the others at most the objective."),
+        Column("rows", "BIGINT", "Decisions measured."),
+    ),
+    key=("hour_us", "bundle_hash", "measure", "name"),
+    clock="hour_us",
+    description=(
+        "How complete and how fresh the inputs of served decisions were, and how often something "
+        "stood in. One row per log hour, bundle, measure and feature or reason."
     ),
 )
 
@@ -240,7 +292,9 @@ LABEL_QUALITY = Table(
 
 TABLES = (
     DRIFT,
-    PRODUCTION_PARITY,
+    PARITY,
+    PARITY_FINDINGS,
+    SERVING_OBJECTIVES,
     CANDIDATE_REPLAY,
     DELAY_CALIBRATION,
     DELAY_BENCHMARK,
@@ -285,12 +339,10 @@ def drift_rows(
     )
 
 
-def production_parity_rows(
-    hour_us: int, bundle_hash: str, *, features: Parity, scores: Parity
-) -> pa.Table:
-    """Return both comparisons of one hour and bundle as ``monitoring.production_parity`` rows."""
+def parity_rows(hour_us: int, bundle_hash: str, *, features: Parity, scores: Parity) -> pa.Table:
+    """Return both comparisons of one hour and bundle as ``monitoring.parity`` rows."""
     where = {"hour_us": hour_us, "bundle_hash": bundle_hash}
-    return arrow_rows(PRODUCTION_PARITY, _parity_records(where, features, scores))
+    return arrow_rows(PARITY, _parity_records(where, features, scores, with_errors=True))
 
 
 def candidate_replay_rows(
@@ -311,9 +363,9 @@ def candidate_replay_rows(
 
 
 def _parity_records(
-    where: dict[str, int | str], features: Parity, scores: Parity
-) -> list[dict[str, int | str]]:
-    records: list[dict[str, int | str]] = []
+    where: dict[str, int | str], features: Parity, scores: Parity, *, with_errors: bool = False
+) -> list[dict[str, float | str]]:
+    records: list[dict[str, float | str]] = []
     for comparison, parity in (("features", features), ("scores", scores)):
         shared = {**where, "comparison": comparison, "state": parity.state}
         if not parity.rates:
@@ -327,6 +379,7 @@ def _parity_records(
                     "missing": 0,
                     "extra": 0,
                     "first_offending": "",
+                    **({"smape": math.nan} if with_errors else {}),
                 }
             )
         records.extend(
@@ -339,6 +392,7 @@ def _parity_records(
                 "missing": rate.missing,
                 "extra": rate.extra,
                 "first_offending": ", ".join(rate.first_offending),
+                **({"smape": rate.smape} if with_errors else {}),
             }
             for rate in parity.rates
         )

@@ -182,6 +182,11 @@ class Bundle:
         return Scores(logits, probabilities)
 
     @property
+    def log_share(self) -> float:
+        """Share of the requests whose decision a scorer logs."""
+        return self.manifest.get("log_share", 1.0)
+
+    @property
     def audit(self) -> OpenedAudit:
         """What the bundle carries for people; its files are opened when they are asked for."""
         return OpenedAudit(self.path, self.manifest)
@@ -215,6 +220,7 @@ def export_bundle(
     fitted_ranges: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     audit: Audit | None = None,
+    log_share: float = 1.0,
 ) -> Bundle:
     """Write a bundle, with the scores of its canaries; the same models give the same bytes.
 
@@ -239,6 +245,8 @@ def export_bundle(
         More for the manifest: settings digest, code version.
     audit : Audit, optional
         What people need to read a score; without it slots have neither names nor histories.
+    log_share : float
+        Share of the requests whose decision a scorer logs.
 
     Returns
     -------
@@ -300,6 +308,8 @@ def export_bundle(
             "features": [json.loads(text) for text in features_json(contract, columns, counts)],
             "scores": _listed(draft.score(read, counts)),
         },
+        # A bundle that logs everything is, to the byte, what it was before there was a share.
+        **({} if log_share >= 1 else {"log_share": log_share}),
     }
     files = {} if audit is None else audit.files()
     written = write_checkpoint(root, KIND, arrays, manifest, files)

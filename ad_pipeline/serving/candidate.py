@@ -145,6 +145,7 @@ def build_candidate(
             snapshot=read_snapshot(deployment.snapshots, snapshot),
             facts={"settings": dataset.settings.digest(), "hour": hour_key(hour_us)},
             audit=audit,
+            log_share=dataset.settings.serving_log.share,
         )
         faults = [fault for proof in prove_bundle(deployment, built) for fault in proof.faults]
         if faults:
@@ -184,7 +185,11 @@ def judge_candidate(
 
 
 def promote_candidate(
-    deployment: Deployment, judged: JudgedCandidate, *, replay_passed: bool
+    deployment: Deployment,
+    judged: JudgedCandidate,
+    *,
+    replay_passed: bool,
+    unlike_what_was_served: str = "",
 ) -> tuple[bool, str]:
     """Let the candidate serve if it was judged no worse and its replay passed.
 
@@ -194,6 +199,9 @@ def promote_candidate(
     judged : JudgedCandidate
     replay_passed : bool
         Whether ``monitoring.candidate_replay`` found this bundle to agree.
+    unlike_what_was_served : str
+        Where ``monitoring.parity`` found served scores that are not given again; '' if nowhere.
+        Who serves would serve this bundle as wrongly, and its own loss would be judged on that.
 
     Returns
     -------
@@ -211,6 +219,12 @@ def promote_candidate(
         promoted, reason = (
             False,
             "its replay has not passed; materialize monitoring/candidate_replay",
+        )
+    elif unlike_what_was_served:
+        promoted, reason = (
+            False,
+            f"served scores are not given again: {unlike_what_was_served}; see "
+            "monitoring/parity_findings, mend the scorer or roll back, and serve sound hours",
         )
     if promoted:
         promote(

@@ -8,7 +8,7 @@ float is written by ``repr``, so that reading it gives the same bits back.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.features.encoding import EntityCounts, FeatureContract, request_columns
-from ad_pipeline.hashing import string_array
+from ad_pipeline.hashing import string_array, uniform
 
 EVERYTHING = "(all)"
 """Stands for an entity in the names of the overall counts."""
 
 RATES_AGE = "rates"
 """Name of the one age that a decision has: of every rate and count it used."""
+
+LOGGED = "serving log"
+"""Purpose of the draw that decides whether a request's decision is logged."""
 
 JSON_COLUMNS = ("features", "ages_us", "scores", "fallbacks")
 
@@ -96,6 +99,8 @@ class Decisions:
         End of the counted hours, microseconds.
     fallbacks : tuple of Fallback
     bundle_hash, snapshot_hash : str
+    log_share : float
+        Share of the requests whose decision the serving log keeps; the bundle says it.
     """
 
     contract: FeatureContract
@@ -109,6 +114,7 @@ class Decisions:
     fallbacks: tuple[Fallback, ...]
     bundle_hash: str
     snapshot_hash: str
+    log_share: float = 1.0
 
     def __len__(self) -> int:
         """Return the number of decisions."""
@@ -140,6 +146,44 @@ class Decisions:
             fallbacks=tuple(found.reason for found in self.fallbacks if found.rows[row]),
             bundle_hash=self.bundle_hash,
             snapshot_hash=self.snapshot_hash,
+        )
+
+    def to_log(self) -> pa.Table:
+        """Return those rows of :meth:`to_table` that the serving log keeps.
+
+        Which ones follows from the request's id alone: every scorer, and every bundle of the same
+        share, keeps the same requests, and a smaller share keeps some of a larger one's.
+
+        Raises
+        ------
+        ValueError
+            If some are to be left out and the requests have no id.
+        """
+        if self.log_share >= 1:
+            return self.to_table()
+        if "request_id" not in self.identity:
+            raise ValueError(
+                f"the bundle logs a share of {self.log_share:g}, chosen by request_id, which these "
+                "requests lack; send it, or set settings.serving_log.share to 1"
+            )
+        kept = uniform(0, self.identity["request_id"], LOGGED) < self.log_share
+        return self._taken(np.flatnonzero(kept)).to_table()
+
+    def _taken(self, rows: np.ndarray) -> "Decisions":
+        """Return the decisions of some rows."""
+        places = numbers_array(rows)
+        return replace(
+            self,
+            identity={name: column.take(places) for name, column in self.identity.items()},
+            occurred_us=None if self.occurred_us is None else self.occurred_us[rows],
+            columns={name: column.take(places) for name, column in self.columns.items()},
+            counts=EntityCounts(self.counts.counts[rows], self.counts.totals[rows]),
+            probabilities={goal: p[rows] for goal, p in self.probabilities.items()},
+            logits={
+                goal: {expert: logit[rows] for expert, logit in experts.items()}
+                for goal, experts in self.logits.items()
+            },
+            fallbacks=tuple(Fallback(f.reason, f.rows[rows]) for f in self.fallbacks),
         )
 
     def to_table(self) -> pa.Table:

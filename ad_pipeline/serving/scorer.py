@@ -244,11 +244,11 @@ class Scorer:
         for name in contract.columns:
             is_text = name in contract.text_columns
             if name in given:
-                columns[name] = _cast(given[name], is_text)
+                columns[name] = cast_column(given[name], is_text)
             else:
                 fallbacks.append(Fallback(_missing(name), np.ones(n, np.bool_)))
                 columns[name] = _texts(name, [None] * n) if is_text else _numbers(name, [None] * n)
-        identity = {name: _cast(given[name], True) for name in IDENTITY if name in given}
+        identity = {name: cast_column(given[name], True) for name in IDENTITY if name in given}
         occurred = _moments(given[OCCURRED]) if OCCURRED in given else None
         return self._decided(columns, identity, occurred, fallbacks, n)
 
@@ -287,7 +287,18 @@ class Scorer:
             fallbacks=tuple(fallbacks),
             bundle_hash=self.bundle.digest,
             snapshot_hash="" if self.snapshot is None else self.snapshot.digest,
+            log_share=self.bundle.log_share,
         )
+
+
+def cast_column(column: pa.Array, is_text: bool) -> pa.Array:
+    """Return a given column as encoding reads it: texts, or float64."""
+    kind = column.type
+    if not is_text:
+        return column if pa.types.is_float64(kind) else pc.cast(column, pa.float64())
+    if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return pc.cast(column, pa.large_string())
+    return column
 
 
 def _published(
@@ -349,15 +360,6 @@ def _arrays(requests: Requests) -> dict[str, pa.Array]:
                 column = pa.concat_arrays(wide)
         arrays[name] = column
     return arrays
-
-
-def _cast(column: pa.Array, is_text: bool) -> pa.Array:
-    kind = column.type
-    if not is_text:
-        return column if pa.types.is_float64(kind) else pc.cast(column, pa.float64())
-    if pa.types.is_integer(kind) or pa.types.is_null(kind):
-        return pc.cast(column, pa.large_string())
-    return column
 
 
 def _moments(column: pa.Array) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ad_pipeline.simulation.identifiers import number_column
 from ad_pipeline.simulation.log_files import TABLES, WholeFile, day_name
@@ -41,10 +42,10 @@ BATCH_ROWS = 2048
 
 
 class DecisionBatch(Protocol):
-    """What a scorer answers: one decision per request, in the order of the requests."""
+    """What a scorer answers: decisions in the order of the requests."""
 
-    def to_table(self) -> pa.Table:
-        """Return `DECISION_COLUMNS`, `impression_id` optional."""
+    def to_log(self) -> pa.Table:
+        """Return `DECISION_COLUMNS`, `impression_id` optional, of those that are to be logged."""
         ...
 
 
@@ -161,8 +162,8 @@ def serve_day(
     day : int
     scorer : RequestScorer
     write : callable
-        Gets one table of decisions per hour: `DECISION_COLUMNS`, `occurred_us` (the moment of the
-        request) and `received_us`.
+        Gets one table of logged decisions per hour: `DECISION_COLUMNS`, `occurred_us` (the moment
+        of the request) and `received_us`.
     batch_rows : int
     progress : callable or None
 
@@ -176,17 +177,20 @@ def serve_day(
     for hour in range(24 * day, 24 * (day + 1)):
         requests = market.requests(hour)
         moment = requests["occurred_us"].to_numpy()
-        tables = []
+        tables: list[pa.Table] = []
+        asked: list[np.ndarray] = []
         for start in range(0, len(requests), batch_rows):
             batch = requests.slice(start, batch_rows)
-            tables.append(_decided(scorer.score_many(batch).to_table(), batch))
+            logged, places = _decided(scorer.score_many(batch).to_log(), batch)
+            tables.append(logged)
+            asked.append(start + places)
         if tables:
             delay = spec.stream("decision log", hour).integers(1_000, 50_000, len(moment))
             # The scorer logs as it answers: a day's decisions are in the log by its end.
             received = np.minimum(moment + delay, last_us)
-            decisions = pa.concat_tables(tables)
-            decisions = decisions.append_column("occurred_us", number_column(moment))
-            write(decisions.append_column("received_us", number_column(received)))
+            decisions, rows = pa.concat_tables(tables), np.concatenate(asked)
+            decisions = decisions.append_column("occurred_us", number_column(moment[rows]))
+            write(decisions.append_column("received_us", number_column(received[rows])))
         if progress is not None:
             progress(hour + 1 - 24 * day, 24)
 
@@ -198,14 +202,16 @@ def _current_scorer(serving: Path) -> RequestScorer:
     return Scorer.current(serving)
 
 
-def _decided(answer: pa.Table, requests: pa.Table) -> pa.Table:
-    """Bring an answer into the columns of `events.decisions`."""
+def _decided(answer: pa.Table, requests: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """Bring an answer into the columns of `events.decisions`; return which requests it is about."""
     asked = requests["request_id"].combine_chunks()
     answered = answer["request_id"].cast(pa.string()).combine_chunks()
-    if not answered.equals(asked):
+    found = pc.call_function("index_in", [answered], pc.SetLookupOptions(value_set=asked))
+    places = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    if (np.diff(places, prepend=-1) <= 0).any():
         raise ValueError(
             f"the scorer answered {len(answered)} requests that are not, in this order, "
-            f"the {len(asked)} it was asked; the first one asked is {asked[0]}"
+            f"among the {len(asked)} it was asked; the first one asked is {asked[0]}"
         )
     columns = {
         name: answer[name].cast(pa.string())
@@ -213,8 +219,8 @@ def _decided(answer: pa.Table, requests: pa.Table) -> pa.Table:
         if name in answer.column_names
     }
     # The exchange knows which impression a request led to; a scorer need not.
-    columns["impression_id"] = requests["impression_id"]
-    return pa.table({name: columns[name] for name in DECISION_COLUMNS})
+    columns["impression_id"] = requests["impression_id"].take(pa.array(places))
+    return pa.table({name: columns[name] for name in DECISION_COLUMNS}), places
 
 
 def _move(source: Path, target: Path) -> list[Path]:

@@ -26,7 +26,8 @@ DEEP = {
     "online": {"bits": 12},
 }
 NOT_ASKED = (
-    "evaluation/report", "monitoring/drift", "monitoring/production_parity", "serving/current",
+    "evaluation/report", "monitoring/drift", "monitoring/parity",
+    "monitoring/parity_findings", "monitoring/serving_objectives", "serving/current",
     *BESIDE_THE_PATH,
 )  # fmt: skip
 """Assets that neither the expert nor its bundle depends on."""

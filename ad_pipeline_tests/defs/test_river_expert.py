@@ -23,7 +23,13 @@ RIVER = {
         "bits": 12,
     }
 }
-NOT_ASKED = ("evaluation/report", "monitoring/drift", "monitoring/production_parity")
+NOT_ASKED = (
+    "evaluation/report",
+    "monitoring/drift",
+    "monitoring/parity",
+    "monitoring/parity_findings",
+    "monitoring/serving_objectives",
+)
 """Assets that neither the expert nor its bundle depends on."""
 
 

@@ -286,7 +286,7 @@ def test_without_decisions_production_parity_is_not_passed(
     checks = [
         key
         for key in definitions.resolve_asset_graph().asset_check_keys
-        if key.asset_key.path == ["monitoring", "production_parity"]
+        if key.asset_key.path == ["monitoring", "parity"]
     ]
     assert len(checks) == 2
     for check in checks:

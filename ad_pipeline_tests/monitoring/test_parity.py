@@ -3,6 +3,7 @@
 import json
 import struct
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.monitoring import parity, tables
+from ad_pipeline.monitoring import tables
+from ad_pipeline.monitoring.parity import comparison as parity
+from ad_pipeline.monitoring.parity.decision_log import features_of, scores_of
 
 
 def features(**columns: list) -> pa.Table:
@@ -179,7 +182,9 @@ def test_scores_survive_the_json_of_the_log_bit_for_bit(values: list[float]):
         for k, value in enumerate(values)
     ]
     recomputed = scores(*((f"r{k}", "click", value) for k, value in enumerate(values)))
-    assert parity.compare_scores(parity.scores_of(decisions), recomputed).passed
+    assert parity.compare_scores(
+        scores_of(duckdb.connect(), pa.Table.from_pylist(decisions)), recomputed
+    ).passed
 
 
 def test_logged_features_become_columns_of_one_type_each():
@@ -188,7 +193,7 @@ def test_logged_features_become_columns_of_one_type_each():
         {"request_id": "r1", "features": json.dumps({"n": 0.5, "t": None, "m": "y"})},
         {"request_id": "r2", "features": None},
     ]
-    table = parity.features_of(decisions)
+    table = features_of(duckdb.connect(), pa.Table.from_pylist(decisions))
     assert table.column("n").to_pylist() == [1.0, 0.5, None]
     assert table.column("t").to_pylist() == ["x", None, None]
     assert table.column("m").to_pylist() == ["1", '"y"', None]
@@ -197,8 +202,8 @@ def test_logged_features_become_columns_of_one_type_each():
 
 def test_results_become_rows_and_an_hour_without_decisions_says_so():
     nothing = parity.compare_scores(scores(), scores())
-    rows = tables.production_parity_rows(0, "", features=nothing, scores=nothing)
-    assert tuple(rows.column_names) == tables.PRODUCTION_PARITY.column_names
+    rows = tables.parity_rows(0, "", features=nothing, scores=nothing)
+    assert tuple(rows.column_names) == tables.PARITY.column_names
     assert rows.column("state").to_pylist() == ["no decisions yet"] * 2
     logged = scores(("r0", "click", 0.1))
     replay = tables.candidate_replay_rows(

@@ -25,7 +25,7 @@ class Answers:
     def __init__(self, requests: pa.Table, order: np.ndarray) -> None:
         self._ids = requests["request_id"].take(pa.array(order))
 
-    def to_table(self) -> pa.Table:
+    def to_log(self) -> pa.Table:
         """Return the columns of the serving log, without an impression."""
         names = [name for name in DECISION_COLUMNS[1:] if name != "impression_id"]
         return pa.table(

@@ -28,7 +28,7 @@ from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.datasets import DATA_FOLDER, Dataset, Deployment, load_dataset
 from ad_pipeline.features.as_served import newest_requests
 from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
-from ad_pipeline.monitoring.production_parity import recheck_decisions
+from ad_pipeline.monitoring.parity.recheck import recheck_decisions
 from ad_pipeline.monitoring.replay import Replayed, replay_candidate
 from ad_pipeline.serving.bundle import export_bundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE

@@ -11,6 +11,8 @@ SELECT
     decisions.bundle_hash,
     decisions.snapshot_hash,
     decisions.features,
+    decisions.ages_us,
+    decisions.fallbacks,
     decisions.scores
 FROM events.decisions AS decisions
 LEFT JOIN events.impressions AS impressions

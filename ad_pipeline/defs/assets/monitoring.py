@@ -35,8 +35,10 @@ from ad_pipeline.monitoring.late_labels.benchmark import (
     record_benchmark,
 )
 from ad_pipeline.monitoring.late_labels.benchmark_plots import PRINTED, figures_of
+from ad_pipeline.monitoring.parity.causes import ACT
+from ad_pipeline.monitoring.parity.parity_plots import parity_picture
+from ad_pipeline.monitoring.parity.recheck import record_parity
 from ad_pipeline.monitoring.plots import finding
-from ad_pipeline.monitoring.production_parity import record_parity
 from ad_pipeline.monitoring.replay import record_replay
 from ad_pipeline.monitoring.serving_stress import latency_us, record_stress
 from ad_pipeline.monitoring.tables import (
@@ -46,10 +48,15 @@ from ad_pipeline.monitoring.tables import (
     DELAY_REPORT,
     DRIFT,
     LABEL_QUALITY,
-    PRODUCTION_PARITY,
+    PARITY,
+    PARITY_FINDINGS,
+    SERVING_OBJECTIVES,
     SERVING_STRESS,
 )
 from ad_pipeline.settings import DelayReportSettings
+
+SHOWN_FINDINGS = 40
+"""Of a range of hours in the metadata; all of them stand in the table."""
 
 
 @dg.multi_asset(
@@ -128,30 +135,37 @@ def candidate_replay(context: dg.AssetExecutionContext, deployment: DeploymentRe
     )
 
 
+SERVED = [
+    dg.AssetDep(name.split("."), partition_mapping=SAME_HOUR)
+    for name in (
+        *(
+            table.name
+            for table in HOURLY_TABLES
+            if table.name in ("events.decisions", "events.impressions")
+        ),
+        "features.rates",  # a value that leaked from the hour itself is known by these
+    )
+]
+
+
 @dg.multi_asset(
-    name="production_parity",
+    name="parity",
     specs=[
-        table_spec(
-            PRODUCTION_PARITY,
-            deps=[
-                dg.AssetDep(table.name.split("."), partition_mapping=SAME_HOUR)
-                for table in HOURLY_TABLES
-                if table.name in ("events.decisions", "events.impressions")
-            ],
-        )
+        table_spec(PARITY, deps=SERVED),
+        table_spec(PARITY_FINDINGS, deps=SERVED),
+        table_spec(SERVING_OBJECTIVES, deps=SERVED),
     ],
     backfill_policy=SINGLE_RUN,
 )
-def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+def parity(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Re-check every logged decision by the bundle and the snapshot that it names."""
     start_us, end_us = hours(context)
-    decisions = 0
+    rechecked = record_parity(deployment.warehouse, deployment.paths, start_us, end_us)
     figures: dict[int, dict[str, float | int | str]] = {
         hour_us: {"state": "no decisions yet", "decisions": 0}
         for hour_us in hours_between(start_us, end_us)
     }
-    for hour in record_parity(deployment.warehouse, deployment.paths, start_us, end_us):
-        decisions += hour.decisions
+    for hour in rechecked:
         if hour.decisions:
             figures[hour.hour_us] = {
                 "state": hour.state,
@@ -160,15 +174,43 @@ def production_parity(context: dg.AssetExecutionContext, deployment: DeploymentR
                 "share of features that differ": hour.feature_mismatch_rate,
                 "feature values missing from the log": hour.missing,
                 "feature values only in the log": hour.extra,
+                "findings": len(hour.findings),
             }
     for hour_us, shown in figures.items():
-        describe_hour(context, ["monitoring", "production_parity"], hour_us, shown)
+        describe_hour(context, ["monitoring", "parity"], hour_us, shown)
+    decisions = sum(hour.decisions for hour in rechecked)
+    found = [(hour.hour_us, finding) for hour in rechecked for finding in hour.findings]
     context.log.info(
-        f"production parity: {decisions:,} decisions re-checked"
+        f"parity: {decisions:,} decisions re-checked, {len(found):,} findings"
         if decisions
-        else "production parity: no decisions yet"
+        else "parity: no decisions yet"
     )
-    return dg.MaterializeResult()
+    yield dg.MaterializeResult(
+        asset_key=["monitoring", "parity"], metadata={"picture": picture(parity_picture(rechecked))}
+    )
+    yield dg.MaterializeResult(
+        asset_key=["monitoring", "parity_findings"],
+        metadata={
+            "findings": len(found),
+            "newest findings": table(
+                ("hour", "what", "cause", "differ", "of", "explained", "first", "to do"),
+                [
+                    (
+                        timestamp(hour_us),
+                        f"{each.comparison}: {each.name}",
+                        each.explanation.cause,
+                        each.offending,
+                        each.rows,
+                        f"{each.explanation.explained:.0%}",
+                        ", ".join(each.example_keys[:1]),
+                        ACT[each.explanation.cause],
+                    )
+                    for hour_us, each in reversed(found[-SHOWN_FINDINGS:])
+                ],
+            ),
+        },
+    )
+    yield dg.MaterializeResult(asset_key=["monitoring", "serving_objectives"])
 
 
 @dg.multi_asset(

@@ -13,6 +13,7 @@ from ad_pipeline.features.as_served import newest_requests, read_impressions
 from ad_pipeline.features.dictionary import tokens_of_slots
 from ad_pipeline.learners.ensemble.ensembles import held_out_forecasts
 from ad_pipeline.learners.online.grid_hours import chosen_configurations
+from ad_pipeline.monitoring.parity.recheck import scores_not_given_again
 from ad_pipeline.monitoring.replay import replay_passed
 from ad_pipeline.serving.bundle import Bundle
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate
@@ -109,7 +110,8 @@ def _weights_shown(built: Bundle) -> dict[str, int | float | str]:
     automation_condition=refresh_after_upstream(),
     description=(
         "The pointer that a bidder follows. It moves only here, atomically, and only to a bundle "
-        "whose replay agreed and which beats or ties the current one on matured rows; a worse one "
+        "whose replay agreed and which beats or ties the current one on matured rows, while the "
+        "newest served scores are given again; a worse one "
         "is refused and the old one keeps serving. `ad_pipeline rollback` moves it back."
     ),
 )
@@ -124,7 +126,12 @@ def current(
         paths, held_out_forecasts(warehouse, paths), partial(read_impressions, warehouse)
     )
     promoted, reason = promote_candidate(
-        paths, judged, replay_passed=replay_passed(warehouse, judged.digest)
+        paths,
+        judged,
+        replay_passed=replay_passed(warehouse, judged.digest),
+        unlike_what_was_served=scores_not_given_again(
+            warehouse, paths.dataset.settings.parity.guard_hours
+        ),
     )
     context.log.info(
         f"bundle {short(judged.digest)} {'promoted' if promoted else 'refused'}: {reason}"

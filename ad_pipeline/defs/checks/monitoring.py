@@ -3,7 +3,7 @@
 import dagster as dg
 
 from ad_pipeline.checkpoints import resolve
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import HOUR_US, timestamp
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, short
@@ -15,13 +15,17 @@ from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.warehouse import rows_of
 
 REPLAYED = ["monitoring", "candidate_replay"]
-PARITY = ["monitoring", "production_parity"]
+PARITY = ["monitoring", "parity"]
+FINDINGS = ["monitoring", "parity_findings"]
 DRIFTED = ["monitoring", "drift"]
 BENCHMARK = ["monitoring", "delay_benchmark"]
 CALIBRATION = ["monitoring", "delay_calibration"]
 DELAYS = ["monitoring", "delay_report"]
 STRESS = ["monitoring", "serving_stress"]
 LABELS = ["monitoring", "label_quality"]
+
+NAMED = 4
+"""Features named of a cause; all stand in the table."""
 
 
 @dg.multi_asset_check(
@@ -76,7 +80,7 @@ def candidate_replay_checks(deployment: DeploymentResource):
 
 
 @dg.multi_asset_check(
-    name="production_parity_checks",
+    name="parity_checks",
     specs=[
         dg.AssetCheckSpec(
             "served_scores_are_given_again",
@@ -90,13 +94,13 @@ def candidate_replay_checks(deployment: DeploymentResource):
         ),
     ],
 )
-def production_parity_checks(deployment: DeploymentResource):
+def parity_checks(deployment: DeploymentResource):
     """Read every re-checked hour. "No decisions yet" warns: it is said, and it is not passed."""
     with deployment.warehouse.reader() as connection:
         rows = connection.execute(
             "SELECT comparison, name, sum(rows), sum(equal), sum(mismatches), sum(missing), "
             "sum(extra), count(*) FILTER (state = 'failed'), min(nullif(first_offending, '')) "
-            "FROM monitoring.production_parity WHERE bundle_hash <> '' GROUP BY ALL ORDER BY 1, 2"
+            "FROM monitoring.parity WHERE bundle_hash <> '' GROUP BY ALL ORDER BY 1, 2"
         ).fetchall()
     for check, comparison in (
         ("served_scores_are_given_again", "scores"),
@@ -121,6 +125,40 @@ def production_parity_checks(deployment: DeploymentResource):
             warns=not chosen,
             compared=int(sum(row[2] for row in chosen)),
         )
+
+
+@dg.asset_check(
+    asset=FINDINGS,
+    name="served_decisions_have_no_findings",
+    description=(
+        "Nothing in the newest day of served decisions differs or left its objective; a warning "
+        "names each finding with its cause and what to do."
+    ),
+)
+def served_decisions_have_no_findings(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Read the findings of the newest 24 hours that were re-checked, by cause."""
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT cause, act, count(*), count(*) FILTER (severity = 'severe'), "
+            "list(DISTINCT name ORDER BY name), min(hour_us), max(hour_us), sum(offending) "
+            "FROM monitoring.parity_findings WHERE hour_us > "
+            "(SELECT max(hour_us) FROM monitoring.parity) - $span_us GROUP BY ALL ORDER BY 4 DESC",
+            {"span_us": 24 * HOUR_US},
+        ).fetchall()
+    return found(
+        "served_decisions_have_no_findings",
+        FINDINGS,
+        not rows,
+        "; ".join(
+            f"{cause}: {', '.join(names[:NAMED])}{' …' if len(names) > NAMED else ''}, "
+            f"{offending:,} values, {timestamp(first_us)} to {timestamp(last_us)}: {act}"
+            for cause, act, _, _, names, first_us, last_us, offending in rows
+        )
+        or "nothing found",
+        warns=True,
+        findings=sum(row[2] for row in rows),
+        severe=sum(row[3] for row in rows),
+    )
 
 
 @dg.asset_check(

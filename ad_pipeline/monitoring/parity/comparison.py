@@ -8,10 +8,10 @@ two code paths that agree to six digits are two code paths. Nothing logged is a 
 never counts as passed. Fetching bundles, snapshots or decisions does not belong here.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,9 @@ class Rates:
         They add up to ``rows``.
     first_offending : tuple of str
         The first keys, in order of key, that are not equal.
+    smape : float
+        Symmetric mean absolute percentage error, mean of 2 |a - b| / (|a| + |b|), over the rows
+        with a finite number on both sides, in [0, 2]; NaN where there is none.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Rates:
     missing: int
     extra: int
     first_offending: tuple[str, ...]
+    smape: float = math.nan
 
     @property
     def mismatch_rate(self) -> float:
@@ -186,69 +190,6 @@ def compare_scores(
     return _parity(compared, logged.num_rows, recomputed.num_rows, rows_agree=True)
 
 
-def features_of(decisions: Iterable[Mapping[str, Any]], key: str = "request_id") -> pa.Table:
-    """Lay the logged features of decisions out as one column a feature.
-
-    Parameters
-    ----------
-    decisions : iterable of mapping
-        Rows of ``events.decisions``: ``key`` and ``features``, a JSON object.
-    key : str
-
-    Returns
-    -------
-    pyarrow.Table
-        ``key`` and every feature that any decision names: float64 when all its values are numbers,
-        texts when all are texts, else each value's JSON text.
-    """
-    keys: list[str] = []
-    parsed: list[dict[str, Any]] = []
-    for decision in decisions:
-        keys.append(decision[key])
-        parsed.append(json.loads(decision["features"]) if decision["features"] else {})
-    names = sorted({name for features in parsed for name in features})
-    columns = {name: _column([features.get(name) for features in parsed]) for name in names}
-    return pa.table({key: pa.array(keys, pa.string()), **columns})
-
-
-def scores_of(decisions: Iterable[Mapping[str, Any]], key: str = "request_id") -> pa.Table:
-    """Lay the logged scores of decisions out, one row per decision and goal.
-
-    Parameters
-    ----------
-    decisions : iterable of mapping
-        Rows of ``events.decisions``: ``key`` and ``scores``, a JSON object goal -> probability.
-    key : str
-
-    Returns
-    -------
-    pyarrow.Table
-        ``key``, goal, probability (float64). JSON keeps a float64 exactly when its writer gives 17
-        digits or the shortest that reads back, as Python's does.
-    """
-    rows = [
-        (decision[key], goal, probability)
-        for decision in decisions
-        for goal, probability in (json.loads(decision["scores"] or "{}")).items()
-    ]
-    return pa.table(
-        {
-            key: pa.array([row[0] for row in rows], pa.string()),
-            "goal": pa.array([row[1] for row in rows], pa.string()),
-            "probability": pa.array([row[2] for row in rows], pa.float64()),
-        }
-    )
-
-
-def _column(values: Sequence[Any]) -> pa.Array:
-    present = [value for value in values if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
-        return pa.array([None if v is None else float(v) for v in values], pa.float64())
-    if all(isinstance(value, str) for value in present):
-        return pa.array(values, pa.string())
-    return pa.array([None if v is None else json.dumps(v) for v in values], pa.string())
-
-
 def _nothing_logged(recomputed_rows: int) -> Parity:
     return Parity("no decisions yet", 0, recomputed_rows, (), 0.0)
 
@@ -293,14 +234,17 @@ def _keys(table: pa.Table, names: Sequence[str]) -> pa.Array:
 def _paired(
     logged: pa.Array, recomputed: pa.Array
 ) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
-    """Return all keys in order and where each stands on both sides, -1 for nowhere."""
+    """Return all keys and where each stands on both sides, -1 for nowhere."""
+    if logged.equals(recomputed):
+        places = np.arange(len(logged))
+        return logged, places, places
     keys = pa.concat_arrays([logged, recomputed]).unique().sort()
 
-    def places(side: pa.Array) -> NDArray[np.int64]:
+    def places_in(side: pa.Array) -> NDArray[np.int64]:
         found = pc.call_function("index_in", [keys], pc.SetLookupOptions(value_set=side))
         return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    return keys, places(logged), places(recomputed)
+    return keys, places_in(logged), places_in(recomputed)
 
 
 def _values(table: pa.Table, name: str, at: NDArray[np.int64]) -> pa.Array:
@@ -334,7 +278,7 @@ def _compare(
     same, difference = _same(logged, recomputed, both)
     present = np.ones(len(keys), dtype=bool) if all_rows else has_logged | has_recomputed
     equal = both & same
-    offending = np.flatnonzero(present & ~equal)[:OFFENDERS]
+    offending = keys.take(pa.array(np.flatnonzero(present & ~equal))).sort()[:OFFENDERS]
     missing = int((has_recomputed & ~has_logged).sum())
     # With ``all_rows``, a null on both sides is a row without a score: nothing that agrees.
     extra = int((has_logged & ~has_recomputed).sum())
@@ -347,12 +291,31 @@ def _compare(
             mismatches=int((both & ~same).sum()) + neither,
             missing=missing,
             extra=extra,
-            first_offending=tuple(
-                key.replace(_SEPARATOR, " ") for key in keys.take(pa.array(offending)).to_pylist()
-            ),
+            first_offending=tuple(key.replace(_SEPARATOR, " ") for key in offending.to_pylist()),
+            smape=_smape(logged, recomputed, both, equal),
         ),
         difference,
     )
+
+
+def _smape(
+    logged: pa.Array,
+    recomputed: pa.Array,
+    both: NDArray[np.bool_],
+    equal: NDArray[np.bool_],
+) -> float:
+    if not (_is_number(logged.type) and _is_number(recomputed.type) and both.any()):
+        return math.nan
+    if equal[both].all():
+        return 0.0
+    ours = logged.to_numpy(zero_copy_only=False)[both]
+    theirs = recomputed.to_numpy(zero_copy_only=False)[both]
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    if not finite.any():
+        return math.nan
+    size = np.abs(ours[finite]) + np.abs(theirs[finite])
+    gap = 2 * np.abs(ours[finite] - theirs[finite])
+    return float(np.divide(gap, size, out=np.zeros_like(gap), where=size > 0).mean())
 
 
 def _same(
@@ -377,3 +340,18 @@ def _same(
     with np.errstate(invalid="ignore"):
         gaps = np.abs(ours[~agree] - theirs[~agree])
     return same, float(np.nan_to_num(gaps, nan=np.inf, posinf=np.inf).max())
+
+
+def agreement(logged: pa.Array, recomputed: pa.Array) -> NDArray[np.bool_]:
+    """Return in which rows both sides have the same value, bit for bit, bool of shape (n,).
+
+    Parameters
+    ----------
+    logged, recomputed : Arrow arrays of shape (n,)
+        float64, texts or nulls. Two nulls are no value, and do not agree.
+    """
+    both = logged.is_valid().to_numpy(zero_copy_only=False) & recomputed.is_valid().to_numpy(
+        zero_copy_only=False
+    )
+    same, _ = _same(logged, recomputed, both)
+    return both & same

@@ -1,0 +1,196 @@
+"""The JSON of the serving log as columns: what was logged, value by value, with its type.
+
+A million decisions are parsed by DuckDB's JSON reader, a text a value, and typed column by column:
+no Python object is made for a value. Types are kept as they were logged, since a number that
+arrives as a text is a fault to be found and not a detail of reading. How a scorer writes these
+texts stands in :mod:`ad_pipeline.serving.decisions`; what they are compared with, elsewhere.
+"""
+
+import json
+from collections.abc import Sequence
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from ad_pipeline.features.encoding import EntityCounts, FeatureContract
+from ad_pipeline.serving.decisions import count_columns
+
+INFINITIES = {'"Infinity"': "inf", '"-Infinity"': "-inf"}
+"""JSON has no infinity, so a scorer writes these texts."""
+
+_NAMES = "SELECT DISTINCT name FROM (SELECT unnest(json_keys(text)) AS name FROM logged) ORDER BY 1"
+_VALUES = "SELECT unnest(from_json(text, $structure)) FROM logged"
+_ELEMENTS = (
+    "SELECT element, count(*) AS rows FROM "
+    "(SELECT unnest(from_json(text, '[\"VARCHAR\"]')) AS element FROM logged) "
+    "GROUP BY ALL ORDER BY ALL"
+)
+
+
+def features_of(
+    connection: duckdb.DuckDBPyConnection, decisions: pa.Table, key: str = "request_id"
+) -> pa.Table:
+    """Lay the logged features of decisions out as one column a feature.
+
+    Parameters
+    ----------
+    connection : DuckDBPyConnection
+        Any: it only parses.
+    decisions : pyarrow.Table
+        Rows of ``events.decisions``: ``key`` and ``features``, a JSON object or null.
+    key : str
+
+    Returns
+    -------
+    pyarrow.Table
+        In the order of the decisions: ``key`` and every feature that any decision names: float64
+        when all its values are numbers, texts when all are texts, else each value's JSON text.
+    """
+    columns = logged_columns(connection, decisions.column("features"))
+    return pa.table({key: decisions.column(key).cast(pa.string()), **columns})
+
+
+def scores_of(
+    connection: duckdb.DuckDBPyConnection, decisions: pa.Table, key: str = "request_id"
+) -> pa.Table:
+    """Lay the logged scores of decisions out, one row per decision and goal.
+
+    Parameters
+    ----------
+    connection : DuckDBPyConnection
+        Any: it only parses.
+    decisions : pyarrow.Table
+        Rows of ``events.decisions``: ``key`` and ``scores``, a JSON object goal -> probability.
+    key : str
+
+    Returns
+    -------
+    pyarrow.Table
+        ``key``, goal, probability (float64), null where a goal has no number. JSON keeps a float64
+        exactly when its writer gives 17 digits or the shortest that reads back, as Python's does.
+    """
+    keys = decisions.column(key).cast(pa.string())
+    return scores_table(keys, logged_columns(connection, decisions.column("scores")), key)
+
+
+def scores_table(
+    keys: pa.ChunkedArray, probabilities: dict[str, pa.Array], key: str = "request_id"
+) -> pa.Table:
+    """Lay columns of probabilities, one a goal, below each other.
+
+    Parameters
+    ----------
+    keys : Arrow column of shape (n,)
+    probabilities : dict of str to Arrow array of shape (n,)
+        What is not float64 is no probability, and null.
+    key : str
+        Name of the keys' column.
+    """
+    schema = pa.schema([(key, pa.string()), ("goal", pa.string()), ("probability", pa.float64())])
+    parts = [
+        pa.table(
+            {
+                key: keys,
+                "goal": pa.repeat(goal, len(values)),
+                "probability": values
+                if pa.types.is_float64(values.type)
+                else pa.nulls(len(values), pa.float64()),
+            }
+        )
+        for goal, values in probabilities.items()
+    ]
+    return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def logged_columns(
+    connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray
+) -> dict[str, pa.Array]:
+    """Return the members of JSON objects as columns, by name.
+
+    Parameters
+    ----------
+    connection : DuckDBPyConnection
+        Any: it only parses.
+    texts : Arrow column of texts, shape (n,)
+        JSON objects or nulls.
+
+    Returns
+    -------
+    dict of str to Arrow array of shape (n,)
+        float64, texts, or JSON texts where the types are mixed; null where an object lacks the
+        member.
+    """
+    connection.register("logged", pa.table({"text": texts}))
+    names = [name for (name,) in connection.execute(_NAMES).fetchall()]
+    if not names:
+        return {}
+    structure = json.dumps(dict.fromkeys(names, "JSON"))
+    values = connection.sql(_VALUES, params={"structure": structure}).to_arrow_table()
+    return {
+        name: _typed(values.column(place).cast(pa.string()).combine_chunks())
+        for place, name in enumerate(names)
+    }
+
+
+def listed(connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray) -> dict[str, int]:
+    """Count the elements of JSON lists of texts over all rows, by element."""
+    connection.register("logged", pa.table({"text": texts}))
+    return dict(connection.execute(_ELEMENTS).fetchall())
+
+
+def logged_inputs_of(
+    contract: FeatureContract, logged: pa.Table
+) -> tuple[dict[str, pa.Array], EntityCounts]:
+    """Return what a scorer needs to give the logged scores again.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    logged : pyarrow.Table of n rows
+        From :func:`features_of`.
+
+    Returns
+    -------
+    columns : dict of str to Arrow array of shape (n,)
+        The contract's columns. What was not logged, or with another type, is null: its scores then
+        differ from the logged ones, and its own comparison says why.
+    counts : EntityCounts of n rows
+        0 where nothing was logged.
+    """
+    columns: dict[str, pa.Array] = {name: _text(logged, name) for name in contract.text_columns}
+    columns |= {name: pa.array(_number(logged, name)) for name in contract.numeric}
+    counts = EntityCounts.nothing(contract, logged.num_rows)
+    for name, values in count_columns(contract, counts):
+        values[:] = np.nan_to_num(_number(logged, name))
+    return columns, counts
+
+
+def _text(logged: pa.Table, name: str) -> pa.Array:
+    if name not in logged.column_names or pa.types.is_null(logged.schema.field(name).type):
+        return pa.nulls(logged.num_rows, pa.string())
+    return logged.column(name).cast(pa.string()).combine_chunks()
+
+
+def _number(logged: pa.Table, name: str) -> np.ndarray:
+    """Return a logged number, float64 of shape (n,), NaN where there is none."""
+    if name not in logged.column_names or not pa.types.is_float64(logged.schema.field(name).type):
+        return np.full(logged.num_rows, np.nan)
+    return logged.column(name).to_numpy()
+
+
+def _typed(values: pa.Array) -> pa.Array:
+    """Type a column of JSON texts: numbers, texts, or left as they are."""
+    coded = values.dictionary_encode()
+    distinct: Sequence[str] = coded.dictionary.to_pylist()
+    if not distinct:
+        return pa.nulls(len(values))
+    quoted = [text for text in distinct if text.startswith('"')]
+    if len(quoted) == len(distinct) and not INFINITIES.keys() >= set(distinct):
+        read = pa.array([json.loads(text) for text in distinct], pa.string())
+    elif INFINITIES.keys() >= set(quoted) and not any(text[0] in "tf[{" for text in distinct):
+        # NumPy and Arrow round a decimal to the nearest float64, as JSON's readers do.
+        read = pa.array([INFINITIES.get(text, text) for text in distinct]).cast(pa.float64())
+    else:
+        return values
+    return read.take(coded.indices)
