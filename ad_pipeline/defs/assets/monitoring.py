@@ -23,7 +23,7 @@ from ad_pipeline.monitoring.delay_report.delay_page import (
 from ad_pipeline.monitoring.delay_report.recommendation import GoalReport, sentences
 from ad_pipeline.monitoring.delay_report.report_of_log import PAGE, write_delay_report
 from ad_pipeline.monitoring.delay_report.report_rows import facts_figures
-from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.drift.drift_of_log import DRAWN, PICTURE, record_drift
 from ad_pipeline.monitoring.late_labels.benchmark import (
     FAMILIES,
     Asked,
