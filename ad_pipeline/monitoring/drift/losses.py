@@ -8,10 +8,10 @@ so that the predicted positives are those that came; with the shifted p, log odd
 .. math:: \sum (l - E_p[l]) \,/\, \sqrt{\mathrm{Var}} = -\sum z (y - p) \,/\, \sqrt{\mathrm{Var}},
 
 which rises when high scores hold less than they say. Both are about 0, give or take 1, under a
-model that is right, and about a constant under one that is wrong as it always was. Page and Hinkley's
-test, River's, looks for a rise of their absolute value: scores that get better ring no bell. Series
-are divided by their own spread where that is more than 1, since hours of a market differ by more
-than draws do.
+model that is right, and about a constant under one that is wrong as it always was. Page and
+Hinkley's test, River's, looks for a rise of their absolute value: scores that get better ring no
+bell. Series are divided by their own spread where that is more than 1, since hours of a market
+differ by more than draws do.
 
 A detector has no state of its own: it is replayed over a bounded window of the tables, so that a
 re-run of the hour comes to the same verdict.
@@ -66,8 +66,8 @@ class Ring:
     Attributes
     ----------
     change : float
-        Mean absolute value of the points of the last ``recent_hours`` less that of those before, standard
-        deviations; 0 where either is missing.
+        Mean absolute value of the points of the last ``recent_hours`` less that of those before,
+        standard deviations; 0 where either is missing.
     rang_us : int or None
         End of the hours after which it rang last; None if it never did.
     """
