@@ -69,7 +69,16 @@ STRATEGY_OF_LOSS: Mapping[str, StrategyName] = {
 
 
 WATCHING = frozenset(
-    {"delay_benchmark", "delay_report", "drift", "label_quality", "parity", "serving_log", "stress"}
+    {
+        "delay_benchmark",
+        "delay_report",
+        "drift",
+        "drift_actions",
+        "label_quality",
+        "parity",
+        "serving_log",
+        "stress",
+    }
 )
 """Groups that decide what people are told. No model follows from them, so that a threshold may be
 changed without one looking like another's. `label_quality` is one only while it does not act."""
@@ -662,6 +671,60 @@ class ParitySettings(Group):
     )
 
 
+class DriftActionSettings(Group):
+    """From drift to action: what counts as drift beside the inputs, and how often is acted on it.
+
+    Thresholds were tuned on seeds other than those they are tested on: ``docs/evidence.md``.
+    """
+
+    act: bool = Field(
+        default=True, description="False: verdicts are told, and no run is started by them."
+    )
+    lookback_hours: PositiveInt = Field(
+        default=168,
+        description="Matured hours that the detectors are replayed over: a week has every weekday, "
+        "and their state follows from the tables alone.",
+    )
+    maximum_rows: PositiveInt = Field(
+        default=200_000,
+        description="Matured rows of a goal and expert read for it, thinned by hash: a fixed cost.",
+    )
+    loss_threshold: Annotated[float, Field(gt=0)] = Field(
+        default=12.0,
+        description="Standard deviations, summed up beyond the tolerated, from which Page and "
+        "Hinkley's test rings on loss or calibration.",
+    )
+    tolerated_deviation: Annotated[float, Field(ge=0)] = Field(
+        default=0.5, description="Standard deviations an hour may be off without adding up."
+    )
+    warm_up_hours: PositiveInt = Field(
+        default=12, description="Matured hours to compare with before the test may ring."
+    )
+    new_category_share: Share = Field(
+        default=0.02,
+        description="Share of the rows beyond what an unchanged log brings: what a model knows "
+        "nothing of.",
+    )
+    delay_index: Annotated[float, Field(gt=0)] = Field(
+        default=0.2, description="Index of the delays of positives, as that of a column."
+    )
+    cooldown_hours: dict[str, PositiveInt] = Field(
+        default_factory=dict,
+        description="By action: log hours between two of a kind; settings.drift."
+        "retrain_cooldown_hours of those not named.",
+    )
+    raise_rate_doublings: Annotated[int, Field(ge=1, le=4)] = Field(
+        default=1,
+        description="By which the online rate is raised; only under settings.online.rate_control, "
+        "which lowers it again.",
+    )
+    effect_hours: PositiveInt = Field(
+        default=24,
+        description="Matured hours before and after an action whose loss is compared: a day and "
+        "its night on both sides.",
+    )
+
+
 class DelayReportSettings(Group):
     """The delay report: what it reads, how much it replays, and from when on it warns."""
 
@@ -854,6 +917,7 @@ class Settings(Group):
     drift: DriftSettings = DriftSettings()
     serving_log: ServingLogSettings = ServingLogSettings()
     parity: ParitySettings = ParitySettings()
+    drift_actions: DriftActionSettings = DriftActionSettings()
     delay_report: DelayReportSettings = DelayReportSettings()
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
     stress: StressSettings = StressSettings()

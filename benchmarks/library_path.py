@@ -32,7 +32,7 @@ from ad_pipeline.learners.ensemble.ensembles import fit_ensembles, held_out_fore
 from ad_pipeline.learners.online.grid_hours import chosen_configurations, select_hours
 from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.learners.predictions import unite_predictions
-from ad_pipeline.monitoring.drift_of_log import record_drift
+from ad_pipeline.monitoring.drift.drift_of_log import record_drift
 from ad_pipeline.monitoring.parity.recheck import record_parity, scores_not_given_again
 from ad_pipeline.monitoring.replay import record_replay, replay_passed
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate

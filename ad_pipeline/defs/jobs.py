@@ -11,6 +11,9 @@ from ad_pipeline.defs.lineage import ON_DEMAND
 BESIDE_THE_PATH = dg.AssetSelection.tag(ON_DEMAND, "")
 """Half an hour, half a minute, a minute: nothing in the path waits for them."""
 
+ACTIONS = dg.AssetSelection.assets(["monitoring", "actions"])
+"""Every job that acts on drift keeps what it does beside its evidence."""
+
 main = dg.define_asset_job(
     "main",
     selection=dg.AssetSelection.all() - BESIDE_THE_PATH,
@@ -54,10 +57,39 @@ prune = dg.define_asset_job(
 retrain = dg.define_asset_job(
     "retrain",
     # One step makes both: the table of what was asked for, and the model.
-    selection=dg.AssetSelection.assets(["learners", "retrains"], ["learners", "batch_model"]),
+    selection=dg.AssetSelection.assets(["learners", "retrains"], ["learners", "batch_model"])
+    | ACTIONS,
     description=(
-        "Train LightGBM anew in one log hour and record why. The drift sensor starts it; the "
-        "ensemble, the bundle and its checks follow by automation."
+        "Train LightGBM anew in one log hour and record why. The sensor drift_actions starts it; "
+        "the ensemble, the bundle and its checks follow by automation."
+    ),
+)
+
+refit_delays = dg.define_asset_job(
+    "refit_delays",
+    selection=dg.AssetSelection.assets(["learners", "delay_refits"], ["learners", "delay_models"])
+    | ACTIONS,
+    description=(
+        "Fit the models of delay anew in one log hour, out of their schedule, and record why. The "
+        "sensor drift_actions starts it when labels come earlier or later than they did."
+    ),
+)
+
+raise_rate = dg.define_asset_job(
+    "raise_rate",
+    selection=dg.AssetSelection.assets(["learners", "rate_orders"]) | ACTIONS,
+    description=(
+        "Order that the online learner begins the hour after the chosen one with a raised rate, "
+        "and record why. Only under settings.online.rate_control, which lets it fall again."
+    ),
+)
+
+recalibrate = dg.define_asset_job(
+    "recalibrate",
+    selection=dg.AssetSelection.assets(["learners", "ensemble"]) | ACTIONS,
+    description=(
+        "Fit the mixture and the calibration anew on the newest matured rows and record why; the "
+        "bundle and its checks follow by automation."
     ),
 )
 

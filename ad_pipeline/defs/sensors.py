@@ -8,20 +8,31 @@ tested without Dagster. Reactions inside the graph are conditions, in ``automati
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
-import duckdb
 
 from ad_pipeline.checkpoints import is_pointed
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.defs.jobs import ledger, main, recover_online_model, retrain
+from ad_pipeline.defs.jobs import (
+    ledger,
+    main,
+    raise_rate,
+    recalibrate,
+    recover_online_model,
+    refit_delays,
+    retrain,
+)
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until, watermark_us
 from ad_pipeline.learners.online.online_hours import pointer as online_model
 from ad_pipeline.learners.online.recovery import GUARD, replay_range, suspects
-from ad_pipeline.warehouse import Warehouse, WarehouseBusy, one_row
+from ad_pipeline.monitoring.drift.actions import seen_by_sensor
+from ad_pipeline.monitoring.drift.causes import Action, Seen, due_action
+from ad_pipeline.settings import DriftActionSettings
+from ad_pipeline.warehouse import Warehouse, WarehouseBusy
 
 PATIENCE_SECONDS = 2.0
 """A tick does not queue behind a run for the warehouse: the next tick asks again."""
@@ -34,6 +45,9 @@ RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 SUSPECTS_TAG = "ad_pipeline/suspects"
 
+DRIFT = "drift"
+"""Cause that the tables of orders name when this sensor ordered."""
+
 GOING_ON = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -45,26 +59,13 @@ QUIET_SECONDS = 3600.0
 """A run that has said nothing for so long died with its machine: nobody marked it as ended."""
 
 
-@dataclass(frozen=True)
-class DriftSeen:
-    """What the drift sensor sees.
-
-    Attributes
-    ----------
-    verdict_end_us : int
-        End of the hours of the newest verdict.
-    columns : tuple of str
-        Those that drifted; empty if none did.
-    last_hour_us : int
-        Last log hour learnt.
-    last_retrain_us : int or None
-        Last hour of a retrain that was asked for.
-    """
-
-    verdict_end_us: int
-    columns: tuple[str, ...]
-    last_hour_us: int
-    last_retrain_us: int | None
+JOB_OF: Mapping[Action, Any] = {
+    "retrain": retrain,
+    "raise_rate": raise_rate,
+    "recalibrate": recalibrate,
+    "refit_delays": refit_delays,
+}
+"""What carries out each action; what asks for it is data, in ``monitoring.drift.causes``."""
 
 
 def listing_digest(deployment: Deployment) -> str:
@@ -107,34 +108,6 @@ def learnt_until(deployment: Deployment, sealed_us: int) -> int:
     ):
         end_us -= HOUR_US
     return end_us
-
-
-def retrain_due(seen: DriftSeen, acted_on_us: int, cooldown_hours: int) -> tuple[bool, str]:
-    """Decide whether a drift verdict starts a retrain.
-
-    Parameters
-    ----------
-    seen : DriftSeen
-    acted_on_us : int
-        End of the hours of the last verdict that was acted on; 0 for none.
-    cooldown_hours : int
-        Log hours between two such retrains.
-
-    Returns
-    -------
-    due : bool
-    reason : str
-        For people.
-    """
-    if not seen.columns:
-        return False, f"no drift in the hours before {timestamp(seen.verdict_end_us)}"
-    if seen.verdict_end_us <= acted_on_us:
-        return False, f"the verdict up to {timestamp(seen.verdict_end_us)} was acted on already"
-    if seen.last_retrain_us is not None:
-        ready_us = seen.last_retrain_us + cooldown_hours * HOUR_US
-        if seen.last_hour_us < ready_us:
-            return False, f"cooling down until log hour {timestamp(ready_us)}"
-    return True, f"{', '.join(seen.columns)} drifted before {timestamp(seen.verdict_end_us)}"
 
 
 def run_over_hours(instance: dg.DagsterInstance) -> str | None:
@@ -203,16 +176,45 @@ def closed_hours(
     return dg.RunRequest(run_key=f"{first}...{last}, attempt {attempts + 1}", tags=tags)
 
 
+def action_config(
+    action: Action, settings: DriftActionSettings, seen: Seen, taken: dict[str, str | int]
+) -> dict[str, Any]:
+    """Return the run configuration of an action's job.
+
+    Parameters
+    ----------
+    action : str
+    settings : DriftActionSettings
+    seen : Seen
+    taken : dict
+        Configuration of the step that records it.
+    """
+    ops: dict[str, Any] = {"actions": {"config": taken}}
+    asked = {"cause": DRIFT, "evidence": taken["evidence"]}
+    if action == "retrain":
+        ops["batch_learner"] = {"config": asked}
+    elif action == "refit_delays":
+        ops["delay_models"] = {"config": asked}
+    elif action == "raise_rate":
+        goals = sorted({one["subject"].split(", ")[0] for one in seen.asked[action]})
+        doublings = settings.raise_rate_doublings
+        ops["rate_order"] = {"config": asked | {"goals": goals, "doublings": doublings}}
+    return {"ops": ops}
+
+
 @dg.sensor(
-    job=retrain,
+    jobs=list(JOB_OF.values()),
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Retrains LightGBM when the inputs drifted; cools down between two retrains.",
+    description=(
+        "Does what fits the newest drift verdicts: retrains LightGBM, raises the online rate, "
+        "calibrates anew or fits the models of delay; one at a time, each with its cooldown."
+    ),
 )
-def drift_retrain(
+def drift_actions(
     context: dg.SensorEvaluationContext, deployment: DeploymentResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Turn the newest drift verdict into a retrain run, once."""
+    """Turn the newest drift verdicts into the run that fits, once for each action."""
     if going_on := run_over_hours(context.instance):
         return dg.SkipReason(f"run {going_on} is still at its hours")
     paths = deployment.paths
@@ -220,25 +222,36 @@ def drift_retrain(
         return dg.SkipReason("nothing was materialized yet")
     try:
         with Warehouse(paths.warehouse, wait_seconds=PATIENCE_SECONDS).reader() as connection:
-            seen = _seen(connection)
+            seen = seen_by_sensor(connection)
+            last_hour_us = 0 if seen is None else sealed_until(connection) - HOUR_US
     except WarehouseBusy as busy:
         return dg.SkipReason(str(busy))
     if seen is None:
         return dg.SkipReason("no drift verdict yet")
-    cooldown = paths.dataset.settings.drift.retrain_cooldown_hours
-    due, reason = retrain_due(seen, int(context.cursor or 0), cooldown)
-    if not due:
+    acted_on: dict[str, int] = json.loads(context.cursor) if context.cursor else {}
+    settings = paths.dataset.settings
+    action, reason = due_action(seen, acted_on, settings)
+    if action is None:
         return dg.SkipReason(reason)
-    evidence = json.dumps({"verdict_end_us": seen.verdict_end_us, "columns": list(seen.columns)})
+    run_key = f"{action}-{seen.verdict_hour_us}"
+    taken: dict[str, str | int] = {
+        "action": action,
+        "hour_us": last_hour_us,
+        "cause": reason,
+        "verdict_hour_us": seen.verdict_hour_us,
+        "run_key": run_key,
+        "evidence": json.dumps(list(seen.asked[action]), sort_keys=True),
+    }
     request = dg.RunRequest(
-        run_key=f"drift-{seen.verdict_end_us}",
-        partition_key=hour_key(seen.last_hour_us),
-        run_config=dg.RunConfig(
-            ops={"batch_learner": {"config": {"cause": "drift", "evidence": evidence}}}
-        ),
+        run_key=run_key,
+        job_name=JOB_OF[action].name,
+        # The mixture is of no hour: it is fitted on whatever has matured.
+        partition_key=None if action == "recalibrate" else hour_key(last_hour_us),
+        run_config=action_config(action, settings.drift_actions, seen, taken),
         tags={"ad_pipeline/cause": reason},
     )
-    return dg.SensorResult(run_requests=[request], cursor=str(seen.verdict_end_us))
+    cursor = json.dumps(acted_on | {action: seen.verdict_hour_us}, sort_keys=True)
+    return dg.SensorResult(run_requests=[request], cursor=cursor)
 
 
 @dg.sensor(
@@ -282,26 +295,3 @@ def suspect_hours(
         tags=tags
         | {RANGE_START_TAG: hour_key(start_us), RANGE_END_TAG: hour_key(end_us - HOUR_US)},
     )
-
-
-def _seen(connection: duckdb.DuckDBPyConnection) -> DriftSeen | None:
-    tables = {
-        f"{schema}.{name}"
-        for schema, name in connection.execute(
-            "SELECT table_schema, table_name FROM information_schema.tables "
-            "WHERE table_catalog = 'warehouse'"
-        ).fetchall()
-    }
-    if not {"monitoring.drift", "learners.retrains", "learners.online_predictions"} <= tables:
-        return None
-    verdict_end_us, columns = one_row(
-        connection,
-        "SELECT max(current_end_us), list(column_name ORDER BY column_name) FILTER (drifted) "
-        "FROM monitoring.drift "
-        "WHERE current_end_us = (SELECT max(current_end_us) FROM monitoring.drift)",
-    )
-    (asked_us,) = one_row(connection, "SELECT max(hour_us) FROM learners.retrains")
-    if verdict_end_us is None:
-        return None
-    last_hour_us = sealed_until(connection) - HOUR_US
-    return DriftSeen(verdict_end_us, tuple(columns or ()), last_hour_us, asked_us)

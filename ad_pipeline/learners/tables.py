@@ -129,6 +129,39 @@ RETRAINS = Table(
     ),
 )
 
+DELAY_REFITS = Table(
+    name="learners.delay_refits",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour after which the models of delay were fitted anew."),
+        Column("cause", "VARCHAR", "Why, beyond the regular schedule: drift, or a person."),
+        Column("evidence", "VARCHAR", "What the cause rests on, JSON."),
+    ),
+    key=("hour_us",),
+    clock="hour_us",
+    description=(
+        "Fits of the models of delay that someone or something asked for, beyond the schedule. One "
+        "row per log hour, mostly none. A re-run of the hour reads them here."
+    ),
+)
+
+RATE_ORDERS = Table(
+    name="learners.rate_orders",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour after which the online rate was raised."),
+        Column("goals", "VARCHAR", "Whose, comma-separated."),
+        Column("doublings", "SMALLINT", "By which it was raised."),
+        Column("cause", "VARCHAR", "Why: drift, or a person."),
+        Column("evidence", "VARCHAR", "What the cause rests on, JSON."),
+    ),
+    key=("hour_us",),
+    clock="hour_us",
+    description=(
+        "Orders to raise the online learner's rate, from outside its own rate control. One row per "
+        "log hour, mostly none; the next hour begins with the raised rate. A re-run reads them "
+        "here. Only under settings.online.rate_control, which lets the rate fall again."
+    ),
+)
+
 RATE_MOVES = Table(
     name="learners.rate_moves",
     columns=(
@@ -136,7 +169,7 @@ RATE_MOVES = Table(
         Column("hour_us", "BIGINT", "Log hour in which the rate was moved."),
         Column("micro_batch", "SMALLINT", "Slice of the hour after which it was moved."),
         Column("configuration", "SMALLINT", "Place in the grid, from 0."),
-        Column("move", "VARCHAR", "raise, slow, freeze or thaw."),
+        Column("move", "VARCHAR", "raise, slow, freeze or thaw; order: raised from outside."),
         Column("doublings", "SMALLINT", "By which the rate was raised."),
         Column("evidence", "VARCHAR", "What the move rests on, JSON: losses and surprise."),
     ),
@@ -252,6 +285,8 @@ TABLES = (
     BATCH_PREDICTIONS,
     DEEP_PREDICTIONS,
     RETRAINS,
+    DELAY_REFITS,
+    RATE_ORDERS,
     HOUR_GUARDS,
     QUARANTINED_HOURS,
     QUARANTINED_SLICES,

@@ -1,6 +1,6 @@
 """The picture of a drift verdict: how far each column moved, and what moved in the worst ones.
 
-It draws a verdict that was reached (:mod:`ad_pipeline.monitoring.drift`) and decides nothing.
+It draws a verdict that was reached (:mod:`.drift.inputs`) and decides nothing.
 Evidently's report beside it has every column in detail; this is for a glance.
 """
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ad_pipeline.evaluation.drawing import COLOURS, GREY, PALE, WIDTH, blank_figure, png_of
-from ad_pipeline.monitoring.drift import (
+from ad_pipeline.monitoring.drift.inputs import (
     NULL,
     OTHER,
     Cells,

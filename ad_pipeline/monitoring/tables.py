@@ -1,14 +1,15 @@
 """The tables of this room: drift verdicts, parity, candidate replay, late labels.
 
 Only definitions, and how a result becomes rows; what is compared is in
-:mod:`ad_pipeline.monitoring.drift` and :mod:`ad_pipeline.monitoring.parity.comparison`.
+:mod:`ad_pipeline.monitoring.drift.inputs` and :mod:`ad_pipeline.monitoring.parity.comparison`.
 """
 
 import math
 
 import pyarrow as pa
 
-from ad_pipeline.monitoring.drift import DriftVerdict, Reference
+from ad_pipeline.monitoring.drift.inputs import DriftVerdict
+from ad_pipeline.monitoring.drift.reference import Reference
 from ad_pipeline.monitoring.parity.comparison import Parity
 from ad_pipeline.warehouse import Column, Table, arrow_rows
 
@@ -31,15 +32,27 @@ DRIFT = Table(
         Column("threshold", "DOUBLE", "Index from which a change is worth an alarm."),
         Column("reference_rows", "BIGINT", "Rows of the reference sample."),
         Column("current_rows", "BIGINT", "Rows of the current sample."),
-        Column("drifted", "BOOLEAN", "The index reaches the threshold and exceeds the noise."),
+        Column("kolmogorov_smirnov", "DOUBLE", "Of numbers: largest gap of distributions."),
+        Column("wasserstein", "DOUBLE", "Of numbers: area between, in standard deviations."),
+        Column("jensen_shannon", "DOUBLE", "Of categories: distance, 0 to 1."),
+        Column("unseen", "DOUBLE", "Share of rows whose category the reference never saw."),
+        Column("unseen_expected", "DOUBLE", "What an unchanged log would bring (Good-Turing)."),
+        Column("unseen_p_value", "DOUBLE", "Chance of that difference."),
+        Column("p_value", "DOUBLE", "Of the index, by what earlier periods differ by."),
+        Column("adjusted", "DOUBLE", "The same for all columns looked at (Benjamini-Hochberg)."),
+        Column(
+            "drifted",
+            "BOOLEAN",
+            "The index reaches the threshold, exceeds the noise and survives the adjustment.",
+        ),
     ),
     key=(*(column.name for column in _RANGES), "column_name"),
     clock=None,
     description=(
         "Whether the impressions of the log's last hours look like those of the same hours before. "
         "One row per comparison and column; a column drifted if its population stability index "
-        "reaches the threshold and exceeds what noise alone stays below. The picture and "
-        "Evidently's report are named in the metadata."
+        "reaches the threshold, beyond what noise and the difference of days explain. The picture "
+        "and Evidently's report are named in the metadata."
     ),
 )
 
@@ -135,6 +148,56 @@ CANDIDATE_REPLAY = Table(
         "Whether the candidate bundle gives the pipeline's own scores, bit for bit: it is run in a "
         "fresh process on the last closed day's raw requests and compared with the batch path. One "
         "row per bundle, replayed range, comparison and feature or goal."
+    ),
+)
+
+DRIFT_VERDICTS = Table(
+    name="monitoring.drift_verdicts",
+    columns=(
+        Column("hour_us", "BIGINT", "Last log hour that was looked at."),
+        Column(
+            "kind",
+            "VARCHAR",
+            "inputs, season, new_categories, concept, calibration, label_delay or grid.",
+        ),
+        Column("subject", "VARCHAR", "Goal and expert, or goal; '' of the inputs as a whole."),
+        Column("drifted", "BOOLEAN", "Far enough, and beyond doubt."),
+        Column("value", "DOUBLE", "Effect: an index, a share, or standard deviations."),
+        Column("threshold", "DOUBLE", "From which it counts."),
+        Column("cause", "VARCHAR", "What is behind it, for people; '' without drift."),
+        Column("actions", "VARCHAR", "That fit, comma-separated, first to last; '' without drift."),
+        Column("evidence", "VARCHAR", "What the verdict rests on, JSON."),
+    ),
+    key=("hour_us", "kind", "subject"),
+    clock=None,
+    description=(
+        "What changed as of a log hour, why, and which action fits. One row per hour looked at, "
+        "kind of drift and subject, drifted or not; derived from the tables alone, so that a "
+        "re-run says the same."
+    ),
+)
+
+ACTIONS = Table(
+    name="monitoring.actions",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour after which it was taken: it works from the next."),
+        Column("action", "VARCHAR", "retrain, raise_rate, recalibrate or refit_delays."),
+        Column("cause", "VARCHAR", "What was behind it."),
+        Column("verdict_hour_us", "BIGINT", "Hour of the verdict that it follows."),
+        Column("run_key", "VARCHAR", "Of the run that it started."),
+        Column("evidence", "VARCHAR", "What it rests on, JSON."),
+        Column("measured_hour_us", "BIGINT", "Log hour as of which its effect was measured."),
+        Column("rows", "BIGINT", "Matured rows served since, of all goals and experts."),
+        Column("effect", "DOUBLE", "Loss a row after less before it, nats; null: not measured."),
+        Column("effect_low", "DOUBLE", "Lower end of its 95 % interval over hours."),
+        Column("effect_high", "DOUBLE", "Upper end: below 0, scores are better since."),
+    ),
+    key=("hour_us", "action"),
+    clock=None,
+    description=(
+        "What was done about drift, on which evidence, and what loss did since. One row per log "
+        "hour and action; the effect is filled in when enough labels have matured, and is a "
+        "comparison of before and after, not proof that the action did it."
     ),
 )
 
@@ -295,6 +358,9 @@ TABLES = (
     PARITY,
     PARITY_FINDINGS,
     SERVING_OBJECTIVES,
+    DRIFT_VERDICTS,
+    ACTIONS,
+    PRODUCTION_PARITY,
     CANDIDATE_REPLAY,
     DELAY_CALIBRATION,
     DELAY_BENCHMARK,
@@ -332,6 +398,14 @@ def drift_rows(
                 "threshold": column.threshold,
                 "reference_rows": column.reference_rows,
                 "current_rows": column.current_rows,
+                "kolmogorov_smirnov": column.kolmogorov_smirnov,
+                "wasserstein": column.wasserstein,
+                "jensen_shannon": column.jensen_shannon,
+                "unseen": column.unseen,
+                "unseen_expected": column.unseen_expected,
+                "unseen_p_value": column.unseen_p_value,
+                "p_value": column.p_value,
+                "adjusted": column.adjusted,
                 "drifted": column.drifted,
             }
             for column in verdict.columns

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ad_pipeline.monitoring.drift import drift_report
+from ad_pipeline.monitoring.drift.inputs import drift_report
 from ad_pipeline.settings import DriftSettings
 from benchmarks.evidence import drift_alarm
 

@@ -261,6 +261,13 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         ),
         {"labels_are_as_due"},
     ),
+    "labels come later than they did": (
+        sql(
+            "UPDATE monitoring.drift_verdicts SET drifted = true, actions = 'refit_delays', "
+            "cause = 'labels come earlier or later' WHERE kind = 'label_delay'"
+        ),
+        {"nothing_has_drifted"},
+    ),
     "a way of learning beats the oracle": (
         sql(
             "INSERT INTO monitoring.delay_benchmark BY NAME SELECT 'click' AS goal, "

@@ -202,13 +202,13 @@ def test_a_drifted_day_of_log_files_ends_in_a_replayed_bundle_of_a_retrained_mod
         daemon.waits_for("drift led to a retrain", lambda: daemon.succeeded("retrain", 1))
 
         (run,) = daemon.runs("retrain")
-        assert run.tags["dagster/sensor_name"] == "drift_retrain"
-        assert "publisher_id drifted" in run.tags["ad_pipeline/cause"]
+        assert run.tags["dagster/sensor_name"] == "drift_actions"
+        assert "the inputs shifted" in run.tags["ad_pipeline/cause"]
         last_us = market.end_us - HOUR_US
         assert run.tags["dagster/partition"] == hour_key(last_us)
         (retrain,) = daemon.rows("SELECT * FROM learners.retrains")
         assert (retrain["hour_us"], retrain["cause"]) == (last_us, "drift")
-        assert json.loads(retrain["evidence"])["columns"] == ["publisher_id"]
+        assert list(json.loads(retrain["evidence"])[0]["evidence"]["columns"]) == ["publisher_id"]
 
         trained = daemon.newest(("learners", "batch_model"))
         assert trained is not None
@@ -261,7 +261,7 @@ def test_without_drift_the_same_days_start_no_retrain(
             ticks = [
                 tick
                 for state in daemon.instance.all_instigator_state()
-                if state.instigator_name == "drift_retrain"
+                if state.instigator_name == "drift_actions"
                 for tick in daemon.instance.get_ticks(
                     state.instigator_origin_id, state.selector_id, limit=1
                 )

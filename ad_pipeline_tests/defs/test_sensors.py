@@ -16,11 +16,18 @@ from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key
 from ad_pipeline.defs import sensors
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.sensors import (
-    DriftSeen,
     closed_hours,
-    drift_retrain,
+    drift_actions,
     new_log_files,
     suspect_hours,
+)
+from ad_pipeline.monitoring.drift.actions import record_action
+from ad_pipeline.monitoring.drift.causes import CAUSES, Seen, due_action
+from ad_pipeline.settings import (
+    DriftActionSettings,
+    OnlineSettings,
+    RateControlSettings,
+    Settings,
 )
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market, write_days
@@ -258,23 +265,31 @@ def test_a_busy_warehouse_is_no_error(
     assert why
 
 
+def plant(market: Market, **actions: str) -> None:
+    """Have the newest verdicts of some kinds say that they drifted, and what fits."""
+    with Warehouse(market.deployment.warehouse).writer() as connection:
+        for kind, fits in actions.items():
+            connection.execute(
+                "UPDATE monitoring.drift_verdicts SET drifted = true, cause = $cause, "
+                "actions = $fits WHERE kind = $kind AND subject = "
+                "(SELECT min(subject) FROM monitoring.drift_verdicts WHERE kind = $kind)",
+                {"kind": kind, "fits": fits, "cause": CAUSES[kind].says},
+            )
+
+
 @pytest.fixture
 def drifted(own_market: Market) -> Market:
-    """Return a market whose newest verdict names two columns."""
-    with Warehouse(own_market.deployment.warehouse).writer() as connection:
-        connection.execute(
-            "UPDATE monitoring.drift SET drifted = true "
-            "WHERE column_name IN ('publisher_id', 'device')"
-        )
+    """Return a market whose newest verdict is that the inputs shifted."""
+    plant(own_market, inputs="retrain")
     return own_market
 
 
-def test_nothing_materialized_asks_for_no_retrain(new_market: Market, tick: Tick):
-    assert tick(drift_retrain)[0] == []
+def test_nothing_materialized_asks_for_no_action(new_market: Market, tick: Tick):
+    assert tick(drift_actions)[0] == []
 
 
-def test_no_drift_asks_for_no_retrain(own_market: Market, tick: Tick):
-    requests, _, why = tick(drift_retrain)
+def test_no_drift_asks_for_no_action(own_market: Market, tick: Tick):
+    requests, _, why = tick(drift_actions)
     assert requests == []
     assert why.startswith("no drift")
 
@@ -282,41 +297,86 @@ def test_no_drift_asks_for_no_retrain(own_market: Market, tick: Tick):
 def test_a_verdict_asks_for_one_retrain_in_the_last_hour_with_its_evidence(
     drifted: Market, tick: Tick
 ):
-    verdict_end_us = drifted.start_us + 2 * DAY_US
-    (request,), cursor, _ = tick(drift_retrain)
-    assert cursor == str(verdict_end_us)
-    assert request.run_key == f"drift-{verdict_end_us}"
-    assert request.partition_key == hour_key(drifted.end_us - HOUR_US)
+    last_us = drifted.end_us - HOUR_US
+    (request,), cursor, _ = tick(drift_actions)
+    assert json.loads(cursor or "") == {"retrain": last_us}
+    assert (request.job_name, request.run_key) == ("retrain", f"retrain-{last_us}")
+    assert request.partition_key == hour_key(last_us)
     asked = request.run_config["ops"]["batch_learner"]["config"]
     assert asked["cause"] == "drift"
-    assert json.loads(asked["evidence"]) == {
-        "verdict_end_us": verdict_end_us,
-        "columns": ["device", "publisher_id"],
-    }
-    requests, _, why = tick(drift_retrain, cursor)
+    (evidence,) = json.loads(asked["evidence"])
+    assert (evidence["kind"], evidence["cause"]) == ("inputs", CAUSES["inputs"].says)
+    assert evidence["evidence"]["reference"] == "hour of day"
+    requests, _, why = tick(drift_actions, cursor)
     assert requests == []
     assert "acted on" in why
 
 
-def test_a_new_verdict_soon_after_a_retrain_waits_for_the_cooldown(drifted: Market, tick: Tick):
-    retrained_us = drifted.end_us - 3 * HOUR_US
-    with Warehouse(drifted.deployment.warehouse).writer() as connection:
+@pytest.mark.parametrize(
+    ("kind", "fits", "job", "step"),
+    [
+        ("calibration", "recalibrate", "recalibrate", None),
+        ("label_delay", "refit_delays", "refit_delays", "delay_models"),
+        ("new_categories", "retrain", "retrain", "batch_learner"),
+    ],
+)
+def test_each_cause_starts_the_job_that_fits_it(
+    own_market: Market, tick: Tick, kind: str, fits: str, job: str, step: str | None
+):
+    plant(own_market, **{kind: fits})
+    (request,), _, _ = tick(drift_actions)
+    assert request.job_name == job
+    taken = request.run_config["ops"]["actions"]["config"]
+    assert (taken["action"], taken["run_key"]) == (fits, request.run_key)
+    assert set(request.run_config["ops"]) == {"actions"} | ({step} if step else set())
+
+
+def test_the_rate_is_not_raised_where_nothing_would_lower_it_and_the_next_action_is_taken(
+    own_market: Market, tick: Tick
+):
+    plant(own_market, concept="raise_rate,retrain")
+    (request,), cursor, _ = tick(drift_actions)
+    assert request.job_name == "retrain"
+    assert "rate_control" in tick(drift_actions, cursor)[2]
+
+
+def test_two_causes_are_answered_one_after_the_other(own_market: Market, tick: Tick):
+    plant(own_market, inputs="retrain", calibration="recalibrate")
+    (first,), cursor, _ = tick(drift_actions)
+    (second,), cursor, _ = tick(drift_actions, cursor)
+    assert {first.job_name, second.job_name} == {"retrain", "recalibrate"}
+    assert tick(drift_actions, cursor)[0] == []
+
+
+def test_a_season_is_only_told(own_market: Market, tick: Tick):
+    with Warehouse(own_market.deployment.warehouse).writer() as connection:
         connection.execute(
-            f"INSERT INTO learners.retrains VALUES ({retrained_us}, 'drift', '{{}}')"
+            "INSERT INTO monitoring.drift_verdicts SELECT max(hour_us), 'season', '', true, 1, "
+            "0.2, $cause, '', '{}' FROM monitoring.drift_verdicts",
+            {"cause": CAUSES["season"].says},
         )
-    requests, cursor, why = tick(drift_retrain)
+    requests, _, why = tick(drift_actions)
+    assert requests == []
+    assert why.startswith("no drift to act on")
+
+
+def test_a_new_verdict_soon_after_an_action_waits_for_the_cooldown(drifted: Market, tick: Tick):
+    retrained_us = drifted.end_us - 4 * HOUR_US
+    with Warehouse(drifted.deployment.warehouse).writer() as connection:
+        record_action(connection, "retrain", retrained_us, "drift", retrained_us, "key", "{}")
+    requests, cursor, why = tick(drift_actions)
     assert requests == []
     assert cursor is None, "the verdict is not acted on, so it is looked at again"
     assert "cooling down" in why
     with Warehouse(drifted.deployment.warehouse).writer() as connection:
-        connection.execute(f"UPDATE learners.retrains SET hour_us = hour_us - {6 * HOUR_US}")
-    assert len(tick(drift_retrain)[0]) == 1
+        connection.execute(f"UPDATE monitoring.actions SET hour_us = hour_us - {6 * HOUR_US}")
+    assert len(tick(drift_actions)[0]) == 1
 
 
 def test_the_run_that_is_asked_for_trains_a_model_and_records_why(
     drifted: Market, instance: dg.DagsterInstance, definitions: dg.Definitions, tick: Tick
 ):
-    (request,), _, _ = tick(drift_retrain)
+    (request,), _, _ = tick(drift_actions)
     ran = definitions.resolve_job_def("retrain").execute_in_process(
         instance=instance,
         partition_key=request.partition_key,
@@ -326,7 +386,13 @@ def test_the_run_that_is_asked_for_trains_a_model_and_records_why(
     assert ran.success
     with Warehouse(drifted.deployment.warehouse).reader() as connection:
         asked = connection.execute("SELECT hour_us, cause FROM learners.retrains").fetchall()
-    assert asked == [(drifted.end_us - HOUR_US, "drift")]
+        taken = connection.execute(
+            "SELECT hour_us, action, cause LIKE 'the inputs shifted%', run_key, effect "
+            "FROM monitoring.actions"
+        ).fetchall()
+    last_us = drifted.end_us - HOUR_US
+    assert asked == [(last_us, "drift")]
+    assert taken == [(last_us, "retrain", True, request.run_key, None)]
     shown = {
         event.asset_key.to_user_string(): event.step_materialization_data.materialization.metadata
         for event in ran.get_asset_materialization_events()
@@ -338,30 +404,39 @@ def test_the_run_that_is_asked_for_trains_a_model_and_records_why(
     assert "click: train rows" in metadata, "a model was trained"
 
 
-SEEN = DriftSeen(
-    verdict_end_us=100 * HOUR_US,
-    columns=("device",),
-    last_hour_us=99 * HOUR_US,
-    last_retrain_us=None,
+SEEN = Seen(
+    verdict_hour_us=100 * HOUR_US,
+    asked={"retrain": [{"cause": "the inputs shifted"}]},
+    last_us={},
 )
+SETTINGS = Settings()
+HELD_BACK = Settings(drift_actions=DriftActionSettings(act=False))
+CONTROLLED = Settings(online=OnlineSettings(rate_control=RateControlSettings()))
+RAISED = replace(SEEN, asked={"raise_rate": [{"cause": "other outcomes"}]})
 
 
 @pytest.mark.parametrize(
-    ("seen", "acted_on_us", "due"),
+    ("seen", "acted_on_us", "settings", "due"),
     [
-        (SEEN, 0, True),
-        (replace(SEEN, columns=()), 0, False),
-        (SEEN, 100 * HOUR_US, False),
-        (SEEN, 99 * HOUR_US, True),
-        (replace(SEEN, last_retrain_us=94 * HOUR_US), 0, False),
-        (replace(SEEN, last_retrain_us=93 * HOUR_US), 0, True),
-        (replace(SEEN, last_retrain_us=99 * HOUR_US), 0, False),
+        (SEEN, {}, SETTINGS, "retrain"),
+        (replace(SEEN, asked={}), {}, SETTINGS, None),
+        (SEEN, {"retrain": 100 * HOUR_US}, SETTINGS, None),
+        (SEEN, {"retrain": 99 * HOUR_US}, SETTINGS, "retrain"),
+        (SEEN, {"recalibrate": 100 * HOUR_US}, SETTINGS, "retrain"),
+        (replace(SEEN, last_us={"retrain": 95 * HOUR_US}), {}, SETTINGS, None),
+        (replace(SEEN, last_us={"retrain": 94 * HOUR_US}), {}, SETTINGS, "retrain"),
+        (replace(SEEN, last_us={"recalibrate": 100 * HOUR_US}), {}, SETTINGS, "retrain"),
+        (SEEN, {}, HELD_BACK, None),
+        (RAISED, {}, SETTINGS, None),
+        (RAISED, {}, CONTROLLED, "raise_rate"),
     ],
 )
-def test_a_retrain_is_due_for_a_new_drift_outside_the_cooldown(
-    seen: DriftSeen, acted_on_us: int, due: bool
+def test_an_action_is_due_by_verdict_cursor_cooldown_and_what_the_settings_allow(
+    seen: Seen, acted_on_us: dict[str, int], settings: Settings, due: str | None
 ):
-    assert sensors.retrain_due(seen, acted_on_us, cooldown_hours=6)[0] is due
+    action, reason = due_action(seen, acted_on_us, settings)
+    assert action == due
+    assert reason
 
 
 def going_on(

@@ -318,6 +318,6 @@ def test_checks_have_passed(visitor: Visitor, asset: str, checks: list[str]) -> 
 
 def test_sensors_and_schedule_are_listed(visitor: Visitor) -> None:
     visitor.opens("/automation")
-    visitor.sees("new_log_files", "closed_hours", "drift_retrain", "automation", "hourly")
+    visitor.sees("new_log_files", "closed_hours", "drift_actions", "automation", "hourly")
     visitor.sees("Scheduled At 10 minutes past the hour")
     no_error_so_far(visitor)

@@ -28,8 +28,8 @@ from ad_pipeline.clocks import DAY_US
 from ad_pipeline.datasets import DATA_FOLDER, Deployment, load_dataset
 from ad_pipeline.events.ingest import ingest_hours
 from ad_pipeline.hashing import uniform
-from ad_pipeline.monitoring.drift import DriftVerdict, drift_report
-from ad_pipeline.monitoring.drift_of_log import LogComparison, compare_log
+from ad_pipeline.monitoring.drift.drift_of_log import LogComparison, compare_log
+from ad_pipeline.monitoring.drift.inputs import DriftVerdict, drift_report
 from ad_pipeline.settings import DriftSettings
 from ad_pipeline.simulation.log_files import day_name
 from ad_pipeline.simulation.marketplace import simulate_days

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
 from pydantic import Field
 
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_start, hours_between, timestamp
@@ -25,11 +24,13 @@ from ad_pipeline.learners.online.label_breaker import leave_out_by_labels
 from ad_pipeline.learners.online.online_hours import LearnedHour, learn_hours
 from ad_pipeline.learners.online.recovery import begin, finish
 from ad_pipeline.learners.online.retention import prune
+from ad_pipeline.learners.orders import record_orders
 from ad_pipeline.learners.predictions import unite_predictions
 from ad_pipeline.learners.scored_hours import ScoredHour
 from ad_pipeline.learners.tables import (
     BATCH_PREDICTIONS,
     DEEP_PREDICTIONS,
+    DELAY_REFITS,
     GRID_PREDICTIONS,
     GRID_SELECTION,
     HOUR_GUARDS,
@@ -37,11 +38,13 @@ from ad_pipeline.learners.tables import (
     QUARANTINED_HOURS,
     QUARANTINED_SLICES,
     RATE_MOVES,
+    RATE_ORDERS,
     RECOVERIES,
     RETRAINS,
     TABLES,
 )
 from ad_pipeline.serving.retention import checkpoints_in_use, sweep_bundles
+from ad_pipeline.warehouse import Table
 
 RATES = dg.AssetDep(["features", "rates"], partition_mapping=HORIZON)
 IMPRESSIONS = dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON)
@@ -54,10 +57,25 @@ LEARNT_FROM = [
     dg.AssetDep(["learners", "online_model"], partition_mapping=PREVIOUS_HOUR),
     dg.AssetDep(["learners", "delay_models"], partition_mapping=PREVIOUS_HOUR),
     *LEFT_OUT,
+    dg.AssetDep(["learners", "rate_orders"], partition_mapping=PREVIOUS_HOUR),
     dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
     IMPRESSIONS,
     RATES,
 ]
+
+
+class Asked(dg.Config):
+    """Why to train or fit anew in the hours of this run, beyond the regular schedule."""
+
+    cause: str = Field(default="", description="Empty: nothing is asked for.")
+    evidence: str = Field(default="{}", description="What the cause rests on, JSON.")
+
+
+class RateOrder(Asked):
+    """By how much to raise the online rate after the hours of this run, and whose."""
+
+    goals: list[str] = Field(default_factory=list, description="Empty: every goal.")
+    doublings: int = Field(default=1, description="By which the rate is raised.")
 
 
 class Quarantine(dg.Config):
@@ -71,28 +89,35 @@ class Quarantine(dg.Config):
     evidence: str = Field(default="{}", description="What the decision rests on, JSON.")
 
 
-@dg.asset(
-    key=["learners", "delay_models"],
-    group_name="learners",
-    kinds={"numba"},
-    partitions_def=HOURLY,
-    backfill_policy=SINGLE_RUN,
-    deps=[
-        dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
-        IMPRESSIONS,
-        RATES,
+@dg.multi_asset(
+    name="delay_models",
+    specs=[
+        table_spec(DELAY_REFITS, kinds={"numba"}),
+        dg.AssetSpec(
+            ["learners", "delay_models"],
+            group_name="learners",
+            kinds={"numba"},
+            partitions_def=HOURLY,
+            deps=[
+                dg.AssetDep(["learners", "delay_refits"]),
+                dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
+                IMPRESSIONS,
+                RATES,
+            ],
+            description=(
+                "The models of delay of each goal in force after this hour: how late positives "
+                "come, and which observed negatives are real. Losses of delayed labels weigh "
+                "examples by them; they are fitted anew on matured labels, and hours without a fit "
+                "point at the models before. A fit beyond the schedule is recorded with its cause."
+            ),
+        ),
     ],
-    description=(
-        "The models of delay of each goal in force after this hour: how late positives come, and "
-        "which observed negatives are real. Losses of delayed labels weigh examples by them; they "
-        "are fitted anew on matured labels, and hours without a fit point at the models before."
-    ),
+    backfill_policy=SINGLE_RUN,
 )
-def delay_models(
-    context: dg.AssetExecutionContext, deployment: DeploymentResource
-) -> dg.MaterializeResult:
-    """Fit where a fit is due, else point at the models in force."""
+def delay_models(context: dg.AssetExecutionContext, config: Asked, deployment: DeploymentResource):
+    """Fit where a fit is due or asked for, else point at the models in force."""
     start_us, end_us = hours(context)
+    _record_asked(deployment, DELAY_REFITS, config, start_us, end_us)
     figures: dict[int, dict[str, float | int | str]] = {}
     for hour in fit_hours(deployment.warehouse, deployment.paths, start_us, end_us):
         shown = figures.setdefault(hour.hour_us, {})
@@ -107,6 +132,71 @@ def delay_models(
             )
     for hour_us, shown in figures.items():
         describe_hour(context, ["learners", "delay_models"], hour_us, shown)
+    _describe_asked(context, deployment, DELAY_REFITS, start_us, end_us)
+    yield dg.MaterializeResult(asset_key=["learners", "delay_refits"])
+    yield dg.MaterializeResult(asset_key=["learners", "delay_models"])
+
+
+def _record_asked(
+    deployment: DeploymentResource, table: Table, asked: Asked, start_us: int, end_us: int
+) -> None:
+    """Keep what this run was asked for, if it was."""
+    deployment.warehouse.create(TABLES)
+    if asked.cause:
+        with deployment.warehouse.writer() as connection:
+            record_orders(
+                connection,
+                table,
+                list(hours_between(start_us, end_us)),
+                cause=asked.cause,
+                evidence=asked.evidence,
+            )
+
+
+def _describe_asked(
+    context: dg.AssetExecutionContext,
+    deployment: DeploymentResource,
+    table: Table,
+    start_us: int,
+    end_us: int,
+) -> None:
+    asked_for = dict(rows_by_hour(deployment.warehouse, table, start_us, end_us))
+    for hour_us in hours_between(start_us, end_us):
+        rows = {"dagster/row_count": asked_for.get(hour_us, 0)}
+        describe_hour(context, table.name.split("."), hour_us, rows)
+
+
+@dg.multi_asset(
+    name="rate_order",
+    specs=[table_spec(RATE_ORDERS)],
+    backfill_policy=SINGLE_RUN,
+)
+def rate_order(
+    context: dg.AssetExecutionContext, config: RateOrder, deployment: DeploymentResource
+):
+    """Order that the online rate be raised after the hours of this run; mostly nothing."""
+    start_us, end_us = hours(context)
+    dataset = deployment.paths.dataset
+    deployment.warehouse.create(TABLES)
+    if config.cause:
+        if dataset.settings.online.rate_control is None:
+            raise dg.Failure(
+                "learners.rate_orders: settings.online.rate_control is not set, and nothing else "
+                "would lower the rate again; write rate_control: {} or retrain instead"
+            )
+        for goal in config.goals:
+            dataset.goal(goal)
+        with deployment.warehouse.writer() as connection:
+            record_orders(
+                connection,
+                RATE_ORDERS,
+                list(hours_between(start_us, end_us)),
+                goals=",".join(config.goals or dataset.goal_names),
+                doublings=config.doublings,
+                cause=config.cause,
+                evidence=config.evidence,
+            )
+    _describe_asked(context, deployment, RATE_ORDERS, start_us, end_us)
     return dg.MaterializeResult()
 
 
@@ -360,13 +450,6 @@ def _recovery_seconds(context: dg.AssetExecutionContext) -> float | None:
     return None if began is None or ended is None else ended - began
 
 
-class Retrain(dg.Config):
-    """Why to train anew in the hours of this run, beyond the regular schedule."""
-
-    cause: str = ""
-    evidence: str = "{}"
-
-
 @dg.multi_asset(
     name="batch_learner",
     specs=[
@@ -395,27 +478,11 @@ class Retrain(dg.Config):
     ],
     backfill_policy=SINGLE_RUN,
 )
-def batch_learner(
-    context: dg.AssetExecutionContext, config: Retrain, deployment: DeploymentResource
-):
+def batch_learner(context: dg.AssetExecutionContext, config: Asked, deployment: DeploymentResource):
     """Train where a retrain is due, else point at the model in force; record who asked."""
     start_us, end_us = hours(context)
     warehouse = deployment.warehouse
-    warehouse.create(TABLES)
-    if config.cause:
-        asked = pa.table(
-            {
-                "hour_us": list(hours_between(start_us, end_us)),
-                "cause": [config.cause] * ((end_us - start_us) // HOUR_US),
-                "evidence": [config.evidence] * ((end_us - start_us) // HOUR_US),
-            }
-        )
-        with warehouse.writer() as connection:
-            connection.register("asked", asked)
-            connection.execute(
-                f"DELETE FROM {RETRAINS.name} WHERE hour_us IN (SELECT hour_us FROM asked)"
-            )
-            connection.execute(f"INSERT INTO {RETRAINS.name} BY NAME SELECT * FROM asked")
+    _record_asked(deployment, RETRAINS, config, start_us, end_us)
     figures: dict[int, dict[str, float | int | str | bool]] = {}
     models: dict[int, dict[str, str | None]] = {}
     for hour in train_hours(warehouse, deployment.paths, start_us, end_us):
@@ -431,12 +498,10 @@ def batch_learner(
                 f"LightGBM of {hour.goal} after {timestamp(hour.hour_us)} ({hour.cause}): "
                 f"{json.dumps(hour.trained)}"
             )
-    asked_for = dict(rows_by_hour(warehouse, RETRAINS, start_us, end_us))
     for hour_us, shown in figures.items():
         shown_last = {"whole digests": whole(models[hour_us])}
         describe_hour(context, ["learners", "batch_model"], hour_us, shown | shown_last)
-        rows = {"dagster/row_count": asked_for.get(hour_us, 0)}
-        describe_hour(context, ["learners", "retrains"], hour_us, rows)
+    _describe_asked(context, deployment, RETRAINS, start_us, end_us)
     yield dg.MaterializeResult(asset_key=["learners", "retrains"])
     yield dg.MaterializeResult(asset_key=["learners", "batch_model"])
 

@@ -23,7 +23,9 @@ from ad_pipeline.monitoring.delay_report.delay_page import (
 from ad_pipeline.monitoring.delay_report.recommendation import GoalReport, sentences
 from ad_pipeline.monitoring.delay_report.report_of_log import PAGE, write_delay_report
 from ad_pipeline.monitoring.delay_report.report_rows import facts_figures
-from ad_pipeline.monitoring.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.drift.actions import measure_effects, record_action
+from ad_pipeline.monitoring.drift.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.drift.verdicts_of_log import record_verdicts
 from ad_pipeline.monitoring.label_quality import ALL, SUSPECT
 from ad_pipeline.monitoring.label_quality_hours import described, record_label_quality
 from ad_pipeline.monitoring.late_labels.benchmark import (
@@ -42,16 +44,19 @@ from ad_pipeline.monitoring.plots import finding
 from ad_pipeline.monitoring.replay import record_replay
 from ad_pipeline.monitoring.serving_stress import latency_us, record_stress
 from ad_pipeline.monitoring.tables import (
+    ACTIONS,
     CANDIDATE_REPLAY,
     DELAY_BENCHMARK,
     DELAY_CALIBRATION,
     DELAY_REPORT,
     DRIFT,
+    DRIFT_VERDICTS,
     LABEL_QUALITY,
     PARITY,
     PARITY_FINDINGS,
     SERVING_OBJECTIVES,
     SERVING_STRESS,
+    TABLES,
 )
 from ad_pipeline.settings import DelayReportSettings
 
@@ -103,6 +108,102 @@ def drift(context: dg.AssetExecutionContext, deployment: DeploymentResource):
             **{label("index", column.column): rounded(column.psi) for column in verdict.columns},
         }
     )
+
+
+@dg.multi_asset(
+    name="drift_verdicts",
+    specs=[
+        table_spec(
+            DRIFT_VERDICTS,
+            deps=[
+                ["monitoring", "drift"],
+                ["examples", "labelled_impressions"],
+                ["learners", "predictions"],
+                ["learners", "grid_selection"],
+            ],
+            kinds={"river"},
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def drift_verdicts(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Say of every kind of drift whether it is there, what is behind it and which action fits."""
+    hour_us, found = record_verdicts(deployment.warehouse, deployment.paths)
+    drifted = [one for one in found if one.drifted]
+    for one in drifted:
+        context.log.info(f"drift: {one.kind} {one.subject}: {one.cause.says}")
+    return dg.MaterializeResult(
+        metadata={
+            "finding": "; ".join(f"{one.cause.says} ({one.subject or 'all'})" for one in drifted)
+            or "nothing drifted",
+            "as of the end of log hour": timestamp(hour_us),
+            "kinds drifted": len(drifted),
+            "verdicts": table(
+                ("kind", "of", "effect", "counts from", "verdict", "what fits"),
+                [
+                    (
+                        one.kind,
+                        one.subject or "all",
+                        f"{one.value:.3f}",
+                        f"{one.threshold:g}",
+                        one.cause.says if one.drifted else "as before",
+                        ", ".join(one.actions) or ("only told" if one.drifted else ""),
+                    )
+                    for one in found
+                ],
+            ),
+        }
+    )
+
+
+class ActionTaken(dg.Config):
+    """What this run does about drift; nothing by default."""
+
+    action: str = Field(default="", description="Empty: effects are measured, nothing is taken.")
+    hour_us: int = Field(default=0, description="Log hour after which it is taken.")
+    cause: str = ""
+    verdict_hour_us: int = Field(default=0, description="Of the verdict that it follows.")
+    run_key: str = ""
+    evidence: str = Field(default="{}", description="What it rests on, JSON.")
+
+
+@dg.multi_asset(
+    name="actions",
+    specs=[
+        table_spec(
+            ACTIONS,
+            deps=[
+                ["monitoring", "drift_verdicts"],
+                ["examples", "labelled_impressions"],
+                ["learners", "predictions"],
+            ],
+        )
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def actions(context: dg.AssetExecutionContext, config: ActionTaken, deployment: DeploymentResource):
+    """Record what this run does about drift, and measure what earlier actions did to the loss."""
+    warehouse = deployment.warehouse
+    warehouse.create(TABLES)
+    if config.action:
+        with warehouse.writer() as connection:
+            record_action(
+                connection,
+                config.action,
+                config.hour_us,
+                config.cause,
+                config.verdict_hour_us,
+                config.run_key,
+                config.evidence,
+            )
+        context.log.info(f"{config.action}: {config.cause}")
+    metadata: dict[str, float | int | str] = {"taken": config.action or "nothing"}
+    measured = measure_effects(warehouse, deployment.paths.dataset)
+    for (hour_us, action), effect in measured.items():
+        metadata[label("change of log loss", f"{action} after {timestamp(hour_us)}")] = (
+            f"{effect.change:+.5f} ({effect.low:+.5f} to {effect.high:+.5f})"
+        )
+    return dg.MaterializeResult(metadata=metadata)
 
 
 @dg.multi_asset(

@@ -18,6 +18,7 @@ REPLAYED = ["monitoring", "candidate_replay"]
 PARITY = ["monitoring", "parity"]
 FINDINGS = ["monitoring", "parity_findings"]
 DRIFTED = ["monitoring", "drift"]
+VERDICTS = ["monitoring", "drift_verdicts"]
 BENCHMARK = ["monitoring", "delay_benchmark"]
 CALIBRATION = ["monitoring", "delay_calibration"]
 DELAYS = ["monitoring", "delay_report"]
@@ -182,6 +183,33 @@ def inputs_have_not_drifted(deployment: DeploymentResource) -> dg.AssetCheckResu
         else "no watched column has drifted",
         warns=True,
         **{"columns drifted": len(rows)},
+    )
+
+
+@dg.asset_check(
+    asset=VERDICTS,
+    name="nothing_has_drifted",
+    description="Inputs, categories, outcomes, calibration and delays are as they were.",
+)
+def nothing_has_drifted(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Read the newest verdicts; drift warns and names its cause and what fits."""
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT kind, subject, cause, actions FROM monitoring.drift_verdicts WHERE drifted "
+            "AND hour_us = (SELECT max(hour_us) FROM monitoring.drift_verdicts) ORDER BY 1, 2"
+        ).fetchall()
+    return found(
+        "nothing_has_drifted",
+        VERDICTS,
+        not rows,
+        "; ".join(
+            f"{kind}{f' of {subject}' if subject else ''}: {cause} "
+            f"({actions.replace(',', ', ') or 'only told'})"
+            for kind, subject, cause, actions in rows
+        )
+        or "nothing has drifted",
+        warns=True,
+        **{"verdicts that drifted": len(rows)},
     )
 
 

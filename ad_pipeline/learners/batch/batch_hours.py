@@ -35,6 +35,7 @@ from ad_pipeline.learners.batch.batch_model import (
     training_slices,
 )
 from ad_pipeline.learners.online.quarantine import without_suspect_labels
+from ad_pipeline.learners.orders import orders
 from ad_pipeline.learners.scored_hours import Score, ScoredHour
 from ad_pipeline.learners.tables import BATCH_PREDICTIONS, RETRAINS, TABLES
 from ad_pipeline.warehouse import Table, Warehouse, rows_of, select
@@ -110,13 +111,8 @@ def train_hours(
     warehouse.create(TABLES)
     contract = FeatureContract.from_dataset(dataset)
     with warehouse.reader() as connection:
-        causes = dict(
-            connection.execute(
-                f"SELECT hour_us, cause FROM {RETRAINS.name} "
-                "WHERE hour_us >= $start_us AND hour_us < $end_us",
-                {"start_us": start_us, "end_us": end_us},
-            ).fetchall()
-        )
+        asked = orders(connection, RETRAINS, start_us, end_us)
+    causes = {hour_us: order["cause"] for hour_us, order in asked.items()}
     every_us = dataset.settings.batch.retrain_every_hours * HOUR_US
     for hour_us in hours_between(start_us, end_us):
         if (hour_us + HOUR_US - hour_of(dataset.start_us)) % every_us == 0:

@@ -35,6 +35,8 @@ from ad_pipeline.learners.delayed.delay_models import (
     fit_delay_models,
 )
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
+from ad_pipeline.learners.orders import orders
+from ad_pipeline.learners.tables import DELAY_REFITS, TABLES
 from ad_pipeline.settings import Objective, Settings
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
@@ -115,6 +117,9 @@ def fit_hours(
     dataset = deployment.dataset
     contract = FeatureContract.from_dataset(dataset)
     refit_us = dataset.settings.delays.refit_every_hours * HOUR_US
+    warehouse.create(TABLES)
+    with warehouse.reader() as connection:
+        asked = orders(connection, DELAY_REFITS, start_us, end_us)
     for hour_us in hours_between(start_us, end_us):
         for goal in dataset.goals_in_chain_order():
             objectives = objectives_of(dataset.settings, goal.name)
@@ -125,13 +130,13 @@ def fit_hours(
                 continue
             digest = digest_after(deployment, goal.name, hour_us - HOUR_US)
             cause, facts = "unchanged" if digest else "no models yet: rows are as logged", None
-            if (hour_us + HOUR_US) % refit_us == 0:
-                cause = "schedule"
+            if (hour_us + HOUR_US) % refit_us == 0 or hour_us in asked:
+                cause = asked[hour_us]["cause"] if hour_us in asked else "schedule"
                 labels = _matured_labels(warehouse, deployment, contract, goal, hour_us + HOUR_US)
                 try:
                     models, facts = fit_delay_models(labels, contract.bits)
                 except TooFewLabels as error:
-                    cause = f"schedule: {error}"
+                    cause = f"{cause}: {error}"
                 else:
                     digest = _write(deployment, contract, goal, hour_us, digest, models, facts)
             if digest is not None:

@@ -72,6 +72,13 @@ class ControlledExpert:
             self._made.append(MadeMove(self._micro_batch, move))
         return logits
 
+    def raise_rates(self, doublings: int) -> None:
+        """Raise the rate of every configuration because somebody outside ordered it."""
+        for place in range(self.width):
+            self.expert.raise_rate(place, doublings)
+            move = Move(place, "order", doublings, {"doublings": doublings})
+            self._made.append(MadeMove(self._micro_batch, move))
+
     def logits(self, slots: np.ndarray) -> np.ndarray:
         """Return log odds, float64 (n, K), changing nothing."""
         return self.expert.logits(slots)

@@ -63,7 +63,14 @@ from ad_pipeline.learners.online.step import (
     restore_expert,
 )
 from ad_pipeline.learners.online.within_hour import WithinHour, digest_of
-from ad_pipeline.learners.tables import GRID_PREDICTIONS, HOUR_GUARDS, RATE_MOVES, TABLES
+from ad_pipeline.learners.orders import orders
+from ad_pipeline.learners.tables import (
+    GRID_PREDICTIONS,
+    HOUR_GUARDS,
+    RATE_MOVES,
+    RATE_ORDERS,
+    TABLES,
+)
 from ad_pipeline.warehouse import Warehouse, arrow_rows, replace_hours, rows_of, select
 
 CODE_VERSION = 4
@@ -193,6 +200,9 @@ def learn_hours(
     for chunk_us in range(start_us, end_us, chunk_hours * HOUR_US):
         chunk_end_us = min(chunk_us + chunk_hours * HOUR_US, end_us)
         served, emitted, decided = _read_chunk(warehouse, list(models), chunk_us, chunk_end_us)
+        with warehouse.reader() as connection:
+            # An order holds after its hour: the next one begins with the raised rate.
+            raised = orders(connection, RATE_ORDERS, chunk_us - HOUR_US, chunk_end_us - HOUR_US)
         served_slots = encoded_slots(deployment, contract, served)
         served_us = _moments(served, "received_us")
         shown = {
@@ -207,6 +217,9 @@ def learn_hours(
                 for goal, model in models.items():
                     examples, kinds = shown[goal]
                     emission = _hour_rows(examples.emit_us, hour_us)
+                    order = raised.get(hour_us - HOUR_US)
+                    if order is not None and goal in order["goals"].split(","):
+                        model.raise_rates(order["doublings"])
                     scores, hour = model.run(
                         hour_us,
                         served_slots[rows],
@@ -339,6 +352,11 @@ class _Model:
             rates=[] if controlled is None else controlled.rates(),
         )
         return scores, learned
+
+    def raise_rates(self, doublings: int) -> None:
+        """Carry out an order; of a learner without rate control nobody would lower the rate."""
+        if isinstance(self.expert, ControlledExpert):
+            self.expert.raise_rates(doublings)
 
     def _chosen(self, emitted: LaneRows, hour_us: int) -> LaneRows:
         """Return what a slice learns of the examples emitted in it and of those that wait."""

@@ -66,7 +66,7 @@ class Move:
     ----------
     configuration : int
     kind : str
-        ``raise``, ``slow``, ``freeze`` or ``thaw``.
+        ``raise``, ``slow``, ``freeze`` or ``thaw``; ``order`` of one from outside.
     doublings : int
         By which the rate was raised; 0 for other moves.
     evidence : dict

@@ -1,7 +1,7 @@
 """The two samples that a drift verdict compares: the log's last hours, and the same hours before.
 
 Reading them, and keeping the verdict: what drift is and when it alarms is
-:mod:`ad_pipeline.monitoring.drift`.
+:mod:`.inputs`.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,15 @@ import pyarrow as pa
 from ad_pipeline.clocks import HOUR_US, hour_of, hours_between, timestamp
 from ad_pipeline.datasets import Dataset, Deployment
 from ad_pipeline.events.contract import event_tables
-from ad_pipeline.monitoring.drift import (
+from ad_pipeline.monitoring.drift.evidently_page import evidently_report
+from ad_pipeline.monitoring.drift.inputs import (
     DriftVerdict,
     Kind,
-    Reference,
     drift_columns,
     drift_report,
-    evidently_report,
-    fixed_sample,
     fold,
-    matched_reference,
 )
+from ad_pipeline.monitoring.drift.reference import Reference, fixed_sample, matched_reference
 from ad_pipeline.monitoring.plots import drift_picture
 from ad_pipeline.monitoring.tables import DRIFT, TABLES, drift_rows
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
@@ -151,25 +149,66 @@ def compare_log(warehouse: Warehouse, dataset: Dataset) -> LogComparison | None:
     warehouse : Warehouse
     dataset : Dataset
     """
-    settings = dataset.settings.drift
+    with warehouse.reader() as connection:
+        span = _hours_under_test(connection, dataset)
+        if span is None:
+            return None
+        reference = matched_reference(*span, hour_of(dataset.start_us))
+        return _compared(connection, dataset, span, reference)
+
+
+def compare_with_hours_before(warehouse: Warehouse, dataset: Dataset) -> DriftVerdict | None:
+    """Compare the same hours with as many just before them, of another time of the week.
+
+    Where this drifts and :func:`compare_log` does not, the week goes its way. None unless the
+    latter is matched by hour of week: without an earlier week a season looks like any change.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    dataset : Dataset
+    """
+    with warehouse.reader() as connection:
+        span = _hours_under_test(connection, dataset)
+        if span is None or matched_reference(*span, hour_of(dataset.start_us)).rule != (
+            "hour of week"
+        ):
+            return None
+        start_us, end_us = span
+        before = tuple(hours_between(2 * start_us - end_us, start_us))
+        compared = _compared(connection, dataset, span, Reference("hour of day", before))
+        return None if compared is None else compared.verdict
+
+
+def _hours_under_test(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset
+) -> tuple[int, int] | None:
+    (last_us,) = one_row(connection, "SELECT max(received_us) FROM events.impressions")
+    if last_us is None:
+        return None
+    end_us = hour_of(last_us) + HOUR_US
+    if dataset.end_us is not None:
+        # Late rows that trickle in after the end are no hour of traffic.
+        end_us = min(end_us, dataset.end_us)
+    hours = dataset.settings.drift.current_hours
+    return max(end_us - hours * HOUR_US, hour_of(dataset.start_us)), end_us
+
+
+def _compared(
+    connection: duckdb.DuckDBPyConnection,
+    dataset: Dataset,
+    span: tuple[int, int],
+    reference: Reference,
+) -> LogComparison | None:
+    if not reference.hours_us:
+        return None
     types = {column.name: column.type for column in event_tables(dataset)["impressions"].columns}
     columns = drift_columns(types)
-    with warehouse.reader() as connection:
-        (last_us,) = one_row(connection, "SELECT max(received_us) FROM events.impressions")
-        if last_us is None:
-            return None
-        end_us = hour_of(last_us) + HOUR_US
-        if dataset.end_us is not None:
-            # Late rows that trickle in after the end are no hour of traffic.
-            end_us = min(end_us, dataset.end_us)
-        start_us = max(end_us - settings.current_hours * HOUR_US, hour_of(dataset.start_us))
-        reference = matched_reference(start_us, end_us, hour_of(dataset.start_us))
-        if not reference.hours_us:
-            return None
-        now = _sampled(connection, tuple(hours_between(start_us, end_us)), dataset)
-        before = _sampled(connection, reference.hours_us, dataset)
-    verdict = drift_report(before, now, columns, settings)
-    return LogComparison(start_us, end_us, reference, before, now, columns, verdict)
+    now = _sampled(connection, tuple(hours_between(*span)), dataset)
+    before = _sampled(connection, reference.hours_us, dataset)
+    periods = reference.periods_of(before.column("received_us").to_numpy(), span[1])
+    verdict = drift_report(before, now, columns, dataset.settings.drift, periods)
+    return LogComparison(*span, reference, before, now, columns, verdict)
 
 
 def _sampled(
