@@ -68,7 +68,7 @@ STRATEGY_OF_LOSS: Mapping[str, StrategyName] = {
 """The stream whose masses each of them corrects; on another one it would be wrong."""
 
 
-WATCHING = frozenset({"drift", "delay_report", "delay_benchmark"})
+WATCHING = frozenset({"drift", "delay_report", "delay_benchmark", "alerts"})
 """Groups that decide what people are told. No model follows from them, so that a threshold may be
 changed without one looking like another's."""
 
@@ -664,6 +664,40 @@ class DelayBenchmarkSettings(Group):
     replicates: PositiveInt = Field(default=300, description="Draws of the paired block bootstrap.")
 
 
+class AlertSettings(Group):
+    """What is told as wrong, for how long, and to whom."""
+
+    lookback_hours: PositiveInt = Field(
+        default=24,
+        description="Log hours in which a finding of one hour counts as wrong now: whoever was "
+        "away for a night still sees it.",
+    )
+    quarantined_share: Share = Field(
+        default=0.01,
+        description="Of an hour's rows of a log table: more broken ones than one in a hundred are "
+        "a writer's fault, no accident of transport.",
+    )
+    late_share: Share = Field(
+        default=0.05,
+        description="Of the rows: those that came after their hour was sealed. Labels made without "
+        "them are short by as many.",
+    )
+    scorer_grace_minutes: Annotated[int, Field(ge=0)] = Field(
+        default=60,
+        description="Of log, after the pointer moved, before a scorer that reports another bundle "
+        "is told: one that refreshes hourly has its turn.",
+    )
+    webhook: str = Field(
+        default="AD_PIPELINE_WEBHOOK",
+        description="Environment variable with the URL that alerts are posted to; while it is not "
+        "set, nobody is called. Such a URL is a secret, so it stands in no file.",
+    )
+    webhook_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=2.0,
+        description="After which an endpoint that does not answer is left for the next tick.",
+    )
+
+
 class Settings(Group):
     """All settings of one deployment."""
 
@@ -685,6 +719,7 @@ class Settings(Group):
     drift: DriftSettings = DriftSettings()
     delay_report: DelayReportSettings = DelayReportSettings()
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")
     def _check_mixture(self) -> Self:

@@ -12,9 +12,12 @@ BENCHMARK = dg.AssetSelection.assets(["monitoring", "delay_benchmark"])
 REPORT = dg.AssetSelection.assets(["monitoring", "delay_report"])
 """Replays made worlds for half a minute, of delays that change in days and not in hours."""
 
+DRILL = dg.AssetSelection.assets(["monitoring", "rollback_drill"])
+"""Somebody asks for it; it says nothing about the log."""
+
 main = dg.define_asset_job(
     "main",
-    selection=dg.AssetSelection.all() - BENCHMARK - REPORT,
+    selection=dg.AssetSelection.all() - BENCHMARK - REPORT - DRILL,
     description=(
         "Run the whole path for a range of log hours: events, labels, learners, ensemble, drift, "
         "parity, bundle, promotion. Start it from the Partitions tab with any range."
@@ -33,7 +36,8 @@ recover_online_model = dg.define_asset_job(
     selection=dg.AssetSelection.assets(["learners", "quarantined_hours"])
     .downstream()
     .required_multi_asset_neighbors()
-    - REPORT,
+    - REPORT
+    - DRILL,
     description=(
         "Take the online model back to before a suspect log hour and learn from there on without "
         "it; all that depends on the model is made anew. Choose the partitions from that hour to "
@@ -77,5 +81,16 @@ report_delays = dg.define_asset_job(
     description=(
         "Say how late labels come, which loss to learn them with and what another one would cost, "
         "and check that served scores are calibrated at every age of an ad."
+    ),
+)
+
+rollback_drill = dg.define_asset_job(
+    "rollback_drill",
+    selection=DRILL,
+    description=(
+        "Plant faults in a copy of what serves, and see them refused, undone and timed: a flipped "
+        "byte, a canary that is off, a poisoned model, a torn pointer, stale rates. What serves is "
+        "not touched. Name some of them in the configuration of the step rollback_drill, or drill "
+        "all."
     ),
 )

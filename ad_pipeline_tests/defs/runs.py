@@ -10,7 +10,9 @@ import dagster as dg
 
 from ad_pipeline.clocks import HOUR_US, hour_key
 
-BESIDE_THE_PATH = frozenset({"monitoring/delay_benchmark", "monitoring/delay_report"})
+BESIDE_THE_PATH = frozenset(
+    {"monitoring/delay_benchmark", "monitoring/delay_report", "monitoring/rollback_drill"}
+)
 """What the main job leaves out: they replay much, and nothing in the path needs them."""
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"

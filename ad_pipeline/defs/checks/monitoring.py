@@ -18,6 +18,7 @@ DRIFTED = ["monitoring", "drift"]
 BENCHMARK = ["monitoring", "delay_benchmark"]
 CALIBRATION = ["monitoring", "delay_calibration"]
 DELAYS = ["monitoring", "delay_report"]
+DRILLED = ["monitoring", "rollback_drill"]
 
 
 @dg.multi_asset_check(
@@ -244,4 +245,30 @@ def calibrated_at_every_ad_age(deployment: DeploymentResource) -> dg.AssetCheckR
         or f"{len(rows)} buckets of ad ages, none off beyond noise",
         warns=True,
         **{"buckets": len(rows), "buckets off": len(off)},
+    )
+
+
+@dg.asset_check(
+    asset=DRILLED,
+    name="every_fault_is_refused_and_undone",
+    description=(
+        "Each fault planted in the copy was refused by its guards, and what serves after going "
+        "back gives the same scores as before."
+    ),
+)
+def every_fault_is_refused_and_undone(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Read the newest drill."""
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT fault, name, passed, said, seconds FROM monitoring.rollback_drill ORDER BY 1, 2"
+        ).fetchall()
+    wrong = [row for row in rows if not row[2]]
+    slowest = max((row[4] for row in rows if row[1] == "recover"), default=0.0)
+    return found(
+        "every_fault_is_refused_and_undone",
+        DRILLED,
+        bool(rows) and not wrong,
+        "; ".join(f"{fault}, {name}: {said}" for fault, name, _, said, _ in wrong)
+        or f"{len({row[0] for row in rows})} faults; the slowest was undone in {slowest:.2f} s",
+        **{"faults": len({row[0] for row in rows}), "slowest recovery, seconds": slowest},
     )
