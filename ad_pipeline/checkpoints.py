@@ -127,6 +127,8 @@ def write_checkpoint(
     ------
     ValueError
         If an array holds Python objects.
+    CorruptCheckpoint
+        If a file reads back otherwise than it was written; the scratch folder is removed.
     OSError
         If the disk is full or not writable, naming the file; the scratch folder is removed.
     """
@@ -172,6 +174,8 @@ def _write_checkpoint(
         for path in scratch.iterdir():
             _flush_file(path)
         _flush_folder(scratch)
+        # Read again before it gets its name: what the disk took is what was hashed on the way.
+        _verify(scratch, sums)
         scratch.rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -230,16 +234,7 @@ def open_folder(
         difference = ", ".join(sorted(present ^ set(named)))
         raise CorruptCheckpoint(f"{folder} and its manifest disagree about: {difference}")
     if verify:
-        for name, expected in named.items():
-            if unread is not None and unread(name):
-                continue
-            with (folder / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != expected:
-                raise CorruptCheckpoint(
-                    f"{folder / name} has SHA-256 {found}, the manifest says {expected}; "
-                    "restore the folder or write it again"
-                )
+        _verify(folder, {n: found for n, found in named.items() if unread is None or not unread(n)})
     return Checkpoint(
         digest=digest,
         path=folder,
@@ -251,6 +246,18 @@ def open_folder(
         },
         files={name: folder / name for name in named if not name.endswith(".npy")},
     )
+
+
+def _verify(folder: Path, named: Mapping[str, str]) -> None:
+    """Compare files with their SHA-256, named by file; the one way at write and at every load."""
+    for name, expected in named.items():
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise CorruptCheckpoint(
+                f"{folder / name} has SHA-256 {found}, the manifest says {expected}; "
+                "restore the folder or write it again"
+            )
 
 
 def point(root: Path, name: str, digest: str) -> None:

@@ -5,17 +5,19 @@ the commands compute belongs to the rooms.
 """
 
 import argparse
+import getpass
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ad_pipeline.checkpoints import CorruptCheckpoint
-from ad_pipeline.clocks import hour_key, timestamp
+from ad_pipeline.clocks import hour_key, microseconds, timestamp
 from ad_pipeline.datasets import (
     DATA_FOLDER,
     DatasetError,
@@ -166,6 +168,15 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="say what is served and how far the log is read")
     status.set_defaults(run=_status)
 
+    alerts = commands.add_parser("alerts", help="list what is wrong now, and what to do about it")
+    alerts.set_defaults(run=_alerts)
+
+    production = commands.add_parser(
+        "production", help="say what was in production when, and why, from files alone"
+    )
+    production.add_argument("--at", help="one moment of log time, as in 2026-03-02T07:30:00Z")
+    production.set_defaults(run=_production)
+
     explain = commands.add_parser(
         "explain", help="list the features, weights and parts of one score, from a bundle alone"
     )
@@ -208,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     recover.set_defaults(run=_recover)
 
     rollback = commands.add_parser("rollback", help="let the bundle before the current one serve")
+    rollback.add_argument("--why", default="", help="for whoever asks later what served, and why")
     rollback.set_defaults(run=_rollback)
     return parser
 
@@ -413,6 +425,35 @@ def _status(_: argparse.Namespace) -> None:
         )
 
 
+def _alerts(_: argparse.Namespace) -> None:
+    from ad_pipeline.monitoring.alerts.alerts_of_log import read_alerts
+    from ad_pipeline.monitoring.alerts.alerts_page import alerts_lines
+    from ad_pipeline.warehouse import Warehouse
+
+    for line in alerts_lines(read_alerts(Warehouse(deployment_from_env().warehouse))):
+        _say(line)
+
+
+def _production(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.serving.production import intervals, production_lines, served_at
+
+    deployment = deployment_from_env()
+    found = intervals(deployment.serving, deployment.bundles)
+    if chosen.at is not None:
+        found = [served_at(found, _moment(chosen.at))]
+    for line in production_lines(found) or [f"{deployment.dataset.name} has served nothing yet"]:
+        _say(line)
+
+
+def _moment(text: str) -> int:
+    """Return a moment that somebody typed, microseconds; without a zone it is UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise LookupError(f"--at {text} is no moment; write it as 2026-03-02T07:30:00Z") from error
+    return microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
 def _explain(chosen: argparse.Namespace) -> None:
     from ad_pipeline.serving.bundle import open_bundle_folder
     from ad_pipeline.serving.explanation import canary, explain, explanation_lines, read_request
@@ -529,11 +570,22 @@ def _warn_of_serving(deployment: Deployment, hour_us: int) -> None:
         )
 
 
-def _rollback(_: argparse.Namespace) -> None:
-    from ad_pipeline.serving.promotion import rollback
+def _rollback(chosen: argparse.Namespace) -> None:
+    from ad_pipeline.serving.heartbeat import heartbeats
+    from ad_pipeline.serving.promotion import history, rollback
 
     deployment = deployment_from_env()
-    move = rollback(deployment.serving, deployment.bundles)
+    serving = deployment.serving
+    # Log time has gone on since the last move; those who serve know how far.
+    known_us = [each.at_us for each in heartbeats(serving)]
+    known_us += [move.watermark_us for move in history(serving)]
+    why = {"why": chosen.why} if chosen.why else {}
+    move = rollback(
+        serving,
+        deployment.bundles,
+        why | {"by": f"{getpass.getuser()} by ad_pipeline rollback"},
+        watermark_us=max(known_us, default=None),
+    )
     _say(f"serving/current names {move.digest} again")
 
 

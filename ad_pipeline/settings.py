@@ -70,6 +70,7 @@ STRATEGY_OF_LOSS: Mapping[str, StrategyName] = {
 
 WATCHING = frozenset(
     {
+        "alerts",
         "delay_benchmark",
         "delay_report",
         "drift",
@@ -893,6 +894,40 @@ class LabelQualitySettings(Group):
     )
 
 
+class AlertSettings(Group):
+    """What is told as wrong, for how long, and to whom."""
+
+    lookback_hours: PositiveInt = Field(
+        default=24,
+        description="Log hours in which a finding of one hour counts as wrong now: whoever was "
+        "away for a night still sees it.",
+    )
+    quarantined_share: Share = Field(
+        default=0.01,
+        description="Of an hour's rows of a log table: more broken ones than one in a hundred are "
+        "a writer's fault, no accident of transport.",
+    )
+    late_share: Share = Field(
+        default=0.05,
+        description="Of the rows: those that came after their hour was sealed. Labels made without "
+        "them are short by as many.",
+    )
+    scorer_grace_minutes: Annotated[int, Field(ge=0)] = Field(
+        default=60,
+        description="Of log, after the pointer moved, before a scorer that reports another bundle "
+        "is told: one that refreshes hourly has its turn.",
+    )
+    webhook: str = Field(
+        default="AD_PIPELINE_WEBHOOK",
+        description="Environment variable with the URL that alerts are posted to; while it is not "
+        "set, nobody is called. Such a URL is a secret, so it stands in no file.",
+    )
+    webhook_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=2.0,
+        description="After which an endpoint that does not answer is left for the next tick.",
+    )
+
+
 class Settings(Group):
     """All settings of one deployment."""
 
@@ -922,6 +957,7 @@ class Settings(Group):
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
     stress: StressSettings = StressSettings()
     label_quality: LabelQualitySettings = LabelQualitySettings()
+    alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")
     def _check_mixture(self) -> Self:

@@ -23,6 +23,18 @@ def refresh_after_upstream() -> dg.AutomationCondition:
     ).with_label("refresh_after_upstream")
 
 
+def refresh_to_tell() -> dg.AutomationCondition:
+    """Refresh an unpartitioned asset after anything upstream, also behind a failed blocking check.
+
+    What tells people that something is wrong must not be held back by it.
+    """
+    return (
+        dg.AutomationCondition.any_deps_updated().since_last_handled()
+        & ~dg.AutomationCondition.any_deps_in_progress()
+        & ~dg.AutomationCondition.in_progress()
+    ).with_label("refresh_to_tell")
+
+
 hourly = dg.build_schedule_from_partitioned_job(
     main,
     name="hourly",

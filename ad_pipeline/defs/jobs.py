@@ -14,6 +14,7 @@ BESIDE_THE_PATH = dg.AssetSelection.tag(ON_DEMAND, "")
 ACTIONS = dg.AssetSelection.assets(["monitoring", "actions"])
 """Every job that acts on drift keeps what it does beside its evidence."""
 
+
 main = dg.define_asset_job(
     "main",
     selection=dg.AssetSelection.all() - BESIDE_THE_PATH,
@@ -118,5 +119,17 @@ stress_serving = dg.define_asset_job(
         "Replay the busiest minutes of the log through the bundle that serves, an hour's traffic "
         "in a minute: as logged, with all columns null for two minutes, with old counts, without "
         "any."
+    ),
+)
+
+
+rollback_drill = dg.define_asset_job(
+    "rollback_drill",
+    selection=dg.AssetSelection.assets(["monitoring", "rollback_drill"]),
+    description=(
+        "Plant faults in a copy of what serves, and see them refused, undone and timed: a flipped "
+        "byte, a canary that is off, a poisoned model, a torn pointer, stale rates. What serves is "
+        "not touched. Name some of them in the configuration of the step rollback_drill, or drill "
+        "all."
     ),
 )

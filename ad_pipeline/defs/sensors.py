@@ -1,4 +1,4 @@
-"""Reactions to the outside world: new log files, hours that have closed, a drift verdict.
+"""Reactions to the outside world: new log files, closed hours, a drift verdict, people to tell.
 
 A tick lists files or asks the warehouse one small question; it reads no log. What a tick decides is
 a pure function of what it saw and of its cursor, and stands apart from the sensor so that it can be
@@ -29,6 +29,8 @@ from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.events.ledger import sealed_until, watermark_us
 from ad_pipeline.learners.online.online_hours import pointer as online_model
 from ad_pipeline.learners.online.recovery import GUARD, replay_range, suspects
+from ad_pipeline.monitoring.alerts.alerts_of_log import NoAlertsYet, read_alerts
+from ad_pipeline.monitoring.alerts.delivery import channels_of, deliver
 from ad_pipeline.monitoring.drift.actions import seen_by_sensor
 from ad_pipeline.monitoring.drift.causes import Action, Seen, due_action
 from ad_pipeline.settings import DriftActionSettings
@@ -294,4 +296,32 @@ def suspect_hours(
         run_config={"ops": {"quarantine": {"config": config}}},
         tags=tags
         | {RANGE_START_TAG: hour_key(start_us), RANGE_END_TAG: hour_key(end_us - HOUR_US)},
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Tells a log and, if its address is set, a webhook what began and what ended of "
+        "monitoring/alerts: each once, and again at the next tick if it was not taken."
+    ),
+)
+def deliver_alerts(
+    context: dg.SensorEvaluationContext, deployment: DeploymentResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Read monitoring.alerts, tell every channel what it was not told, and remember it."""
+    paths = deployment.paths
+    if not paths.warehouse.exists():
+        return dg.SkipReason("nothing was materialized yet")
+    warehouse = Warehouse(paths.warehouse, wait_seconds=PATIENCE_SECONDS)
+    try:
+        found = read_alerts(warehouse)
+    except (WarehouseBusy, NoAlertsYet) as later:
+        return dg.SkipReason(str(later))
+    # After the warehouse is closed: an endpoint that hangs must hold nobody up.
+    done = deliver(found, context.cursor, channels_of(paths))
+    return dg.SensorResult(
+        skip_reason=dg.SkipReason(done.in_words or "everything was told already"),
+        cursor=done.cursor,
     )

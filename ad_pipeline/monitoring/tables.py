@@ -1,4 +1,4 @@
-"""The tables of this room: drift verdicts, parity, candidate replay, late labels.
+"""The tables of this room: drift, parity, candidate replay, late labels, production, alerts.
 
 Only definitions, and how a result becomes rows; what is compared is in
 :mod:`ad_pipeline.monitoring.drift.inputs` and :mod:`ad_pipeline.monitoring.parity.comparison`.
@@ -353,6 +353,78 @@ LABEL_QUALITY = Table(
     ),
 )
 
+
+PRODUCTION = Table(
+    name="monitoring.production",
+    columns=(
+        Column("sequence", "BIGINT", "Of the move it began with, from 1."),
+        Column("until_sequence", "BIGINT", "Of the move it ended with; null while it serves."),
+        Column("action", "VARCHAR", "promote or rollback."),
+        Column("from_us", "BIGINT", "Log position of the evidence of that move."),
+        Column("until_us", "BIGINT", "The same of the next move; null while it serves."),
+        Column("bundle_hash", "VARCHAR", "Bundle."),
+        Column("models", "VARCHAR", "By goal and expert, the checkpoint it was made of, JSON."),
+        Column("label_watermark_us", "BIGINT", "End of its model hour: labels known up to here."),
+        Column("why", "VARCHAR", "The evidence in words."),
+        Column("decided_by", "VARCHAR", "The promotion gate, or who rolled back."),
+        Column("evidence", "VARCHAR", "SHA-256 of the evidence, a file in serving/evidence."),
+        Column("decisions", "BIGINT", "Logged decisions of the bundle in this interval."),
+        Column("first_served_us", "BIGINT", "The first of them; null without one."),
+        Column("last_served_us", "BIGINT", "The last of them."),
+        Column(
+            "hours_to_serving",
+            "DOUBLE",
+            "Log hours from the close of its model hour to the first decision of the interval.",
+        ),
+    ),
+    key=("sequence",),
+    clock=None,
+    description=(
+        "What was in production when, and why. One row per interval in which a bundle served, from "
+        "the history of promotions, its evidence, the bundles' manifests, and the decisions that "
+        "name them. `ad_pipeline production --at` asks it of the files alone."
+    ),
+)
+
+ROLLBACK_DRILL = Table(
+    name="monitoring.rollback_drill",
+    columns=(
+        Column("fault", "VARCHAR", "What was planted in the copy."),
+        Column("step", "INTEGER", "Place of the step, from 1."),
+        Column("name", "VARCHAR", "copy, plant, guard, recover or verify; what was done."),
+        Column("passed", "BOOLEAN", "It came out as it must."),
+        Column("said", "VARCHAR", "What came out, for people."),
+        Column("seconds", "DOUBLE", "Measured."),
+    ),
+    key=("fault", "step"),
+    clock=None,
+    description=(
+        "Whether a fault of what serves would be refused, and how fast one is back. One row per "
+        "fault and step of the newest drill: it is planted in a copy of the bundles and pointers; "
+        "what serves is not touched."
+    ),
+)
+
+ALERTS = Table(
+    name="monitoring.alerts",
+    columns=(
+        Column("key", "VARCHAR", "Severity, source and subject: told once, and its end once."),
+        Column("severity", "VARCHAR", "page, warn or info."),
+        Column("source", "VARCHAR", "Which source found it: alerts/sources.py lists them."),
+        Column("subject", "VARCHAR", "Goal, feature, hour, scorer or check."),
+        Column("found", "VARCHAR", "With its figures, for people."),
+        Column("since_us", "BIGINT", "Since when, in log time."),
+        Column("act", "VARCHAR", "The command, job or page that ends it."),
+        Column("known_until_us", "BIGINT", "End of the log that all of this was known from."),
+    ),
+    key=("key",),
+    clock=None,
+    description=(
+        "What is wrong now, with the line to act. One row per alert; what is mended has no row. "
+        "The sensor deliver_alerts tells each once, and its end."
+    ),
+)
+
 TABLES = (
     DRIFT,
     PARITY,
@@ -360,13 +432,15 @@ TABLES = (
     SERVING_OBJECTIVES,
     DRIFT_VERDICTS,
     ACTIONS,
-    PRODUCTION_PARITY,
     CANDIDATE_REPLAY,
     DELAY_CALIBRATION,
     DELAY_BENCHMARK,
     DELAY_REPORT,
     SERVING_STRESS,
     LABEL_QUALITY,
+    PRODUCTION,
+    ROLLBACK_DRILL,
+    ALERTS,
 )
 
 

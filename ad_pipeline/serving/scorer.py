@@ -29,6 +29,7 @@ from ad_pipeline.features.rates import RateSnapshot, check_contract, counts_of, 
 from ad_pipeline.hashing import string_array
 from ad_pipeline.serving.bundle import Bundle, open_bundle
 from ad_pipeline.serving.decisions import Decision, Decisions, Fallback, numbers_array
+from ad_pipeline.serving.heartbeat import Heartbeat, beat
 from ad_pipeline.serving.pointers import CURRENT, SNAPSHOT, NothingServed, read_pointer
 
 IDENTITY = ("request_id", "impression_id")
@@ -156,6 +157,26 @@ class Scorer:
             check_contract(bundle.contract, snapshot.counts)
         self.bundle, self.snapshot = bundle, snapshot
         return True
+
+    def report(self, at_us: int, name: str = "scorer") -> Heartbeat:
+        """Say what this scorer serves, in a small file that is held against the pointer.
+
+        Parameters
+        ----------
+        at_us : int
+            Log time, microseconds: that of the request at hand.
+        name : str
+            Of this scorer; another one's report has another name.
+
+        Raises
+        ------
+        NothingServed
+            If this scorer was not made by :meth:`current`.
+        """
+        if self._folders is None:
+            raise NothingServed("this scorer follows no pointers; make it by Scorer.current()")
+        snapshot = "" if self.snapshot is None else self.snapshot.digest
+        return beat(self._folders.serving, name, self.bundle.digest, snapshot, at_us)
 
     def with_snapshot(self, snapshot: PublishedSnapshot | None) -> "Scorer":
         """Return a scorer of the same opened bundle with another snapshot."""

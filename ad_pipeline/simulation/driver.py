@@ -117,8 +117,13 @@ def drive_day(
     impressions of the day sees everything else of it. A killed driver leaves only that folder,
     which the next one clears.
     """
+    report: Callable[[int], object] | None = None
     if scorer is None:
-        scorer = _current_scorer(serving)
+        # The scorer brings LightGBM; whoever passes a scorer of his own does without.
+        from ad_pipeline.serving.scorer import Scorer
+
+        scorer = current = Scorer.current(serving)
+        report = current.report
     days = range(day, day + 1)
     total = 24 + hours_to_simulate(spec, days, tail_hours)
 
@@ -126,11 +131,17 @@ def drive_day(
         if progress is not None:
             progress(done, total)
 
+    def served(done: int, of: int) -> None:
+        if report is not None:
+            report(spec.hour_start_us(24 * day + done))
+        tell(done, of)
+
+    served(0, 24)
     draft = logs.parent / f".driving-day={day}"
     if draft.exists():
         rmtree(draft)
     with WholeFile(draft / "logs" / DECISIONS / day_name(day)) as file:
-        serve_day(spec, day, scorer, file.write, batch_rows, tell)
+        serve_day(spec, day, scorer, file.write, batch_rows, served)
     summary = simulate_days(
         spec,
         draft / "logs",
@@ -193,13 +204,6 @@ def serve_day(
             write(decisions.append_column("received_us", number_column(received[rows])))
         if progress is not None:
             progress(hour + 1 - 24 * day, 24)
-
-
-def _current_scorer(serving: Path) -> RequestScorer:
-    # The scorer brings LightGBM; whoever passes a scorer of his own does without.
-    from ad_pipeline.serving.scorer import Scorer
-
-    return Scorer.current(serving)
 
 
 def _decided(answer: pa.Table, requests: pa.Table) -> tuple[pa.Table, np.ndarray]:

@@ -11,7 +11,12 @@ import dagster as dg
 from ad_pipeline.clocks import HOUR_US, hour_key
 
 BESIDE_THE_PATH = frozenset(
-    {"monitoring/delay_benchmark", "monitoring/delay_report", "monitoring/serving_stress"}
+    {
+        "monitoring/delay_benchmark",
+        "monitoring/delay_report",
+        "monitoring/rollback_drill",
+        "monitoring/serving_stress",
+    }
 )
 """What the main job leaves out: nothing in the path needs them."""
 

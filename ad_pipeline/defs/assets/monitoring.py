@@ -7,12 +7,16 @@ from pydantic import Field
 
 from ad_pipeline.clocks import hours_between, timestamp
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
-from ad_pipeline.defs.automation import refresh_after_upstream
+from ad_pipeline.defs.automation import refresh_after_upstream, refresh_to_tell
+from ad_pipeline.defs.failed_checks import failed_checks
 from ad_pipeline.defs.hourly_metadata import describe_hour, rows_by_hour
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import HORIZON, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, picture, rounded, short, table, whole
+from ad_pipeline.monitoring.alerts.alert import SEVERITIES
+from ad_pipeline.monitoring.alerts.alerts_of_log import PAGE as ALERTS_PAGE
+from ad_pipeline.monitoring.alerts.alerts_of_log import record_alerts
 from ad_pipeline.monitoring.delay_calibration import record_calibration
 from ad_pipeline.monitoring.delay_report.delay_page import (
     SERVED_HEADINGS,
@@ -41,10 +45,16 @@ from ad_pipeline.monitoring.parity.causes import ACT
 from ad_pipeline.monitoring.parity.parity_plots import parity_picture
 from ad_pipeline.monitoring.parity.recheck import record_parity
 from ad_pipeline.monitoring.plots import finding
+from ad_pipeline.monitoring.production.production_of_log import PAGE as PRODUCTION_PAGE
+from ad_pipeline.monitoring.production.production_of_log import record_production
+from ad_pipeline.monitoring.production.production_page import HEADINGS as PRODUCTION_HEADINGS
+from ad_pipeline.monitoring.production.production_page import row_cells
+from ad_pipeline.monitoring.production.rollback_drill import record_drills
 from ad_pipeline.monitoring.replay import record_replay
 from ad_pipeline.monitoring.serving_stress import latency_us, record_stress
 from ad_pipeline.monitoring.tables import (
     ACTIONS,
+    ALERTS,
     CANDIDATE_REPLAY,
     DELAY_BENCHMARK,
     DELAY_CALIBRATION,
@@ -54,6 +64,8 @@ from ad_pipeline.monitoring.tables import (
     LABEL_QUALITY,
     PARITY,
     PARITY_FINDINGS,
+    PRODUCTION,
+    ROLLBACK_DRILL,
     SERVING_OBJECTIVES,
     SERVING_STRESS,
     TABLES,
@@ -569,6 +581,124 @@ def serving_stress(context: dg.AssetExecutionContext, deployment: DeploymentReso
                 )
                 for each in found
             },
+        }
+    )
+
+
+SHOWN_INTERVALS = 20
+"""On the asset's page, the newest; the page in the reports folder has all."""
+
+
+@dg.multi_asset(
+    name="production",
+    specs=[
+        table_spec(
+            PRODUCTION,
+            deps=[["serving", "current"], ["events", "decisions"]],
+            kinds={"matplotlib"},
+        )._replace(automation_condition=refresh_after_upstream())
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def production(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Read the history of promotions beside the decisions that were logged."""
+    paths = deployment.paths
+    rows = record_production(deployment.warehouse, paths)
+    now = rows[-1] if rows else None
+    context.log.info(f"production: {len(rows)} intervals")
+    served = [row["hours_to_serving"] for row in rows if row["hours_to_serving"] is not None]
+    return dg.MaterializeResult(
+        metadata={
+            "now serving": short(now["bundle_hash"] if now else None),
+            "why": now["why"] if now else "nothing was ever promoted",
+            "intervals": len(rows),
+            "the newest": table(
+                PRODUCTION_HEADINGS, [row_cells(row) for row in reversed(rows[-SHOWN_INTERVALS:])]
+            ),
+            "the page": dg.MetadataValue.path(str(paths.reports / PRODUCTION_PAGE)),
+            **({"log hours from model hour to serving": rounded(served[-1])} if served else {}),
+        }
+    )
+
+
+class RollbackDrill(dg.Config):
+    """Which faults to plant in the copy."""
+
+    faults: list[str] = Field(
+        default_factory=list,
+        description="flipped_byte, canary_off, poisoned_model, torn_pointer, stale_snapshot; "
+        "empty: all of them.",
+    )
+
+
+@dg.multi_asset(
+    name="rollback_drill",
+    specs=[
+        table_spec(ROLLBACK_DRILL, deps=[["serving", "current"]], kinds={"numpy"}, on_demand=True)
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def rollback_drill(
+    context: dg.AssetExecutionContext, config: RollbackDrill, deployment: DeploymentResource
+):
+    """Plant faults in a copy of what serves, and see each refused, undone and timed."""
+    steps = record_drills(deployment.warehouse, deployment.paths, config.faults)
+    for step in steps:
+        context.log.info(f"drill {step.fault}: {step.name}: {step.said}")
+    failed = [step for step in steps if not step.passed]
+    return dg.MaterializeResult(
+        metadata={
+            "finding": "; ".join(f"{step.fault}, {step.name}: {step.said}" for step in failed)
+            or "every fault was refused and undone, and the same requests score as before",
+            "steps": table(
+                ("fault", "step", "came out as it must", "what", "seconds"),
+                [
+                    (s.fault, s.name, "yes" if s.passed else "NO", s.said, f"{s.seconds:.3f}")
+                    for s in steps
+                ],
+            ),
+            **{
+                label("seconds to recover", step.fault): rounded(step.seconds)
+                for step in steps
+                if step.name == "recover"
+            },
+        }
+    )
+
+
+@dg.multi_asset(
+    name="alerts",
+    specs=[
+        table_spec(
+            ALERTS,
+            deps=[
+                ["learners", "online_model"],
+                ["learners", "quarantined_hours"],
+                ["monitoring", "drift"],
+                ["monitoring", "parity"],
+                ["monitoring", "delay_calibration"],
+                ["serving", "current"],
+            ],
+        )._replace(automation_condition=refresh_to_tell())
+    ],
+    backfill_policy=SINGLE_RUN,
+)
+def alerts(context: dg.AssetExecutionContext, deployment: DeploymentResource):
+    """Ask every source what is wrong now; the sensor deliver_alerts tells people."""
+    paths = deployment.paths
+    found = record_alerts(deployment.warehouse, paths, failed_checks(context))
+    counts = {each: sum(a.severity == each for a in found) for each in SEVERITIES}
+    context.log.info(f"alerts: {', '.join(f'{n} {each}' for each, n in counts.items())}")
+    return dg.MaterializeResult(
+        metadata={
+            "finding": "; ".join(f"{a.severity}: {a.subject}" for a in found[:5])
+            or "nothing is wrong",
+            **counts,
+            "what to do": table(
+                ("severity", "subject", "found", "since", "to act"),
+                [(a.severity, a.subject, a.found, timestamp(a.since_us), a.act) for a in found],
+            ),
+            "the page": dg.MetadataValue.path(str(paths.reports / ALERTS_PAGE)),
         }
     )
 

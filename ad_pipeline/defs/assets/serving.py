@@ -17,6 +17,7 @@ from ad_pipeline.monitoring.parity.recheck import scores_not_given_again
 from ad_pipeline.monitoring.replay import replay_passed
 from ad_pipeline.serving.bundle import Bundle
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate
+from ad_pipeline.serving.production import seconds_to_pointer
 from ad_pipeline.serving.promotion import history
 
 
@@ -147,6 +148,14 @@ def current(
                 {"candidate": judged.digest, "serving": moves[-1].digest if moves else None}
             ),
             "moves so far": len(moves),
+            **(
+                {
+                    label("seconds from checkpoint to pointer", goal): rounded(seconds)
+                    for goal, seconds in seconds_to_pointer(paths, moves[-1]).items()
+                }
+                if moves
+                else {}
+            ),
             **{
                 label("relative log loss", goal): rounded(verdict.difference)
                 for goal, verdict in judged.verdicts.items()

@@ -27,6 +27,7 @@ LABELS = ["monitoring", "label_quality"]
 
 NAMED = 4
 """Features named of a cause; all stand in the table."""
+DRILLED = ["monitoring", "rollback_drill"]
 
 
 @dg.multi_asset_check(
@@ -368,4 +369,30 @@ def serving_keeps_up(deployment: DeploymentResource) -> dg.AssetCheckResult:
         or f"{len(rows)} scenarios within {limit_ms:g} ms",
         warns=True,
         **{"scenarios": len(rows), "slow scenarios": len(slow)},
+    )
+
+
+@dg.asset_check(
+    asset=DRILLED,
+    name="every_fault_is_refused_and_undone",
+    description=(
+        "Each fault planted in the copy was refused by its guards, and what serves after going "
+        "back gives the same scores as before."
+    ),
+)
+def every_fault_is_refused_and_undone(deployment: DeploymentResource) -> dg.AssetCheckResult:
+    """Read the newest drill."""
+    with deployment.warehouse.reader() as connection:
+        rows = connection.execute(
+            "SELECT fault, name, passed, said, seconds FROM monitoring.rollback_drill ORDER BY 1, 2"
+        ).fetchall()
+    wrong = [row for row in rows if not row[2]]
+    slowest = max((row[4] for row in rows if row[1] == "recover"), default=0.0)
+    return found(
+        "every_fault_is_refused_and_undone",
+        DRILLED,
+        bool(rows) and not wrong,
+        "; ".join(f"{fault}, {name}: {said}" for fault, name, _, said, _ in wrong)
+        or f"{len({row[0] for row in rows})} faults; the slowest was undone in {slowest:.2f} s",
+        **{"faults": len({row[0] for row in rows}), "slowest recovery, seconds": slowest},
     )

@@ -3,12 +3,15 @@
 import dagster as dg
 
 from ad_pipeline.checkpoints import MissingCheckpoint, resolve
+from ad_pipeline.clocks import MINUTE_US, timestamp
 from ad_pipeline.defs.check_results import found
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import short
 from ad_pipeline.serving.bundle import CorruptBundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
+from ad_pipeline.serving.heartbeat import heartbeats
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
+from ad_pipeline.serving.production import lagging
 from ad_pipeline.serving.promotion import history
 from ad_pipeline.serving.proof import prove_bundle
 
@@ -73,6 +76,14 @@ def bundle_checks(deployment: DeploymentResource):
             asset=SERVED,
             description="The newest candidate serves; if not, the reason is with the asset.",
         ),
+        dg.AssetCheckSpec(
+            "served_bundle_is_the_pointed_one",
+            asset=SERVED,
+            description=(
+                "Every scorer that reports what it serves has followed the pointer, within "
+                "settings.alerts.scorer_grace_minutes of log time."
+            ),
+        ),
     ],
 )
 def serving_checks(deployment: DeploymentResource):
@@ -103,6 +114,22 @@ def serving_checks(deployment: DeploymentResource):
         candidate == digest,
         "the newest candidate serves" if candidate == digest else "an older bundle goes on serving",
         warns=True,
+    )
+    reported = heartbeats(paths.serving)
+    grace_us = paths.dataset.settings.alerts.scorer_grace_minutes * MINUTE_US
+    behind = lagging(reported, moves, grace_us)
+    yield found(
+        "served_bundle_is_the_pointed_one",
+        SERVED,
+        not behind,
+        "; ".join(
+            f"{each.scorer} serves {short(each.bundle_hash)} at {timestamp(each.at_us)}, the "
+            f"pointer names {short(promoted)}"
+            for each in behind
+        )
+        or f"{len(reported)} scorers report, and follow the pointer",
+        warns=True,
+        scorers=len(reported),
     )
 
 
