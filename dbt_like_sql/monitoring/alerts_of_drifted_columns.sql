@@ -9,7 +9,7 @@ SELECT
     column_name AS subject,
     printf('population stability index %.3f, alarm from %.3f', psi, threshold) AS found,
     current_start_us AS since_us,
-    'reports/drift.html shows what moved; the sensor drift_retrain starts the job retrain' AS act
+    'reports/drift.html shows what moved; the sensor drift_actions starts the job retrain' AS act
 FROM monitoring.drift
 WHERE drifted
     AND current_end_us = (SELECT max(current_end_us) FROM monitoring.drift)
