@@ -123,8 +123,8 @@ stress_serving = dg.define_asset_job(
 )
 
 
-rollback_drill = dg.define_asset_job(
-    "rollback_drill",
+drill_rollback = dg.define_asset_job(
+    "drill_rollback",
     selection=dg.AssetSelection.assets(["monitoring", "rollback_drill"]),
     description=(
         "Plant faults in a copy of what serves, and see them refused, undone and timed: a flipped "
