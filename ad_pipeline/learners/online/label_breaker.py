@@ -19,8 +19,8 @@ from ad_pipeline.learners.tables import QUARANTINED_HOURS, QUARANTINED_SLICES, T
 from ad_pipeline.settings import LabelQualitySettings
 from ad_pipeline.warehouse import Warehouse, arrow_rows, replace_hours, rows_of, select
 
-UNDECIDED = ("too few", "warming up")
-"""Verdicts that neither halt a goal nor let it go on."""
+UNDECIDED = ("too few", "warming up", None)
+"""Verdicts that neither halt a goal nor let it go on; None: nobody judged the hour."""
 HALTS = ("stalled", "jumped", "late")
 
 
@@ -81,7 +81,7 @@ def _decided(
     end_us: int,
 ) -> LabelDecisions:
     # A person's word holds until the reference has hours of the new world.
-    before_us = max(settings.reference_hours, settings.calm_hours + 1) * HOUR_US
+    before_us = settings.reference_hours * HOUR_US
     span = {"start_us": start_us - before_us, "end_us": end_us}
     with warehouse.reader() as connection:
         verdicts = rows_of(connection, select("learners.label_verdicts"), span).to_pylist()
@@ -103,19 +103,18 @@ def _decided(
         accepted_us = [
             row["hour_us"] for row in earlier if row["goal"] == goal and row["state"] == "accepted"
         ]
-        halted = any(
-            row["goal"] == goal and row["cause"] == LABELS and row["hour_us"] == start_us - HOUR_US
-            for row in earlier
-        )
-        released = set()
-        for hour_us in hours_between(start_us, end_us):
-            if any(us <= hour_us <= us + settings.reference_hours * HOUR_US for us in accepted_us):
-                released.add(hour_us)
-                halted = False
-                continue
-            halted = _is_halted(halted, hour_us, said, settings.calm_hours)
-            if halted and (goal, hour_us) not in by_others:
-                hours.append(_halted_hour(goal, hour_us, said.get(hour_us)))
+        released = {
+            hour_us
+            for hour_us in hours_between(start_us, end_us)
+            if any(us <= hour_us <= us + settings.reference_hours * HOUR_US for us in accepted_us)
+        }
+        hours += [
+            _halted_hour(goal, hour_us, said.get(hour_us))
+            for hour_us in hours_between(start_us, end_us)
+            if hour_us not in released
+            and (goal, hour_us) not in by_others
+            and _is_halted(hour_us, said, settings)
+        ]
         slices += [
             {name: row[name] for name in QUARANTINED_SLICES.column_names}
             for row in verdicts
@@ -128,14 +127,23 @@ def _decided(
 
 
 def _is_halted(
-    halted: bool, hour_us: int, said: Mapping[int, Mapping[str, Any]], calm_hours: int
+    hour_us: int, said: Mapping[int, Mapping[str, Any]], settings: LabelQualitySettings
 ) -> bool:
-    """Tell whether a goal does not learn an hour, by the hour before and by what was said."""
-    if hour_us in said and said[hour_us]["verdict"] in HALTS:
-        return True
-    before = [hour_us - place * HOUR_US for place in range(1, calm_hours + 1)]
-    calm = all(us in said and said[us]["verdict"] not in (*HALTS, *UNDECIDED) for us in before)
-    return halted and not calm
+    """Tell whether a goal does not learn an hour: it is suspect, or too few since were calm.
+
+    By what was said of the last hours only, so that the same hours are left out however a range is
+    split.
+    """
+    calm = 0
+    for us in range(hour_us, hour_us - settings.reference_hours * HOUR_US, -HOUR_US):
+        verdict = said[us]["verdict"] if us in said else None
+        if verdict in HALTS:
+            return True
+        if us < hour_us:
+            calm = calm + 1 if verdict not in UNDECIDED else 0
+        if calm == settings.calm_hours:
+            return False
+    return False
 
 
 def _halted_hour(goal: str, hour_us: int, said: Mapping[str, Any] | None) -> dict[str, Any]:
