@@ -214,8 +214,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
         Claim(
             key=f"trust_labels.{name.replace(' ', '_')}",
             says=(
-                f"Planted, {name}: found in its hour and named rightly in 18 of 20 logs, at "
-                "least."
+                f"Planted, {name}: found in its hour and named rightly in 18 of 20 logs, at least."
             ),
             figure=f"{found[name]} of {runs}",
             interval=_share_range(found[name], runs),
