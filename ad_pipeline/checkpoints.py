@@ -175,7 +175,7 @@ def _write_checkpoint(
             _flush_file(path)
         _flush_folder(scratch)
         # Read again before it gets its name: what the disk took is what was hashed on the way.
-        _verify(scratch, sums)
+        _verify(scratch, sums | {"manifest.json": digest})
         scratch.rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -912,6 +912,11 @@ class AlertSettings(Group):
         description="Of the rows: those that came after their hour was sealed. Labels made without "
         "them are short by as many.",
     )
+    least_rows: PositiveInt = Field(
+        default=100,
+        description="Of an hour of a log table, for either share to be judged: one of seven says "
+        "nothing.",
+    )
     scorer_grace_minutes: Annotated[int, Field(ge=0)] = Field(
         default=60,
         description="Of log, after the pointer moved, before a scorer that reports another bundle "

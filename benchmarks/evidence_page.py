@@ -33,6 +33,7 @@ STUDIES = (
     "null_burst",
     "trust_labels",
     "trust_parity",
+    "trust_integrity",
 )
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 

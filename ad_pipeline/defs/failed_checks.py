@@ -5,20 +5,23 @@ Only Dagster knows it; what is made of it is for :mod:`ad_pipeline.monitoring.al
 
 import dagster as dg
 
+from ad_pipeline.defs import checks
 from ad_pipeline.monitoring.alerts.alert import FailedCheck
 
 
-def failed_checks(context: dg.AssetExecutionContext) -> list[FailedCheck]:
+def failed_checks(instance: dg.DagsterInstance) -> list[FailedCheck]:
     """Return the checks whose newest evaluation failed, by asset and name.
 
-    A check that is being evaluated, or whose run died in it, says nothing.
+    All of them, whatever the run at hand selects: else an alert would end because nobody looked. A
+    check that is being evaluated, or whose run died in it, says nothing.
 
     Parameters
     ----------
-    context : AssetExecutionContext
+    instance : DagsterInstance
     """
-    keys = context.repository_def.asset_graph.asset_check_keys
-    newest = context.instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys))
+    defined = dg.load_asset_checks_from_package_module(checks)
+    keys = sorted({key for each in defined for key in each.check_keys})
+    newest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     evaluations = [
         record.event.asset_check_evaluation
         for record in newest.values()

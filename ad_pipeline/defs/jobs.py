@@ -129,7 +129,7 @@ drill_rollback = dg.define_asset_job(
     description=(
         "Plant faults in a copy of what serves, and see them refused, undone and timed: a flipped "
         "byte, a canary that is off, a poisoned model, a torn pointer, stale rates. What serves is "
-        "not touched. Name some of them in the configuration of the step rollback_drill, or drill "
-        "all."
+        "not touched. Name some of them in the configuration of the step "
+        "rollback_drill, or drill all."
     ),
 )

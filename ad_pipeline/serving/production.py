@@ -93,7 +93,7 @@ def intervals(serving: Path, bundles: Path) -> list[Interval]:
     moves = history(serving)
     return [
         _interval(serving, bundles, move, until)
-        for move, until in zip(moves, [*moves[1:], None], strict=True)
+        for move, until in zip(moves, [*moves[1:], None], strict=False)
     ]
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from ad_pipeline.checkpoints import point, read_checkpoint, resolve, write_checkpoint
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.features import rates
 from ad_pipeline.learners.deep import deep_hours
 from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
@@ -24,6 +24,7 @@ from ad_pipeline.learners.ftrl.ftrl_expert import LinearWeights
 from ad_pipeline.learners.online.online_hours import pointer as online_pointer
 from ad_pipeline.serving.bundle import export_bundle, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
+from ad_pipeline.serving.heartbeat import beat
 from ad_pipeline.serving.pointers import CURRENT, Pointer, move_pointer, read_pointer
 from ad_pipeline.serving.promotion import history
 from ad_pipeline.warehouse import Warehouse
@@ -107,6 +108,13 @@ def serve_the_first_bundle_by_hand(market: Market) -> None:
     """Move the pointer past the promotion, as an impatient hand would."""
     first = history(market.deployment.serving)[0]
     move_pointer(market.deployment.serving, CURRENT, Pointer(first.digest, first.sequence))
+
+
+def serve_another_bundle_for_ever(market: Market) -> None:
+    """Let a scorer report, a day after the last move, the bundle from before it."""
+    serving = market.deployment.serving
+    first, *_, last = history(serving)
+    beat(serving, "bidder", first.digest, "", last.watermark_us + DAY_US)
 
 
 def take_the_first_bundle_for_the_candidate(market: Market) -> None:
@@ -311,6 +319,17 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         # What serves is then not the candidate either.
         serve_the_first_bundle_by_hand,
         {"what_serves_was_promoted", "candidate_was_promoted"},
+    ),
+    "a scorer never follows the pointer": (
+        serve_another_bundle_for_ever,
+        {"served_bundle_is_the_pointed_one"},
+    ),
+    "a planted fault was let pass": (
+        sql(
+            "INSERT INTO monitoring.rollback_drill VALUES "
+            "('flipped_byte', 3, 'guard', false, 'a scorer that starts let it pass', 0.1)"
+        ),
+        {"every_fault_is_refused_and_undone"},
     ),
     "the candidate was refused": (
         take_the_first_bundle_for_the_candidate,

@@ -7,7 +7,7 @@
 SELECT
     'warn' AS severity,
     kind || CASE subject WHEN '' THEN '' ELSE ' of ' || subject END AS subject,
-    printf('%s: %.3f, from %.3f on it counts', cause, value, threshold) AS found,
+    cause || printf(': %.3f, from %.3f on it counts', value, threshold) AS found,
     hour_us AS since_us,
     CASE actions
         WHEN '' THEN 'look at monitoring/drift_verdicts; no action fits, it is only told'

@@ -9,7 +9,7 @@ SELECT
     comparison || ' of ' || name || ', '
     || strftime(make_timestamp(hour_us), '%Y-%m-%d-%H:00')
     || ', bundle ' || left(bundle_hash, 12) AS subject,
-    printf('%s: %d of %d decisions (%s)', cause, offending, rows, evidence) AS found,
+    cause || printf(': %d of %d decisions (', offending, rows) || evidence || ')' AS found,
     hour_us AS since_us,
     act
 FROM monitoring.parity_findings

@@ -12,5 +12,6 @@ SELECT
     'hand log files over sooner, or all of an hour together (whole_hours: true)' AS act
 FROM events.accounting
 WHERE hour_us >= $from_us
+    AND rows_in >= $least_rows
     AND late > $late_share * rows_in
 ORDER BY hour_us, table_name

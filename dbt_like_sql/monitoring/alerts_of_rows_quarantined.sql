@@ -13,8 +13,9 @@ SELECT
         CAST(kept + quarantined AS BIGINT)
     ) AS found,
     hour_us AS since_us,
-    'SELECT reason, count(*) FROM events.quarantine GROUP BY 1 says why; mend the writer' AS act
+    'look at the reasons in events.quarantine, and mend the writer of the log' AS act
 FROM events.accounting
 WHERE hour_us >= $from_us
+    AND kept + quarantined >= $least_rows
     AND quarantined > $quarantined_share * (kept + quarantined)
 ORDER BY hour_us, table_name

@@ -594,7 +594,14 @@ SHOWN_INTERVALS = 20
     specs=[
         table_spec(
             PRODUCTION,
-            deps=[["serving", "current"], ["events", "decisions"]],
+            deps=[
+                ["serving", "current"],
+                *(
+                    table.name.split(".")
+                    for table in HOURLY_TABLES
+                    if table.name == "events.decisions"
+                ),
+            ],
             kinds={"matplotlib"},
         )._replace(automation_condition=refresh_after_upstream())
     ],
@@ -688,7 +695,7 @@ def rollback_drill(
 def alerts(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     """Ask every source what is wrong now; the sensor deliver_alerts tells people."""
     paths = deployment.paths
-    found = record_alerts(deployment.warehouse, paths, failed_checks(context))
+    found = record_alerts(deployment.warehouse, paths, failed_checks(context.instance))
     counts = {each: sum(a.severity == each for a in found) for each in SEVERITIES}
     context.log.info(f"alerts: {', '.join(f'{n} {each}' for each, n in counts.items())}")
     return dg.MaterializeResult(

@@ -7,11 +7,11 @@ by which a receiver knows a repeated one. A channel never waits for another.
 
 import json
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,7 +218,7 @@ def post(url: str, dataset: str, due: Sequence[Message], *, timeout: float) -> N
     try:
         with urllib.request.urlopen(request, timeout=timeout):  # noqa: S310
             pass
-    # An address may hold a token: it is not repeated.
-    except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise Undelivered(f"the webhook did not take it ({reason})") from error
+    except (OSError, HTTPException) as error:
+        # What an HTTPException says may hold the address, and that a token.
+        said = error if isinstance(error, OSError) else type(error).__name__
+        raise Undelivered(f"the webhook did not take it ({said})") from error

@@ -33,12 +33,12 @@ def record_production(warehouse: Warehouse, deployment: Deployment) -> list[dict
     found = intervals(deployment.serving, deployment.bundles)
     warehouse.create(TABLES)
     begun = arrow_rows(PRODUCTION, [_record(each, {}) for each in found])
-    with warehouse.reader() as connection:
-        connection.register("served_bundles", begun)
-        served = {
-            row["sequence"]: row
-            for row in rows_of(connection, select("monitoring.served_intervals")).to_pylist()
-        }
+    served: dict[int, dict[str, Any]] = {}
+    if deployment.dataset.sources_of("decisions"):
+        with warehouse.reader() as connection:
+            connection.register("served_bundles", begun)
+            decided = rows_of(connection, select("monitoring.served_intervals")).to_pylist()
+        served = {row["sequence"]: row for row in decided}
     rows = arrow_rows(
         PRODUCTION, [_record(each, served.get(each.move.sequence, {})) for each in found]
     )

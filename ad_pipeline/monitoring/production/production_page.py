@@ -4,6 +4,7 @@ Formatting only; rows are those of ``monitoring.production``.
 """
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -28,7 +29,7 @@ _STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:80em;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0;font-size:13px}"
     "td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left;vertical-align:top}"
-    "img{max-width:100%}.rollback{background:#fbe3d6}"
+    "td:nth-child(7){min-width:24em}img{max-width:100%}.rollback{background:#fbe3d6}"
 )
 
 
@@ -77,7 +78,10 @@ def row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["decided_by"],
         row["why"],
         decided,
-        row["models"],
+        "; ".join(
+            f"{goal}: " + ", ".join(f"{expert} {digest[:12]}" for expert, digest in experts.items())
+            for goal, experts in json.loads(row["models"]).items()
+        ),
     )
 
 
