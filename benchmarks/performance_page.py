@@ -60,6 +60,7 @@ MODULES = (
     Module("label_join", "The label join", 7.0),
     Module("pipeline", "Dagster's part of a run", 9.0),
     Module("simulation", "The simulated exchange", 0.5),
+    Module("parity", "The re-check of served decisions", 3.0),
 )
 
 PACKAGES = ("dagster", "duckdb", "numba", "numpy", "pyarrow")

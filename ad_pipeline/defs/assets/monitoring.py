@@ -294,9 +294,9 @@ def parity(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     decisions = sum(hour.decisions for hour in rechecked)
     found = [(hour.hour_us, finding) for hour in rechecked for finding in hour.findings]
     context.log.info(
-        f"parity: {decisions:,} decisions re-checked, {len(found):,} findings"
+        f"production parity: {decisions:,} decisions re-checked, {len(found):,} findings"
         if decisions
-        else "parity: no decisions yet"
+        else "production parity: no decisions yet"
     )
     yield dg.MaterializeResult(
         asset_key=["monitoring", "parity"], metadata={"picture": picture(parity_picture(rechecked))}

@@ -7,11 +7,11 @@ texts stands in :mod:`ad_pipeline.serving.decisions`; what they are compared wit
 """
 
 import json
-from collections.abc import Sequence
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ad_pipeline.features.encoding import EntityCounts, FeatureContract
 from ad_pipeline.serving.decisions import count_columns
@@ -181,16 +181,24 @@ def _number(logged: pa.Table, name: str) -> np.ndarray:
 
 def _typed(values: pa.Array) -> pa.Array:
     """Type a column of JSON texts: numbers, texts, or left as they are."""
-    coded = values.dictionary_encode()
-    distinct: Sequence[str] = coded.dictionary.to_pylist()
-    if not distinct:
+    if values.null_count == len(values):
         return pa.nulls(len(values))
-    quoted = [text for text in distinct if text.startswith('"')]
-    if len(quoted) == len(distinct) and not INFINITIES.keys() >= set(distinct):
-        read = pa.array([json.loads(text) for text in distinct], pa.string())
-    elif INFINITIES.keys() >= set(quoted) and not any(text[0] in "tf[{" for text in distinct):
-        # NumPy and Arrow round a decimal to the nearest float64, as JSON's readers do.
-        read = pa.array([INFINITIES.get(text, text) for text in distinct]).cast(pa.float64())
-    else:
+    if not _any_starts(values, '"'):
+        # Arrow rounds a decimal to the nearest float64, as JSON's readers do.
+        is_number = not any(_any_starts(values, first) for first in "tf[{")
+        return values.cast(pa.float64()) if is_number else values
+    coded = values.dictionary_encode()
+    distinct: list[str] = coded.dictionary.to_pylist()
+    quoted = {text for text in distinct if text[0] == '"'}
+    if quoted <= INFINITIES.keys():
+        return _typed(pa.array([INFINITIES.get(text, text) for text in distinct])).take(
+            coded.indices
+        )
+    if len(quoted) < len(distinct):
         return values
-    return read.take(coded.indices)
+    return pa.array(json.loads(f"[{','.join(distinct)}]"), pa.string()).take(coded.indices)
+
+
+def _any_starts(values: pa.Array, first: str) -> bool:
+    found = pc.call_function("starts_with", [values], pc.MatchSubstringOptions(first))
+    return bool(pc.call_function("any", [found]).as_py())

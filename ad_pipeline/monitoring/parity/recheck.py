@@ -256,7 +256,7 @@ def recheck_decisions(
                 if digest not in bundles:
                     bundles[digest] = open_bundle(deployment.bundles, digest)
                 of_bundle = _where(decisions, "bundle_hash", digest)
-                yield _recheck(parser, deployment, bundles[digest], hour_us, of_bundle)
+                yield recheck_bundle(parser, deployment, bundles[digest], hour_us, of_bundle)
 
 
 def _read(connection: duckdb.DuckDBPyConnection, hour_us: int) -> pa.Table:
@@ -265,7 +265,7 @@ def _read(connection: duckdb.DuckDBPyConnection, hour_us: int) -> pa.Table:
     return rows_of(connection, query, parameters)
 
 
-def _recheck(
+def recheck_bundle(
     connection: duckdb.DuckDBPyConnection,
     deployment: Deployment,
     bundle: Bundle,
