@@ -22,6 +22,7 @@ PICTURES = DOCS / "pictures"
 
 STUDIES = (
     "drift_alarm",
+    "trust_drift",
     "ensemble",
     "freshness",
     "calibration",

@@ -59,6 +59,7 @@ MODULES = (
     Module("wide_deep", "Wide & deep", 2.0),
     Module("label_join", "The label join", 7.0),
     Module("pipeline", "Dagster's part of a run", 9.0),
+    Module("drift", "Drift", 2.0),
     Module("simulation", "The simulated exchange", 0.5),
     Module("parity", "The re-check of served decisions", 3.0),
 )

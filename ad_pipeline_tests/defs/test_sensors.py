@@ -21,8 +21,10 @@ from ad_pipeline.defs.sensors import (
     new_log_files,
     suspect_hours,
 )
+from ad_pipeline.events.contract import FIXED_TABLES
 from ad_pipeline.monitoring.drift.actions import record_action
 from ad_pipeline.monitoring.drift.causes import CAUSES, Seen, due_action
+from ad_pipeline.monitoring.tables import TABLES
 from ad_pipeline.settings import (
     DriftActionSettings,
     OnlineSettings,
@@ -278,17 +280,36 @@ def plant(market: Market, **actions: str) -> None:
 
 
 @pytest.fixture
-def drifted(own_market: Market) -> Market:
-    """Return a market whose newest verdict is that the inputs shifted."""
-    plant(own_market, inputs="retrain")
-    return own_market
+def judged(new_market: Market) -> Market:
+    """Return a market of which only the tables that the sensor reads are there: nothing drifted."""
+    warehouse = Warehouse(new_market.deployment.warehouse)
+    last_us = new_market.end_us - HOUR_US
+    warehouse.create([*FIXED_TABLES, *TABLES])
+    with warehouse.writer() as connection:
+        connection.execute(
+            "INSERT INTO events.accounting BY NAME SELECT $hour_us AS hour_us", {"hour_us": last_us}
+        )
+        for kind in CAUSES:
+            connection.execute(
+                "INSERT INTO monitoring.drift_verdicts VALUES ($hour_us, $kind, 'click, batch', "
+                "false, 0.01, 0.2, '', '', '{\"columns\": {}}')",
+                {"hour_us": last_us, "kind": kind},
+            )
+    return new_market
+
+
+@pytest.fixture
+def drifted(judged: Market) -> Market:
+    """Return the same with a newest verdict that the inputs shifted."""
+    plant(judged, inputs="retrain")
+    return judged
 
 
 def test_nothing_materialized_asks_for_no_action(new_market: Market, tick: Tick):
     assert tick(drift_actions)[0] == []
 
 
-def test_no_drift_asks_for_no_action(own_market: Market, tick: Tick):
+def test_no_drift_asks_for_no_action(judged: Market, tick: Tick):
     requests, _, why = tick(drift_actions)
     assert requests == []
     assert why.startswith("no drift")
@@ -306,7 +327,7 @@ def test_a_verdict_asks_for_one_retrain_in_the_last_hour_with_its_evidence(
     assert asked["cause"] == "drift"
     (evidence,) = json.loads(asked["evidence"])
     assert (evidence["kind"], evidence["cause"]) == ("inputs", CAUSES["inputs"].says)
-    assert evidence["evidence"]["reference"] == "hour of day"
+    assert evidence["evidence"] == {"columns": {}}
     requests, _, why = tick(drift_actions, cursor)
     assert requests == []
     assert "acted on" in why
@@ -321,9 +342,9 @@ def test_a_verdict_asks_for_one_retrain_in_the_last_hour_with_its_evidence(
     ],
 )
 def test_each_cause_starts_the_job_that_fits_it(
-    own_market: Market, tick: Tick, kind: str, fits: str, job: str, step: str | None
+    judged: Market, tick: Tick, kind: str, fits: str, job: str, step: str | None
 ):
-    plant(own_market, **{kind: fits})
+    plant(judged, **{kind: fits})
     (request,), _, _ = tick(drift_actions)
     assert request.job_name == job
     taken = request.run_config["ops"]["actions"]["config"]
@@ -332,27 +353,27 @@ def test_each_cause_starts_the_job_that_fits_it(
 
 
 def test_the_rate_is_not_raised_where_nothing_would_lower_it_and_the_next_action_is_taken(
-    own_market: Market, tick: Tick
+    judged: Market, tick: Tick
 ):
-    plant(own_market, concept="raise_rate,retrain")
+    plant(judged, concept="raise_rate,retrain")
     (request,), cursor, _ = tick(drift_actions)
     assert request.job_name == "retrain"
     assert "rate_control" in tick(drift_actions, cursor)[2]
 
 
-def test_two_causes_are_answered_one_after_the_other(own_market: Market, tick: Tick):
-    plant(own_market, inputs="retrain", calibration="recalibrate")
+def test_two_causes_are_answered_one_after_the_other(judged: Market, tick: Tick):
+    plant(judged, inputs="retrain", calibration="recalibrate")
     (first,), cursor, _ = tick(drift_actions)
     (second,), cursor, _ = tick(drift_actions, cursor)
     assert {first.job_name, second.job_name} == {"retrain", "recalibrate"}
     assert tick(drift_actions, cursor)[0] == []
 
 
-def test_a_season_is_only_told(own_market: Market, tick: Tick):
-    with Warehouse(own_market.deployment.warehouse).writer() as connection:
+def test_a_season_is_only_told(judged: Market, tick: Tick):
+    with Warehouse(judged.deployment.warehouse).writer() as connection:
         connection.execute(
-            "INSERT INTO monitoring.drift_verdicts SELECT max(hour_us), 'season', '', true, 1, "
-            "0.2, $cause, '', '{}' FROM monitoring.drift_verdicts",
+            "UPDATE monitoring.drift_verdicts SET drifted = true, cause = $cause "
+            "WHERE kind = 'season'",
             {"cause": CAUSES["season"].says},
         )
     requests, _, why = tick(drift_actions)
@@ -374,8 +395,9 @@ def test_a_new_verdict_soon_after_an_action_waits_for_the_cooldown(drifted: Mark
 
 
 def test_the_run_that_is_asked_for_trains_a_model_and_records_why(
-    drifted: Market, instance: dg.DagsterInstance, definitions: dg.Definitions, tick: Tick
+    own_market: Market, instance: dg.DagsterInstance, definitions: dg.Definitions, tick: Tick
 ):
+    plant(own_market, inputs="retrain")
     (request,), _, _ = tick(drift_actions)
     ran = definitions.resolve_job_def("retrain").execute_in_process(
         instance=instance,
@@ -384,13 +406,13 @@ def test_the_run_that_is_asked_for_trains_a_model_and_records_why(
         tags=request.tags,
     )
     assert ran.success
-    with Warehouse(drifted.deployment.warehouse).reader() as connection:
+    with Warehouse(own_market.deployment.warehouse).reader() as connection:
         asked = connection.execute("SELECT hour_us, cause FROM learners.retrains").fetchall()
         taken = connection.execute(
             "SELECT hour_us, action, cause LIKE 'the inputs shifted%', run_key, effect "
             "FROM monitoring.actions"
         ).fetchall()
-    last_us = drifted.end_us - HOUR_US
+    last_us = own_market.end_us - HOUR_US
     assert asked == [(last_us, "drift")]
     assert taken == [(last_us, "retrain", True, request.run_key, None)]
     shown = {

@@ -451,9 +451,13 @@ def _quantile_cells(
 
 def _top_categories(column: pa.ChunkedArray, most: int) -> list[str]:
     counted = column.cast(pa.string()).drop_null().value_counts()
-    pairs = [(entry["values"], entry["counts"]) for entry in counted.to_pylist()]
-    pairs.sort(key=lambda pair: (-pair[1], pair[0]))
-    return [text for text, _ in pairs[:most]]
+    counts = counted.field("counts").to_numpy()
+    # Only those that may be among the top become Python texts: a column may hold 100,000.
+    least = np.partition(counts, -most)[-most] if len(counts) > most else 0
+    near = np.flatnonzero(counts >= least)
+    texts = counted.field("values").take(pa.array(near)).to_pylist()
+    pairs = sorted(zip((-counts[near]).tolist(), texts, strict=True))
+    return [text for _, text in pairs[:most]]
 
 
 def _places(

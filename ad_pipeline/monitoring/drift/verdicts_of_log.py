@@ -11,21 +11,13 @@ from itertools import pairwise
 
 import duckdb
 import numpy as np
-from numpy.typing import NDArray
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, timestamp
 from ad_pipeline.datasets import Dataset, Deployment, Goal
 from ad_pipeline.events.ledger import sealed_until
-from ad_pipeline.monitoring.drift.causes import DriftFound, DriftKind, explained
+from ad_pipeline.monitoring.drift.causes import DriftFound, explained
 from ad_pipeline.monitoring.drift.drift_of_log import compare_with_hours_before
-from ad_pipeline.monitoring.drift.inputs import FALSE_DISCOVERIES, quantile_counts
-from ad_pipeline.monitoring.drift.losses import Ring, deviations, page_hinkley
-from ad_pipeline.monitoring.drift.statistics import (
-    benjamini_hochberg,
-    block_p_value,
-    distances_of_numbers,
-    psi,
-)
+from ad_pipeline.monitoring.drift.verdicts import delay_verdict, input_verdicts, loss_verdicts
 from ad_pipeline.monitoring.tables import DRIFT_VERDICTS, TABLES
 from ad_pipeline.warehouse import Warehouse, arrow_rows, one_row, rows_of, select
 
@@ -104,44 +96,17 @@ def _of_inputs(warehouse: Warehouse, dataset: Dataset) -> list[DriftFound]:
         columns = rows_of(
             connection,
             "SELECT * FROM monitoring.drift WHERE current_end_us = "
-            "(SELECT max(current_end_us) FROM monitoring.drift) ORDER BY psi DESC, column_name",
+            "(SELECT max(current_end_us) FROM monitoring.drift)",
         ).to_pylist()
-    if not columns:
-        return []
-    moved = [column for column in columns if column["drifted"]]
-    shifted = len(moved) >= settings.drift.minimum_drifted_columns
-    evidence = {
-        "hours_until": timestamp(columns[0]["current_end_us"]),
-        "columns": {column["column_name"]: round(column["psi"], 4) for column in moved},
-        "highest": {columns[0]["column_name"]: round(columns[0]["psi"], 4)},
-        "reference": columns[0]["reference_rule"],
-    }
-    found = [
-        DriftFound("inputs", "", shifted, columns[0]["psi"], settings.drift.psi_threshold, evidence)
-    ]
-    named = [column for column in columns if column["unseen"] is not None]
-    if named:
-        adjusted = benjamini_hochberg([column["unseen_p_value"] for column in named])
-        excess = [column["unseen"] - column["unseen_expected"] for column in named]
-        threshold = settings.drift_actions.new_category_share
-        new = {
-            column["column_name"]: round(column["unseen"], 4)
-            for column, more, chance in zip(named, excess, adjusted, strict=True)
-            if more >= threshold and chance <= FALSE_DISCOVERIES
-        }
-        found.append(
-            DriftFound(
-                "new_categories", "", bool(new), max(excess), threshold, {"unseen_share": new}
-            )
-        )
-    recent = compare_with_hours_before(warehouse, dataset)
+    found = input_verdicts(columns, settings)
+    recent = compare_with_hours_before(warehouse, dataset) if found else None
     if recent is not None:
         names = [column.column for column in recent.columns if column.drifted]
         found.append(
             DriftFound(
                 "season",
                 "",
-                recent.drifted and not shifted,
+                recent.drifted and not found[0].drifted,
                 recent.psi,
                 settings.drift.psi_threshold,
                 {"columns": names, "reference": "hours before"},
@@ -154,7 +119,6 @@ def _of_losses(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, goal: Goal, end_us: int
 ) -> Iterator[DriftFound]:
     settings = dataset.settings.drift_actions
-    recent_hours = dataset.settings.drift.current_hours
     span = _span(connection, dataset, goal, end_us, settings.maximum_rows)
     for expert in ("online", "batch", "deep"):
         rows = rows_of(
@@ -162,41 +126,14 @@ def _of_losses(
             select("monitoring.matured_scores"),
             {**span, "expert": expert, "horizon_us": dataset.maturity_us},
         )
-        if not rows.num_rows:
-            continue
-        off = deviations(
+        yield from loss_verdicts(
+            f"{goal.name}, {expert}",
             rows.column("matured_us").to_numpy(),
             rows.column("label").to_numpy(),
             rows.column("logit").to_numpy(),
+            end_us,
+            dataset.settings,
         )
-        if not len(off.until_us):
-            continue
-        recent = off.until_us > end_us - recent_hours * HOUR_US
-        ratio = float(off.ratio[recent].mean()) if recent.any() else None
-        watched: tuple[tuple[DriftKind, NDArray[np.float64]], ...] = (
-            ("concept", off.concept),
-            ("calibration", off.calibration),
-        )
-        for kind, series in watched:
-            ring = page_hinkley(off.until_us, series, settings, recent_hours)
-            yield DriftFound(
-                kind,
-                f"{goal.name}, {expert}",
-                _rings_now(ring, end_us, recent_hours),
-                ring.change,
-                settings.loss_threshold,
-                {
-                    "rang": None if ring.rang_us is None else timestamp(ring.rang_us),
-                    "points": len(off.until_us),
-                    "rows": rows.num_rows,
-                    "observed_over_predicted": ratio,
-                },
-            )
-
-
-def _rings_now(ring: Ring, end_us: int, recent_hours: int) -> bool:
-    """Tell whether it rang in the last hours: an old ring was answered, or is the world by now."""
-    return ring.rang_us is not None and ring.rang_us > end_us - recent_hours * HOUR_US
 
 
 def _of_delays(
@@ -217,44 +154,6 @@ def _of_delays(
         goal.name, delays[~now], (cut_us - 1 - matured_us[~now]) // DAY_US, delays[now],
         settings.delay_index,
     )  # fmt: skip
-
-
-def delay_verdict(
-    goal: str,
-    before: NDArray[np.float64],
-    days_back: NDArray[np.int64],
-    now: NDArray[np.float64],
-    threshold: float,
-) -> DriftFound:
-    """Compare delays of positives: the index over deciles, days as blocks.
-
-    Parameters
-    ----------
-    goal : str
-    before, now : ndarray of float64
-        Delays, microseconds.
-    days_back : ndarray of int64
-        Day of each delay in ``before``, counted back from 0.
-    threshold : float
-    """
-    blocks, current = quantile_counts(before, days_back, now)
-    index = psi(blocks.sum(axis=0), current)
-    p_value = block_p_value(blocks, current, index)
-    gap, _ = distances_of_numbers(before, now)
-    return DriftFound(
-        "label_delay",
-        goal,
-        index >= threshold and p_value <= FALSE_DISCOVERIES,
-        index,
-        threshold,
-        {
-            "p_value": p_value,
-            "kolmogorov_smirnov": gap,
-            "median_seconds_before": float(np.median(before)) / 1e6,
-            "median_seconds": float(np.median(now)) / 1e6,
-            "positives": len(now),
-        },
-    )
 
 
 def _of_grid(
