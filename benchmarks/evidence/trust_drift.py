@@ -5,7 +5,8 @@ the last Saturday one thing changes, or nothing. From a day before to a day afte
 :data:`EVERY_HOURS` hours, the pure functions behind ``monitoring.drift`` and
 ``monitoring.drift_verdicts`` judge what a log would hold by then: the inputs of the last day
 against the same hours of earlier weeks, matured labels, delays. Found is a change whose own kind
-drifts within a day; false is a kind that drifts before it, or ever where nothing changed. The
+drifts within a day and the maturity of its labels; false is a kind that drifts before it, or ever
+where nothing changed. The
 season arm has another mix of devices and rates on weekends, every week.
 
 What an action gains is paired: the same rows of the day after it, scored with it and without.
