@@ -675,7 +675,7 @@ class ParitySettings(Group):
 class DriftActionSettings(Group):
     """From drift to action: what counts as drift beside the inputs, and how often is acted on it.
 
-    Thresholds were tuned on seeds other than those they are tested on: ``docs/evidence.md``.
+    How often the defaults find a change, and how seldom they ring without: ``docs/evidence.md``.
     """
 
     act: bool = Field(
