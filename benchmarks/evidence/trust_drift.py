@@ -442,7 +442,8 @@ SECTION = Section(
         "Streams of three weeks with daily noise, served by a model of their first week; on a "
         "Saturday one thing changes, or nothing. The functions behind `monitoring.drift` and "
         "`monitoring.drift_verdicts` judge every six hours what a log would hold by then. "
-        "Thresholds are the defaults; ten other seeds say what tuning that of the loss detector would give."
+        "Thresholds are the defaults; ten other seeds say what tuning that of the loss detector "
+        "would give."
     ),
     claims=claims,
     details=details,
