@@ -63,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(503 if refused else 204)
         self.end_headers()
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
 
