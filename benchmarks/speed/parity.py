@@ -6,10 +6,10 @@
 - writing the serving log, whole and of a sampled share, as a share of that scoring pass.
 
 The bundle's linear weights are drawn and its trees, as many and as large as the settings' defaults
-allow, are grown on drawn labels; a bundle without trees scores several times faster and is told
-apart. Times are CPU seconds of all threads: on a shared machine the clock on the wall measures its
-neighbours, and what runs on two cores at once gets no credit here. ``--rows 1000000`` is the figure
-of a larger exchange's day; ``--linear`` measures half the rows, too.
+allow, are grown on drawn labels; the same beside a bundle without trees is told apart. Times are
+CPU seconds of all threads: on a shared machine the clock on the wall measures its neighbours, and
+what runs on two cores at once gets no credit here. ``--rows 1000000`` is the figure of a larger
+exchange's day; ``--linear`` measures half the rows, too.
 
     python -m benchmarks.speed.parity [--json] [--runs 3] [--rows 200000] [--linear]
 """
