@@ -269,13 +269,14 @@ def test_a_busy_warehouse_is_no_error(
 
 def plant(market: Market, **actions: str) -> None:
     """Have the newest verdicts of some kinds say that they drifted, and what fits."""
+    says = {str(kind): cause.says for kind, cause in CAUSES.items()}
     with Warehouse(market.deployment.warehouse).writer() as connection:
         for kind, fits in actions.items():
             connection.execute(
                 "UPDATE monitoring.drift_verdicts SET drifted = true, cause = $cause, "
                 "actions = $fits WHERE kind = $kind AND subject = "
                 "(SELECT min(subject) FROM monitoring.drift_verdicts WHERE kind = $kind)",
-                {"kind": kind, "fits": fits, "cause": CAUSES[kind].says},
+                {"kind": kind, "fits": fits, "cause": says[kind]},
             )
 
 

@@ -349,11 +349,12 @@ SECTION = Section(
     title="Drift alarm",
     method=(
         "Twenty logs without drift and twenty of each strength go from log files through the "
-        "ingest into a warehouse of their own and are compared as for `monitoring.drift`. Judged is "
-        "the index with its noise limit: that a column must also survive the correction for all "
-        "columns came later, and is in the study of drift to action. The threshold was tuned on ten clean and ten drifting logs of other seeds, by a rule fixed "
-        "beforehand: the geometric middle between the highest clean and the lowest drifting index. "
-        "Strength s: each impression of the last day comes from the drifted exchange with chance s."
+        "ingest into a warehouse of their own and are compared as for `monitoring.drift`. Judged "
+        "is the index with its noise limit: that a column must also survive the correction for all "
+        "columns came later, and is in the study of drift to action. The threshold was tuned on "
+        "ten clean and ten drifting logs of other seeds, by a rule fixed beforehand: the geometric "
+        "middle between the highest clean and the lowest drifting index. Strength s: each "
+        "impression of the last day comes from the drifted exchange with chance s."
     ),
     claims=claims,
     details=details,
