@@ -29,6 +29,7 @@ from ad_pipeline.monitoring.delay_report.report_of_log import PAGE, write_delay_
 from ad_pipeline.monitoring.delay_report.report_rows import facts_figures
 from ad_pipeline.monitoring.drift.actions import measure_effects, record_action
 from ad_pipeline.monitoring.drift.drift_of_log import DRAWN, PICTURE, record_drift
+from ad_pipeline.monitoring.drift.drift_plots import finding
 from ad_pipeline.monitoring.drift.verdicts_of_log import record_verdicts
 from ad_pipeline.monitoring.label_quality import ALL, SUSPECT
 from ad_pipeline.monitoring.label_quality_hours import described, record_label_quality
@@ -44,7 +45,6 @@ from ad_pipeline.monitoring.late_labels.benchmark_plots import PRINTED, figures_
 from ad_pipeline.monitoring.parity.causes import ACT
 from ad_pipeline.monitoring.parity.parity_plots import parity_picture
 from ad_pipeline.monitoring.parity.recheck import record_parity
-from ad_pipeline.monitoring.plots import finding
 from ad_pipeline.monitoring.production.production_of_log import PAGE as PRODUCTION_PAGE
 from ad_pipeline.monitoring.production.production_of_log import record_production
 from ad_pipeline.monitoring.production.production_page import HEADINGS as PRODUCTION_HEADINGS

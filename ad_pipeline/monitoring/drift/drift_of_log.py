@@ -13,6 +13,7 @@ import pyarrow as pa
 from ad_pipeline.clocks import HOUR_US, hour_of, hours_between, timestamp
 from ad_pipeline.datasets import Dataset, Deployment
 from ad_pipeline.events.contract import event_tables
+from ad_pipeline.monitoring.drift.drift_plots import drift_picture
 from ad_pipeline.monitoring.drift.evidently_page import evidently_report
 from ad_pipeline.monitoring.drift.inputs import (
     DriftVerdict,
@@ -22,7 +23,6 @@ from ad_pipeline.monitoring.drift.inputs import (
     fold,
 )
 from ad_pipeline.monitoring.drift.reference import Reference, fixed_sample, matched_reference
-from ad_pipeline.monitoring.plots import drift_picture
 from ad_pipeline.monitoring.tables import DRIFT, TABLES, drift_rows
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
