@@ -1,6 +1,6 @@
 """The picture of a drift verdict: how far each column moved, and what moved in the worst ones.
 
-It draws a verdict that was reached (:mod:`.drift.inputs`) and decides nothing.
+It draws a verdict that was reached (:mod:`.inputs`) and decides nothing.
 Evidently's report beside it has every column in detail; this is for a glance.
 """
 
