@@ -117,7 +117,11 @@ def drive_day(
     impressions of the day sees everything else of it. A killed driver leaves only that folder,
     which the next one clears.
     """
-    report: Callable[[int], object] | None = None
+
+    def quiet(_: int) -> None:
+        """A scorer of the caller's reports to nobody."""
+
+    report: Callable[[int], object] = quiet
     if scorer is None:
         # The scorer brings LightGBM; whoever passes a scorer of his own does without.
         from ad_pipeline.serving.scorer import Scorer
@@ -132,11 +136,10 @@ def drive_day(
             progress(done, total)
 
     def served(done: int, of: int) -> None:
-        if report is not None:
-            report(spec.hour_start_us(24 * day + done))
+        report(spec.hour_start_us(24 * day + done))
         tell(done, of)
 
-    served(0, 24)
+    report(spec.hour_start_us(24 * day))
     draft = logs.parent / f".driving-day={day}"
     if draft.exists():
         rmtree(draft)
