@@ -37,6 +37,7 @@ SHARING = frozenset({"defs", "monitoring", "serving"})
 """Folders whose tests share a market that takes a minute to run: they stay in one process."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests go to one worker together: those of a file, or of a folder that shares."""
     root = Path(__file__).parent

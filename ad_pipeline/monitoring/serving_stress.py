@@ -171,11 +171,11 @@ def replay_under_load(
     started = clock.now()
     answered = 0
     while answered < len(due):
-        passed = clock.now() - started
-        if due[answered] > passed:
-            clock.sleep(due[answered] - passed)
-            continue
-        waiting = int(np.searchsorted(due, passed, side="right"))
+        early = due[answered] - (clock.now() - started)
+        if early > 0:
+            clock.sleep(early)
+        # The next one is due now, whatever a clock's last digit says.
+        waiting = int(np.searchsorted(due, clock.now() - started, side="right"))
         end = min(max(waiting, answered + 1), answered + LARGEST_BATCH)
         decisions = scorer.score_many(requests.slice(answered, end - answered))
         latencies[answered:end] = clock.now() - started - due[answered:end]

@@ -119,7 +119,7 @@ def drive_day(
     """
 
     def quiet(_: int) -> None:
-        """A scorer of the caller's reports to nobody."""
+        """Report to nobody: a scorer of the caller's is his own business."""
 
     report: Callable[[int], object] = quiet
     if scorer is None:

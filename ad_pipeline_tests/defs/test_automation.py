@@ -137,7 +137,13 @@ def test_a_retrain_asks_for_a_new_bundle_its_replay_and_its_promotion_once(
                 ["learners", "batch_model"], partition=hour_key(market.end_us - HOUR_US)
             )
         )
-        assert real.tick() == {"serving/bundle", "monitoring/candidate_replay", "serving/current"}
+        assert real.tick() == {
+            "serving/bundle",
+            "monitoring/candidate_replay",
+            "serving/current",
+            "monitoring/production",
+            "monitoring/alerts",
+        }
         assert real.tick() == set()
 
 

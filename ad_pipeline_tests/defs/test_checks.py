@@ -294,6 +294,13 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         ),
         {"delay_models_are_calibrated"},
     ),
+    "the scorer falls behind under load": (
+        sql(
+            "INSERT INTO monitoring.serving_stress BY NAME SELECT 'nulls' AS scenario, "
+            "'click' AS goal, 80000.0 AS latency_p99_us, 90000.0 AS behind_us"
+        ),
+        {"serving_keeps_up"},
+    ),
     "young ads convert more often than is said": (
         sql(
             "INSERT INTO monitoring.delay_report BY NAME SELECT 'click' AS goal, "

@@ -211,6 +211,7 @@ def actions(context: dg.AssetExecutionContext, config: ActionTaken, deployment: 
         context.log.info(f"{config.action}: {config.cause}")
     metadata: dict[str, float | int | str] = {"taken": config.action or "nothing"}
     measured = measure_effects(warehouse, deployment.paths.dataset)
+    metadata["effects measured"] = len(measured)
     for (hour_us, action), effect in measured.items():
         metadata[label("change of log loss", f"{action} after {timestamp(hour_us)}")] = (
             f"{effect.change:+.5f} ({effect.low:+.5f} to {effect.high:+.5f})"
@@ -323,7 +324,10 @@ def parity(context: dg.AssetExecutionContext, deployment: DeploymentResource):
             ),
         },
     )
-    yield dg.MaterializeResult(asset_key=["monitoring", "serving_objectives"])
+    left = sum(each.comparison == "objectives" for _, each in found)
+    yield dg.MaterializeResult(
+        asset_key=["monitoring", "serving_objectives"], metadata={"objectives not kept": left}
+    )
 
 
 @dg.multi_asset(

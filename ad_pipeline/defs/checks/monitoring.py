@@ -138,13 +138,14 @@ def parity_checks(deployment: DeploymentResource):
     ),
 )
 def served_decisions_have_no_findings(deployment: DeploymentResource) -> dg.AssetCheckResult:
-    """Read the findings of the newest 24 hours that were re-checked, by cause."""
+    """Read the findings of the 24 hours up to the newest with decisions, by cause."""
     with deployment.warehouse.reader() as connection:
         rows = connection.execute(
             "SELECT cause, act, count(*), count(*) FILTER (severity = 'severe'), "
             "list(DISTINCT name ORDER BY name), min(hour_us), max(hour_us), sum(offending) "
-            "FROM monitoring.parity_findings WHERE hour_us > "
-            "(SELECT max(hour_us) FROM monitoring.parity) - $span_us GROUP BY ALL ORDER BY 4 DESC",
+            "FROM monitoring.parity_findings WHERE hour_us > (SELECT max(hour_us) "
+            "FROM monitoring.parity WHERE bundle_hash <> '') - $span_us "
+            "GROUP BY ALL ORDER BY 4 DESC",
             {"span_us": 24 * HOUR_US},
         ).fetchall()
     return found(
