@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_of
-from ad_pipeline.monitoring import plots, tables
-from ad_pipeline.monitoring.drift import evidently_page, inputs, statistics
+from ad_pipeline.monitoring import tables
+from ad_pipeline.monitoring.drift import drift_plots, evidently_page, inputs, statistics
 from ad_pipeline.monitoring.drift import reference as references
 from ad_pipeline.settings import DriftSettings
 
@@ -309,8 +309,10 @@ def test_the_picture_of_a_verdict_is_drawn_the_same_twice_and_says_what_was_foun
         (impressions(2), "No column drifted"),
     ):
         verdict = inputs.drift_report(impressions(1), current, COLUMNS, SETTINGS)
-        assert says in plots.finding(verdict)
-        picture = plots.drift_picture(verdict, folded(current), title="now against before")
+        assert says in drift_plots.finding(verdict)
+        picture = drift_plots.drift_picture(verdict, folded(current), title="now against before")
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 20_000
-        assert picture == plots.drift_picture(verdict, folded(current), title="now against before")
+        assert picture == drift_plots.drift_picture(
+            verdict, folded(current), title="now against before"
+        )
