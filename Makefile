@@ -21,7 +21,7 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # A worker a core; tests that share what is dear to make stay together (ad_pipeline_tests/conftest.py).
-WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup
+WORKERS := --numprocesses logical --maxprocesses 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dev test test-all bench evidence lint format lock

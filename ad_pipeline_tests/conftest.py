@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 SCRATCH = tempfile.mkdtemp(prefix="ad_pipeline_tests-")
 """Removed when pytest ends. A test that names no home of its own works in here."""
@@ -34,14 +36,18 @@ settings.register_profile("compiled", deadline=None)
 settings.load_profile("compiled")
 
 SHARING = frozenset({"defs", "monitoring", "serving"})
-"""Folders whose tests share a market that takes a minute to run: they stay in one process."""
+"""Folders whose tests share a market that takes minutes to run: they stay in one process."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests go to one worker together: those of a file, or of a folder that shares."""
-    root = Path(__file__).parent
-    for item in items:
-        file = item.path.relative_to(root)
-        together = file.parts[0] if file.parts[0] in SHARING else str(file)
-        item.add_marker(pytest.mark.xdist_group(together))
+class Together(LoadScopeScheduling):
+    """Gives a worker all tests of a file, or of a folder that shares, at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        folder = file.parent.name
+        return folder if folder in SHARING else str(file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
+    """Schedule by what tests share: pytest-xdist 3.8 loses its own groups under pytest 9."""
+    return Together(config, log)
