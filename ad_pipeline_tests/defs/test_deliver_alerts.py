@@ -1,7 +1,6 @@
 """The sensor that tells people: once each, whatever else the warehouse holds, and quickly."""
 
 import json
-import time
 
 import dagster as dg
 import pytest
@@ -70,14 +69,3 @@ def test_a_webhook_that_is_down_fails_no_tick_and_is_told_later(
     said, cursor = tick()
     assert "webhook not told, next tick again" in said
     assert json.loads(cursor or "{}") == {"log": ["warn/drifted_columns/ad_id"], "webhook": []}
-
-
-def test_a_tick_takes_less_than_a_second_with_a_million_past_events(new_market: Market):
-    put(new_market, *(f"column {number}" for number in range(50)))
-    _, cursor = tick()
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        tick(cursor)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) <= 1.0
