@@ -1,0 +1,1 @@
+"""Checks of what watches the pipeline, a module a topic."""
