@@ -20,12 +20,14 @@ import dagster as dg
 import pytest
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, hour_key
+from ad_pipeline.monitoring.drift.drift_of_log import DRAWN
+from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.simulation.marketplace import simulate_days
 from ad_pipeline.warehouse import Warehouse, rows_of
 from ad_pipeline_tests.defs.live import started
 from ad_pipeline_tests.defs.markets import TINY, Market, make_market
 
-PATIENCE_SECONDS = 360.0
+PATIENCE_SECONDS = 600.0
 """For one reaction: ticks are 30 seconds apart, and a run takes most of a minute."""
 
 ALARM = {"drift": {"psi_threshold": 1.5}}
@@ -196,6 +198,7 @@ def test_a_drifted_day_of_log_files_ends_in_a_replayed_bundle_of_a_retrained_mod
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     market, staged = staged_market(tmp_path, drift=True)
+    began = time.time()
     with daemon_of(market, monkeypatch) as daemon:
         lived_through(daemon, staged)
         check_that_the_days_were_learnt(daemon)
@@ -238,6 +241,11 @@ def test_a_drifted_day_of_log_files_ends_in_a_replayed_bundle_of_a_retrained_mod
         (folder,) = map(Path, re.findall("folder . `([^`]+)`", where))
         manifest = (folder / "manifest.json").read_text()
         assert str(model) in manifest, "the bundle holds another model"
+        deployment = market.deployment
+        assert (deployment.reports / DRAWN).stat().st_mtime > began, "no report was drawn"
+        current = read_pointer(deployment.serving, CURRENT)
+        assert current is not None
+        assert current.digest == folder.name, "the bundle of the retrained model does not serve"
         # The verdict was acted on: the ticks that followed asked for nothing more.
         assert len(daemon.runs("retrain")) == 1
 

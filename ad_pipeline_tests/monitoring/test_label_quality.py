@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import gamma, poisson
+from scipy.stats import gamma, nbinom, poisson
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.monitoring.label_quality import (
@@ -222,6 +222,23 @@ def test_the_expectation_is_a_poisson_whose_mean_is_gamma(mean: float, spread: f
     means = gamma.ppf((np.arange(4000) + 0.5) / 4000, 1 / spread, scale=mean * spread)
     mixed = float(np.mean(poisson.sf(count - 1, means)))
     assert Expectation(mean, spread).at_least(count) == pytest.approx(mixed, abs=2e-3)
+
+
+@given(
+    mean=st.floats(1e-6, 1e5),
+    spread=st.floats(1e-4, 10.0),
+    count=st.integers(0, 200_000),
+    level=st.floats(1e-9, 0.3),
+)
+def test_its_tails_and_bounds_are_those_of_the_negative_binomial(
+    mean: float, spread: float, count: int, level: float
+):
+    """Parity with SciPy's distribution, which is too slow to import where labels are judged."""
+    expected, shape = Expectation(mean, spread), 1 / spread
+    reference = nbinom(shape, shape / (shape + mean))
+    assert expected.at_most(count) == pytest.approx(reference.cdf(count), rel=1e-9, abs=1e-300)
+    assert expected.at_least(count) == pytest.approx(reference.sf(count - 1), rel=1e-9, abs=1e-300)
+    assert expected.bounds(level) == (reference.ppf(level), reference.isf(level))
 
 
 def test_hours_that_vary_more_allow_more():
