@@ -9,7 +9,7 @@ bundle serves, to :mod:`ad_pipeline.serving.promotion`. Nothing here reads a clo
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
 from ad_pipeline.learners.ftrl.ftrl_kernel import checked_slots
 from ad_pipeline.serving.audit import Audit, OpenedAudit, is_audit_file
 from ad_pipeline.serving.decisions import features_json, logged_inputs
+from ad_pipeline.serving.ladder import Ladder
 
 KIND = "serving.bundle"
 
@@ -50,6 +51,7 @@ ONLINE = "online"
 BATCH = "batch"
 DEEP = "deep"
 ENSEMBLE = "ensemble"
+LADDER = "ladder"
 
 
 class CorruptBundle(CorruptCheckpoint):
@@ -80,6 +82,9 @@ class GoalModels:
     deep_checkpoint : str or None
     mixture : ExportedMixture or None
         The ensemble as mapped arrays, in an opened bundle; it is what scores there.
+    ladder : Ladder or None
+        What answers where inputs are missing; None: the mixture, whatever is missing.
+    ladder_checkpoint : str or None
     """
 
     goal: str
@@ -93,6 +98,8 @@ class GoalModels:
     deep: ExportedDeep | None = None
     deep_checkpoint: str | None = None
     mixture: ExportedMixture | None = None
+    ladder: Ladder | None = None
+    ladder_checkpoint: str | None = None
 
     @property
     def sliced_by(self) -> str | None:
@@ -114,10 +121,14 @@ class Scores:
         By goal and expert.
     probabilities : dict of str to ndarray of shape (n,), float64
         By goal.
+    rungs : dict of str to ndarray of shape (n,), uint8
+        Which rung of the ladder answered, by goal; see :data:`ad_pipeline.serving.ladder.RUNGS`. A
+        goal without a ladder is not there.
     """
 
     logits: dict[str, dict[str, np.ndarray]]
     probabilities: dict[str, np.ndarray]
+    rungs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,7 @@ class Bundle:
         categories = category_hashes(self.contract, read)
         logits: dict[str, dict[str, np.ndarray]] = {}
         probabilities: dict[str, np.ndarray] = {}
+        rungs: dict[str, np.ndarray] = {}
         for models in self.goals:
             online = models.online.logits(hashed)
             experts = {ONLINE: online}
@@ -173,13 +185,17 @@ class Bundle:
             if models.deep is not None:
                 experts[DEEP] = models.deep.logits(hashed)
             logits[models.goal] = experts
-            probabilities[models.goal] = mixed_probabilities(
+            mixed = mixed_probabilities(
                 models.mixture or models.ensemble,
                 experts,
                 ONLINE,
                 text_hashes(self.contract, read, models.sliced_by),
             )
-        return Scores(logits, probabilities)
+            if models.ladder is not None:
+                rungs[models.goal] = models.ladder.rungs(read, counts)
+                mixed = models.ladder.answers(rungs[models.goal], read, mixed)
+            probabilities[models.goal] = mixed
+        return Scores(logits, probabilities, rungs)
 
     @property
     def log_share(self) -> float:
@@ -288,13 +304,18 @@ def export_bundle(
     # The canaries are scored by the models themselves, and by the arrays when they are opened.
     sources = tuple(replace(models, mixture=None) for models in goals)
     draft = Bundle("", root, contract, sources, dataset, label_watermark_us, ranges, {})
-    columns = request_columns(contract, canaries)
+    ladders = [models.ladder for models in goals if models.ladder is not None]
+    uncounted, poor = _poor_canaries(contract, ladders, canaries)
+    columns = request_columns(contract, [*canaries, *uncounted, *poor])
     read = read_columns(contract, columns)
     counts = (
         EntityCounts.nothing(contract, len(read))
         if snapshot is None or not contract.entities
         else counts_of(contract, snapshot, entity_hashes(contract, read))
     )
+    without_counts = slice(len(canaries), len(canaries) + len(uncounted))
+    counts.counts[without_counts] = 0
+    counts.totals[without_counts] = 0
     manifest = {
         "contract": json.loads(contract.to_json()),
         "goals": described,
@@ -316,6 +337,23 @@ def export_bundle(
     return open_bundle(root, written.digest)
 
 
+def _poor_canaries(
+    contract: FeatureContract, ladders: Sequence[Ladder], canaries: Sequence[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return requests for every rung below the first: those to be left without counts, the others.
+
+    Of the latter each has one column, the best one of a goal, or none.
+    """
+    if not ladders:
+        return [], []
+    nulls: Mapping[str, Any] = dict.fromkeys(contract.columns)
+    best = dict.fromkeys(name for ladder in ladders for name in ladder.columns[:1])
+    given = {
+        name: next((row[name] for row in canaries if row[name] is not None), None) for name in best
+    }
+    return [canaries[0]], [*({**nulls, name: value} for name, value in given.items()), nulls]
+
+
 def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return what scores one goal as arrays, and the rest of it for the manifest."""
     arrays: dict[str, np.ndarray] = {}
@@ -333,6 +371,10 @@ def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, An
     if models.ensemble is not None:
         mixture_arrays, mixture = ExportedMixture.of(models.ensemble).to_arrays()
         add(ENSEMBLE, mixture_arrays)
+    ladder = None
+    if models.ladder is not None:
+        ladder_arrays, ladder = models.ladder.to_arrays()
+        add(LADDER, ladder_arrays)
     return arrays, {
         "goal": models.goal,
         "online": {
@@ -351,6 +393,11 @@ def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, An
             {}
             if models.deep is None
             else {"deep": {"checkpoint": models.deep_checkpoint, "manifest": models.deep.to_json()}}
+        ),
+        **(
+            {}
+            if ladder is None
+            else {LADDER: {"checkpoint": models.ladder_checkpoint, "manifest": ladder}}
         ),
     }
 
@@ -399,7 +446,9 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
         digest=checkpoint.digest,
         path=checkpoint.path,
         contract=contract,
-        goals=tuple(_goal_models(checkpoint, described) for described in manifest["goals"]),
+        goals=tuple(
+            _goal_models(checkpoint, contract, described) for described in manifest["goals"]
+        ),
         dataset=manifest["dataset"],
         label_watermark_us=manifest["label_watermark_us"],
         fitted_ranges=manifest["fitted_ranges"],
@@ -417,7 +466,9 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
     return bundle
 
 
-def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalModels:
+def _goal_models(
+    checkpoint: Checkpoint, contract: FeatureContract, described: Mapping[str, Any]
+) -> GoalModels:
     goal = described["goal"]
 
     def part(name: str) -> dict[str, np.ndarray]:
@@ -429,7 +480,7 @@ def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalMo
         }
 
     batch, ensemble, mixture = described["batch"], described["ensemble"], described["mixture"]
-    deep = described.get("deep")
+    deep, ladder = described.get("deep"), described.get(LADDER)
     return GoalModels(
         goal=goal,
         online=ExportedWeights.from_arrays(part(ONLINE), described["online"]["weights"]),
@@ -442,6 +493,10 @@ def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalMo
         deep=None if deep is None else ExportedDeep.from_arrays(part(DEEP), deep["manifest"]),
         deep_checkpoint=None if deep is None else deep["checkpoint"],
         mixture=None if mixture is None else ExportedMixture.from_arrays(part(ENSEMBLE), mixture),
+        ladder=None
+        if ladder is None
+        else Ladder.from_arrays(contract, part(LADDER), ladder["manifest"]),
+        ladder_checkpoint=None if ladder is None else ladder["checkpoint"],
     )
 
 
@@ -453,4 +508,9 @@ def _listed(scores: Scores) -> dict[str, Any]:
             for goal, experts in scores.logits.items()
         },
         "probabilities": {goal: p.tolist() for goal, p in scores.probabilities.items()},
+        **(
+            {"rungs": {goal: rungs.tolist() for goal, rungs in scores.rungs.items()}}
+            if scores.rungs
+            else {}
+        ),
     }

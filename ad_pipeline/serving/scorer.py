@@ -9,7 +9,7 @@ fallbacks; nothing here guesses silently. Which bundle serves is decided elsewhe
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,9 +27,10 @@ from ad_pipeline.features.encoding import (
 )
 from ad_pipeline.features.rates import RateSnapshot, check_contract, counts_of, read_snapshot
 from ad_pipeline.hashing import string_array
-from ad_pipeline.serving.bundle import Bundle, open_bundle
+from ad_pipeline.serving.bundle import Bundle, Scores, open_bundle
 from ad_pipeline.serving.decisions import Decision, Decisions, Fallback, numbers_array
 from ad_pipeline.serving.heartbeat import Heartbeat, beat
+from ad_pipeline.serving.ladder import MEANS, RUNGS
 from ad_pipeline.serving.pointers import CURRENT, SNAPSHOT, NothingServed, read_pointer
 
 IDENTITY = ("request_id", "impression_id")
@@ -296,6 +297,7 @@ class Scorer:
             fallbacks.extend(_untimely(contract, end_us, occurred_us, n))
         fallbacks.extend(Fallback(reason, everywhere) for reason in self.bundle.missing())
         scores = self.bundle.score(read, counts)
+        fallbacks.extend(_lower_rungs(scores))
         return Decisions(
             contract=contract,
             identity=identity,
@@ -304,6 +306,7 @@ class Scorer:
             counts=counts,
             probabilities=scores.probabilities,
             logits=scores.logits,
+            rungs=scores.rungs,
             snapshot_end_us=end_us,
             fallbacks=tuple(fallbacks),
             bundle_hash=self.bundle.digest,
@@ -345,6 +348,16 @@ def _untimely(
         Fallback("early snapshot: it was not due yet", end_us > due_us),
     ]
     return [fallback for fallback in found if fallback.rows.any()]
+
+
+def _lower_rungs(scores: Scores) -> Iterator[Fallback]:
+    """Say which rows another rung than the whole mixture answered, by goal and rung."""
+    for goal, rungs in scores.rungs.items():
+        if rungs.any():
+            for rung, means in MEANS.items():
+                rows = rungs == rung
+                if rows.any():
+                    yield Fallback(f"rung {RUNGS[rung]} of {goal}: {means}", rows)
 
 
 def _missing(name: str) -> str:
