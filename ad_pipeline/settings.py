@@ -685,7 +685,7 @@ class ParitySettings(Group):
         "served from one snapshot, as the simulated bidder does; with hourly refreshes set 2.",
     )
     fallback_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        default={"missing column": 0.01, "no snapshot": 0.01},
+        default={"missing column": 0.01, "no snapshot": 0.01, "rung": 0.01},
         description="Most decisions with a fallback, by how its reason begins.",
     )
     error_share: Annotated[float, Field(ge=0, le=1)] = Field(

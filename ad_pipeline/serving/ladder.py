@@ -100,7 +100,7 @@ class Ladder:
         rungs = np.empty(len(read), np.uint8)
         counted = np.ones(len(read), np.bool_)
         if self.slope is not None:
-            counted = counts.totals.any(axis=1)
+            counted = (counts.totals != 0).any(axis=1)
         _choose(
             read.hashes, read.numbers, counted, self._missing, self._usual_texts,
             self._usual_numbers, self._ranked, self.least, rungs,
