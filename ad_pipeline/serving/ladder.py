@@ -98,12 +98,9 @@ class Ladder:
     def rungs(self, read: ReadColumns, counts: EntityCounts) -> np.ndarray:
         """Return the rung that answers each row, uint8 (n,): its place in :data:`RUNGS`."""
         rungs = np.empty(len(read), np.uint8)
-        counted = np.ones(len(read), np.bool_)
-        if self.slope is not None:
-            counted = (counts.totals != 0).any(axis=1)
         _choose(
-            read.hashes, read.numbers, counted, self._missing, self._usual_texts,
-            self._usual_numbers, self._ranked, self.least, rungs,
+            read.hashes, read.numbers, counts.totals, self.slope is None, self._missing,
+            self._usual_texts, self._usual_numbers, self._ranked, self.least, rungs,
         )  # fmt: skip
         return rungs
 
@@ -122,7 +119,7 @@ class Ladder:
         -------
         ndarray of shape (n,), float64
         """
-        if not rungs.any():
+        if not np.count_nonzero(rungs):
             return mixed
         answered = np.empty(len(mixed))
         _answer(
@@ -323,7 +320,8 @@ def _loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def _choose(
     hashes: np.ndarray,
     numbers: np.ndarray,
-    counted: np.ndarray,
+    totals: np.ndarray,
+    never_counted: bool,
     missing: np.ndarray,
     texts: np.ndarray,
     numeric: np.ndarray,
@@ -340,7 +338,10 @@ def _choose(
             if not np.isnan(numbers[row, place]):
                 there += 1
         if there >= least:
-            rungs[row] = FULL if counted[row] else NO_AGGREGATES
+            counted = never_counted
+            for cell in range(totals.shape[1]):
+                counted = counted or totals[row, cell] != 0
+            rungs[row] = FULL if counted else NO_AGGREGATES
             continue
         rungs[row] = PRIOR
         for place in ranked:

@@ -353,7 +353,7 @@ def _untimely(
 def _lower_rungs(scores: Scores) -> Iterator[Fallback]:
     """Say which rows another rung than the whole mixture answered, by goal and rung."""
     for goal, rungs in scores.rungs.items():
-        if rungs.any():
+        if np.count_nonzero(rungs):
             for rung, means in MEANS.items():
                 rows = rungs == rung
                 if rows.any():
