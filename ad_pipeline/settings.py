@@ -614,6 +614,11 @@ class FallbackSettings(Group):
         "best column's rate, or the base rate. Chosen by measurement: docs/adr/"
         "0013-fallback-ladder.md.",
     )
+    stale_hours: PositiveInt | None = Field(
+        default=48,
+        description="By which counts may be older than those due, beyond which a scorer takes none "
+        "rather than them. Measured: the same page. None: whatever their age.",
+    )
 
 
 class PromotionSettings(Group):

@@ -119,8 +119,7 @@ def read_to_learn(
     )
     read = without(contract, read, lost.columns)
     counts = counts_as_served(deployment, contract, read, occurred_us - lost.hours * HOUR_US)
-    counts.counts[lost.counts] = 0
-    counts.totals[lost.counts] = 0
+    counts.forget(lost.counts)
     return read, counts
 
 

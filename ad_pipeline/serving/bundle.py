@@ -22,6 +22,7 @@ from ad_pipeline.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features.encoding import (
     EntityCounts,
     FeatureContract,
@@ -202,6 +203,21 @@ class Bundle:
         """Share of the requests whose decision a scorer logs."""
         return self.manifest.get("log_share", 1.0)
 
+    def too_old(self, end_us: np.ndarray | int, occurred_us: np.ndarray) -> np.ndarray:
+        """Tell which requests take no counts because those at hand are too old, bool (n,).
+
+        Parameters
+        ----------
+        end_us : int, or ndarray of shape (n,), int64
+            End of the counted hours, microseconds.
+        occurred_us : ndarray of shape (n,), int64
+            When each request was made, microseconds.
+        """
+        hours = self.manifest.get("stale_hours")
+        if hours is None:
+            return np.zeros(len(occurred_us), np.bool_)
+        return occurred_us - end_us > (hours + self.contract.rate_lag_hours) * HOUR_US
+
     @property
     def audit(self) -> OpenedAudit:
         """What the bundle carries for people; its files are opened when they are asked for."""
@@ -237,6 +253,7 @@ def export_bundle(
     facts: Mapping[str, Any] | None = None,
     audit: Audit | None = None,
     log_share: float = 1.0,
+    stale_hours: int | None = None,
 ) -> Bundle:
     """Write a bundle, with the scores of its canaries; the same models give the same bytes.
 
@@ -263,6 +280,8 @@ def export_bundle(
         What people need to read a score; without it slots have neither names nor histories.
     log_share : float
         Share of the requests whose decision a scorer logs.
+    stale_hours : int, optional
+        By which counts may be older than those due, beyond which a scorer takes none.
 
     Returns
     -------
@@ -313,9 +332,7 @@ def export_bundle(
         if snapshot is None or not contract.entities
         else counts_of(contract, snapshot, entity_hashes(contract, read))
     )
-    without_counts = slice(len(canaries), len(canaries) + len(uncounted))
-    counts.counts[without_counts] = 0
-    counts.totals[without_counts] = 0
+    counts.forget(slice(len(canaries), len(canaries) + len(uncounted)))
     manifest = {
         "contract": json.loads(contract.to_json()),
         "goals": described,
@@ -331,6 +348,7 @@ def export_bundle(
         },
         # A bundle that logs everything is, to the byte, what it was before there was a share.
         **({} if log_share >= 1 else {"log_share": log_share}),
+        **({} if stale_hours is None else {"stale_hours": stale_hours}),
     }
     files = {} if audit is None else audit.files()
     written = write_checkpoint(root, KIND, arrays, manifest, files)

@@ -137,13 +137,18 @@ def build_candidate(
     made = [_models(deployment, goal, hour_us, chosen.get(goal, 0), fitted[goal]) for goal in goals]
     contract = FeatureContract.from_dataset(dataset)
     ladders: dict[str, Ladder | None] = {}
-    if read_matured is not None and dataset.settings.fallbacks is not None:
+    stale_hours: int | None = None
+    fallbacks = dataset.settings.fallbacks
+    if read_matured is not None and fallbacks is not None:
         ladders = {
             models.goal: ladder_of(
-                contract, models, read_matured(models.goal), dataset.settings.fallbacks.least_share
+                contract, models, read_matured(models.goal), fallbacks.least_share
             )
             for models, _ in made
         }
+        # To a mixture without a ladder old counts say more than none.
+        if all(ladder is not None for ladder in ladders.values()):
+            stale_hours = fallbacks.stale_hours
     audit = None
     if read_tokens is not None:
         audit = Audit.collect(
@@ -167,6 +172,7 @@ def build_candidate(
             facts={"settings": dataset.settings.digest(), "hour": hour_key(hour_us)},
             audit=audit,
             log_share=dataset.settings.serving_log.share,
+            stale_hours=stale_hours,
         )
         faults = [fault for proof in prove_bundle(deployment, built) for fault in proof.faults]
         if faults:

@@ -295,6 +295,13 @@ class Scorer:
                 counts = counts_of(contract, self.snapshot.counts, entity_hashes(contract, read))
             end_us = self.snapshot.end_us
             fallbacks.extend(_untimely(contract, end_us, occurred_us, n))
+            if occurred_us is not None:
+                too_old = self.bundle.too_old(end_us, occurred_us)
+                if too_old.any():
+                    counts.forget(too_old)
+                    fallbacks.append(
+                        Fallback("counts too old to be taken: every one is 0", too_old)
+                    )
         fallbacks.extend(Fallback(reason, everywhere) for reason in self.bundle.missing())
         scores = self.bundle.score(read, counts)
         fallbacks.extend(_lower_rungs(scores))

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from ad_pipeline.checkpoints import resolve
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.as_served import (
@@ -16,16 +18,17 @@ from ad_pipeline.features.as_served import (
     read_as_served,
 )
 from ad_pipeline.features.encoding import EntityCounts, read_columns
+from ad_pipeline.features.rates import pointer
 from ad_pipeline.learners.online.online_hours import learn_hours
-from ad_pipeline.monitoring.parity.recheck import record_parity
+from ad_pipeline.monitoring.parity.recheck import recheck_bundle, record_parity
 from ad_pipeline.monitoring.replay import batch_path_probabilities, replay_candidate
 from ad_pipeline.monitoring.serving_stress import replay_under_load, with_nulls
-from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle
+from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle, open_bundle
 from ad_pipeline.serving.candidate import build_candidate, ladder_of
 from ad_pipeline.serving.ladder import FULL, NO_AGGREGATES, PRIOR, RUNGS, SIMPLE, Ladder
 from ad_pipeline.serving.proof import prove_bundle
 from ad_pipeline.serving.retention import checkpoints_in_use
-from ad_pipeline.serving.scorer import Scorer
+from ad_pipeline.serving.scorer import PublishedSnapshot, Scorer
 from ad_pipeline.simulation.faulty_scorer import default_on_timeout, null_burst
 from ad_pipeline.warehouse import Warehouse, rows_of
 from ad_pipeline_tests.learners.markets import ready_market
@@ -228,6 +231,42 @@ def test_served_rows_of_every_rung_are_given_again_and_counted_by_rung(served: D
     assert len(counted) == 2 * len(found), "one for each goal"
     # A request at the end of an hour is decided in it and logged in the next.
     assert all(value > 0.9 and not kept for _, _, value, kept in counted)
+
+
+@pytest.mark.parametrize("limit", [2, 48])
+def test_counts_that_were_too_old_to_be_taken_pass_parity_and_others_would_not(
+    served: Deployment, limit: int
+) -> None:
+    hour_us = hours_of_days(served, range(SERVED_DAY, 2))[0] + 12 * HOUR_US
+    with Warehouse(served.warehouse).reader() as connection:
+        digest = connection.execute(
+            "SELECT any_value(bundle_hash) FROM events.decisions"
+        ).fetchall()
+        rows = rows_of(
+            connection,
+            "SELECT * FROM events.impressions WHERE occurred_us >= $hour_us "
+            "AND occurred_us < $hour_us + 3600000000",
+            {"hour_us": hour_us},
+        )
+    bundle = open_bundle(served.bundles, digest[0][0])
+    limited = replace(bundle, manifest=bundle.manifest | {"stale_hours": limit})
+    old = PublishedSnapshot.read(
+        served.snapshots, resolve(served.snapshots, pointer(hour_us - 8 * HOUR_US))
+    )
+    asked = rows.select(["request_id", "impression_id", "occurred_us", *bundle.contract.columns])
+    logged = Scorer(limited, old).score_many(asked).to_log()
+    decisions = rows.drop_columns(["impression_id", "request_id", "occurred_us"])
+    for name in logged.column_names:
+        decisions = decisions.append_column(name, logged.column(name))
+
+    def features(rechecked_with: Bundle) -> str:
+        with duckdb.connect() as parser:
+            found = recheck_bundle(parser, served, rechecked_with, hour_us, decisions)
+        assert found.scores.state == "passed"
+        return found.features.state
+
+    assert features(limited) == "passed"
+    assert features(bundle) == ("failed" if limit < 8 else "passed")
 
 
 def test_under_load_the_share_of_each_rung_is_reported(built: Built) -> None:

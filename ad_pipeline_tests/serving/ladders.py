@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ad_pipeline_tests.serving import worlds
 LEAST_SHARE = 0.6
 
 
-def matured(goal: str) -> tuple[list[dict[str, object]], np.ndarray]:
+def matured(goal: str) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Return the world's requests and the labels that its models learnt."""
     requests = worlds.some_requests(worlds.ROWS, 1)
     if goal == "click":
@@ -31,9 +32,9 @@ def fitted(models: GoalModels, contract: FeatureContract = worlds.CONTRACT) -> L
     return found
 
 
-def with_ladders(world: worlds.World, root: Path) -> Bundle:
+def with_ladders(world: worlds.World, root: Path, stale_hours: int | None = None) -> Bundle:
     """Write the world's bundle with the ladders of its models."""
     models = tuple(
         replace(each, ladder=fitted(each), ladder_checkpoint="d" * 64) for each in world.models
     )
-    return worlds.write(root, models, world.requests, world.due.counts)
+    return worlds.write(root, models, world.requests, world.due.counts, stale_hours=stale_hours)

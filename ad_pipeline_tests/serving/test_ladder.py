@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ad_pipeline.checkpoints import write_checkpoint
+from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features.encoding import (
     EntityCounts,
     FeatureContract,
@@ -301,6 +302,34 @@ def test_an_explanation_says_which_rung_answered(laddered: Bundle) -> None:
         assert said == (
             [] if rung == FULL else [f"answered by rung {RUNGS[rung]}, not as above: {MEANS[rung]}"]
         )
+
+
+def test_counts_that_are_too_old_are_not_taken_and_younger_ones_are(
+    world: worlds.World, laddered: Bundle, tmp_path: Path
+) -> None:
+    """Due are those that end an hour before the request's; the early ones end an hour before."""
+    limited = ladders.with_ladders(world, tmp_path, stale_hours=1)
+    limit_us = (1 + worlds.CONTRACT.rate_lag_hours) * HOUR_US
+    said = "counts too old to be taken: every one is 0"
+    early = Scorer(limited, world.early).score_requests(world.requests)
+    age_us = np.array([r["occurred_us"] for r in world.requests]) - world.early.end_us
+    old = age_us > limit_us
+    assert old.sum() > 150
+    nothing = Scorer(laddered).score_requests(world.requests)
+    for goal, probabilities in early.probabilities.items():
+        assert probabilities[old].tobytes() == nothing.probabilities[goal][old].tobytes()
+    assert not early.counts.totals[old].any()
+    assert [said in early.one(row).fallbacks for row in range(200)] == old.tolist()
+    for scorer, control in (
+        (Scorer(limited, world.due), Scorer(laddered, world.due)),
+        (Scorer(laddered, world.early), Scorer(world.bundle, world.early)),
+    ):
+        kept, expected = (each.score_requests(world.requests) for each in (scorer, control))
+        assert np.array_equal(kept.counts.totals, expected.counts.totals)
+        assert kept.counts.totals.any()
+        assert not any(found.reason == said for found in kept.fallbacks)
+    untimed = [{k: v for k, v in r.items() if k != "occurred_us"} for r in world.requests]
+    assert Scorer(limited, world.early).score_requests(untimed).counts.totals.any()
 
 
 def test_a_contract_without_entities_has_no_rung_without_aggregates(

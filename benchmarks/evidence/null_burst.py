@@ -69,6 +69,8 @@ TOLERATED = 0.002
 """Relative log loss that dropout may cost on a healthy day."""
 LADDER = "ladder"
 """Ending of the names of what was scored under it; the others are the mixture's."""
+FITTED_BY = ("hours", "maximum_rows", "least_share")
+"""Settings of the ladder that what is scored here follows from."""
 VERSION = 2
 
 
@@ -225,7 +227,10 @@ STUDY = Study(
             "ensemble": ensembles.CODE_VERSION,
             "online": online_hours.CODE_VERSION,
         },
-        "fallbacks": _dataset(None).settings.model_dump(mode="json")["fallbacks"],
+        # Not its stale_hours: here every snapshot is the one due.
+        "fallbacks": _dataset(None).settings.model_dump(include={"fallbacks": set(FITTED_BY)})[
+            "fallbacks"
+        ],
         "learnt_days": LEARNT_DAYS,
         "version": VERSION,
     },
