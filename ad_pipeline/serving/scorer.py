@@ -3,8 +3,9 @@
 What a bidder or an ad server embeds: it imports NumPy, Numba and Arrow, but neither Dagster nor
 DuckDB, pandas, scikit-learn or River (a test starts a fresh process and looks). Many requests go
 through the loops that one goes through, so a score does not depend on its company. What is missing
-is replaced by what the training path would see in its place, and said so in the decision's
-fallbacks; nothing here guesses silently. Which bundle serves is decided elsewhere
+is replaced by what the training path would see in its place, or a rung of the bundle's fallback
+ladder answers (:mod:`.ladder`); either is said in the decision's fallbacks, nothing here guesses
+silently. Which bundle serves is decided elsewhere
 (:mod:`ad_pipeline.serving.promotion`); this module only follows the pointers.
 """
 
