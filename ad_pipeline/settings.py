@@ -75,14 +75,16 @@ WATCHING = frozenset(
         "delay_report",
         "drift",
         "drift_actions",
+        "fallbacks",
         "label_quality",
         "parity",
         "serving_log",
         "stress",
     }
 )
-"""Groups that decide what people are told. No model follows from them, so that a threshold may be
-changed without one looking like another's. `label_quality` is one only while it does not act."""
+"""Groups that decide what people are told, or what answers a request whose inputs are missing. No
+model follows from them, so that a threshold may be changed without one looking like another's.
+`label_quality` is one only while it does not act."""
 
 
 class Group(BaseModel):
@@ -595,6 +597,30 @@ class ExportSettings(Group):
     )
 
 
+class FallbackSettings(Group):
+    """The fallback ladder of a bundle: what its defaults are fitted on, and when they answer."""
+
+    hours: PositiveInt = Field(
+        default=48,
+        description="Log hours of matured rows, the newest: two days have two nights.",
+    )
+    maximum_rows: PositiveInt = Field(
+        default=100_000,
+        description="Rows of a goal read for it, thinned by hash: a second for each goal.",
+    )
+    least_share: Share = Field(
+        default=0.6,
+        description="Of the columns that are usually there, below which no mixture answers but the "
+        "best column's rate, or the base rate. Chosen by measurement: docs/adr/"
+        "0013-fallback-ladder.md.",
+    )
+    stale_hours: PositiveInt | None = Field(
+        default=48,
+        description="By which counts may be older than those due, beyond which a scorer takes none "
+        "rather than them. Measured: the same page. None: whatever their age.",
+    )
+
+
 class PromotionSettings(Group):
     """When a candidate bundle may replace the current one."""
 
@@ -664,7 +690,7 @@ class ParitySettings(Group):
         "served from one snapshot, as the simulated bidder does; with hourly refreshes set 2.",
     )
     fallback_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        default={"missing column": 0.01, "no snapshot": 0.01},
+        default={"missing column": 0.01, "no snapshot": 0.01, "rung": 0.01},
         description="Most decisions with a fallback, by how its reason begins.",
     )
     error_share: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -953,6 +979,10 @@ class Settings(Group):
     ensemble: EnsembleSettings = EnsembleSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     export: ExportSettings = ExportSettings()
+    fallbacks: FallbackSettings | None = Field(
+        default=FallbackSettings(),
+        description="None: bundles have no ladder; whatever is missing, the mixture answers.",
+    )
     promotion: PromotionSettings = PromotionSettings()
     drift: DriftSettings = DriftSettings()
     serving_log: ServingLogSettings = ServingLogSettings()

@@ -22,7 +22,11 @@ from ad_pipeline.evaluation.report_of_log import write_report
 from ad_pipeline.events.ingest import ingest_hours
 from ad_pipeline.events.ledger import register_files
 from ad_pipeline.examples.label_join import join_labels
-from ad_pipeline.features.as_served import newest_requests, read_impressions
+from ad_pipeline.features.as_served import (
+    matured_impressions,
+    newest_requests,
+    read_impressions,
+)
 from ad_pipeline.features.dictionary import tokens_of_slots, write_dictionary
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.features.rates import advance_hours
@@ -149,6 +153,9 @@ def finish(
             hour_us,
             requests,
             read_tokens=partial(tokens_of_slots, warehouse, hour_us + HOUR_US),
+            read_matured=partial(
+                matured_impressions, warehouse, deployment.dataset.settings, hour_us + HOUR_US
+            ),
             configurations=chosen_configurations(warehouse, deployment, hour_us + HOUR_US),
         )
         progress("bundle")

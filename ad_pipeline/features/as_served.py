@@ -23,9 +23,14 @@ from ad_pipeline.features.encoding import (
     read_columns,
 )
 from ad_pipeline.features.rates import counts_at
+from ad_pipeline.hashing import uniform
+from ad_pipeline.settings import Settings
 from ad_pipeline.warehouse import Warehouse, rows_of, select
 
 CANARIES = 16
+
+FALLBACK_ROWS = "fallback ladder"
+"""Purpose of the draw that thins the rows of :func:`matured_impressions`."""
 
 
 def read_impressions(
@@ -93,6 +98,41 @@ def newest_requests(warehouse: Warehouse) -> tuple[int, list[dict[str, Any]]]:
             raise MissingCheckpoint("no log hour is sealed yet; materialize the events first")
         rows = rows_of(connection, select("serving.canary_requests"), {"count": CANARIES})
     return sealed_us - HOUR_US, rows.to_pylist()
+
+
+def matured_impressions(
+    warehouse: Warehouse, settings: Settings, end_us: int, goal: str
+) -> pa.Table:
+    """Read the impressions of a goal whose labels have matured lately, for a bundle's defaults.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    settings : Settings
+        ``settings.fallbacks`` says of how many hours, and how many rows at most.
+    end_us : int
+        End of the log hours, microseconds.
+    goal : str
+
+    Returns
+    -------
+    pyarrow.Table
+        Rows of ``events.impressions`` with their ``label``, in order of maturity; none without the
+        setting.
+    """
+    asked = settings.fallbacks
+    span = {"goal": goal, "start_us": end_us, "end_us": end_us}
+    if asked is not None:
+        span["start_us"] = end_us - asked.hours * HOUR_US
+    with warehouse.reader() as connection:
+        labelled = rows_of(connection, select("serving.matured_labels"), span)
+    if asked is not None and labelled.num_rows > asked.maximum_rows:
+        draws = uniform(settings.seed, labelled.column("impression_id"), FALLBACK_ROWS)
+        labelled = labelled.filter(pa.array(draws < asked.maximum_rows / labelled.num_rows))
+    served = read_impressions(
+        warehouse, labelled.column("impression_id"), labelled.column("serving_us").to_numpy()
+    )
+    return served.append_column("label", labelled.column("label"))
 
 
 def read_as_served(

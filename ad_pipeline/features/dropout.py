@@ -8,7 +8,7 @@ and a re-run the same again. What is *scored* is never touched, in training as i
 
 Unlike the dropout that McMahan et al. (KDD 2013, section 9.2) found harmful, it acts on few rows
 and takes whole columns away, as servers do; what it costs on a healthy day and saves on a bad one
-is in ``docs/evidence.md``. Filling in defaults for what is missing is the scorer's.
+is in ``docs/evidence.md``. What answers when too much is missing is the bundle's fallback ladder.
 """
 
 from dataclasses import dataclass
@@ -119,8 +119,7 @@ def read_to_learn(
     )
     read = without(contract, read, lost.columns)
     counts = counts_as_served(deployment, contract, read, occurred_us - lost.hours * HOUR_US)
-    counts.counts[lost.counts] = 0
-    counts.totals[lost.counts] = 0
+    counts.forget(lost.counts)
     return read, counts
 
 

@@ -344,6 +344,11 @@ class EntityCounts:
             np.zeros((n, len(contract.entities), width), np.int64), np.zeros((n, width), np.int64)
         )
 
+    def forget(self, rows: np.ndarray | slice) -> None:
+        """Make some rows, int or bool or a slice of them, those of nothing counted yet."""
+        self.counts[rows] = 0
+        self.totals[rows] = 0
+
     def rows(self, start: int, end: int) -> "EntityCounts":
         """Return the rows ``[start, end)``."""
         return EntityCounts(self.counts[start:end], self.totals[start:end])

@@ -43,6 +43,7 @@ from ad_pipeline.monitoring.tables import CANDIDATE_REPLAY, TABLES, candidate_re
 from ad_pipeline.serving.bundle import BATCH, DEEP, ONLINE, Bundle, GoalModels, open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.decisions import EVERYTHING
+from ad_pipeline.serving.ladder import read_ladder
 from ad_pipeline.serving.replay import SNAPSHOT_COLUMN
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of, select
 
@@ -186,7 +187,11 @@ def batch_path_probabilities(
         fitted = open_ensemble(deployment, models.goal)
         ensemble = fitted.ensemble if fitted else None
         slices = text_hashes(contract, read, ensemble.sliced_by if ensemble else None)
-        found[models.goal] = mixed_probabilities(ensemble, logits, ONLINE, slices)
+        mixed = mixed_probabilities(ensemble, logits, ONLINE, slices)
+        if models.ladder_checkpoint is not None:
+            ladder = read_ladder(deployment.checkpoints, models.ladder_checkpoint)
+            mixed = ladder.answers(ladder.rungs(read, counts), read, mixed)
+        found[models.goal] = mixed
     return found
 
 

@@ -9,7 +9,7 @@ bundle serves, to :mod:`ad_pipeline.serving.promotion`. Nothing here reads a clo
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ad_pipeline.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features.encoding import (
     EntityCounts,
     FeatureContract,
@@ -43,6 +44,7 @@ from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights
 from ad_pipeline.learners.ftrl.ftrl_kernel import checked_slots
 from ad_pipeline.serving.audit import Audit, OpenedAudit, is_audit_file
 from ad_pipeline.serving.decisions import features_json, logged_inputs
+from ad_pipeline.serving.ladder import Ladder
 
 KIND = "serving.bundle"
 
@@ -50,6 +52,7 @@ ONLINE = "online"
 BATCH = "batch"
 DEEP = "deep"
 ENSEMBLE = "ensemble"
+LADDER = "ladder"
 
 
 class CorruptBundle(CorruptCheckpoint):
@@ -80,6 +83,9 @@ class GoalModels:
     deep_checkpoint : str or None
     mixture : ExportedMixture or None
         The ensemble as mapped arrays, in an opened bundle; it is what scores there.
+    ladder : Ladder or None
+        What answers where inputs are missing; None: the mixture, whatever is missing.
+    ladder_checkpoint : str or None
     """
 
     goal: str
@@ -93,6 +99,8 @@ class GoalModels:
     deep: ExportedDeep | None = None
     deep_checkpoint: str | None = None
     mixture: ExportedMixture | None = None
+    ladder: Ladder | None = None
+    ladder_checkpoint: str | None = None
 
     @property
     def sliced_by(self) -> str | None:
@@ -114,10 +122,14 @@ class Scores:
         By goal and expert.
     probabilities : dict of str to ndarray of shape (n,), float64
         By goal.
+    rungs : dict of str to ndarray of shape (n,), uint8
+        Which rung of the ladder answered, by goal; see :data:`ad_pipeline.serving.ladder.RUNGS`. A
+        goal without a ladder is not there.
     """
 
     logits: dict[str, dict[str, np.ndarray]]
     probabilities: dict[str, np.ndarray]
+    rungs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,7 @@ class Bundle:
         categories = category_hashes(self.contract, read)
         logits: dict[str, dict[str, np.ndarray]] = {}
         probabilities: dict[str, np.ndarray] = {}
+        rungs: dict[str, np.ndarray] = {}
         for models in self.goals:
             online = models.online.logits(hashed)
             experts = {ONLINE: online}
@@ -173,18 +186,37 @@ class Bundle:
             if models.deep is not None:
                 experts[DEEP] = models.deep.logits(hashed)
             logits[models.goal] = experts
-            probabilities[models.goal] = mixed_probabilities(
+            mixed = mixed_probabilities(
                 models.mixture or models.ensemble,
                 experts,
                 ONLINE,
                 text_hashes(self.contract, read, models.sliced_by),
             )
-        return Scores(logits, probabilities)
+            if models.ladder is not None:
+                rungs[models.goal] = models.ladder.rungs(read, counts)
+                mixed = models.ladder.answers(rungs[models.goal], read, mixed)
+            probabilities[models.goal] = mixed
+        return Scores(logits, probabilities, rungs)
 
     @property
     def log_share(self) -> float:
         """Share of the requests whose decision a scorer logs."""
         return self.manifest.get("log_share", 1.0)
+
+    def too_old(self, end_us: np.ndarray | int, occurred_us: np.ndarray) -> np.ndarray:
+        """Tell which requests take no counts because those at hand are too old, bool (n,).
+
+        Parameters
+        ----------
+        end_us : int, or ndarray of shape (n,), int64
+            End of the counted hours, microseconds.
+        occurred_us : ndarray of shape (n,), int64
+            When each request was made, microseconds.
+        """
+        hours = self.manifest.get("stale_hours")
+        if hours is None:
+            return np.zeros(len(occurred_us), np.bool_)
+        return occurred_us - end_us > (hours + self.contract.rate_lag_hours) * HOUR_US
 
     @property
     def audit(self) -> OpenedAudit:
@@ -221,6 +253,7 @@ def export_bundle(
     facts: Mapping[str, Any] | None = None,
     audit: Audit | None = None,
     log_share: float = 1.0,
+    stale_hours: int | None = None,
 ) -> Bundle:
     """Write a bundle, with the scores of its canaries; the same models give the same bytes.
 
@@ -247,6 +280,8 @@ def export_bundle(
         What people need to read a score; without it slots have neither names nor histories.
     log_share : float
         Share of the requests whose decision a scorer logs.
+    stale_hours : int, optional
+        By which counts may be older than those due, beyond which a scorer takes none.
 
     Returns
     -------
@@ -288,13 +323,16 @@ def export_bundle(
     # The canaries are scored by the models themselves, and by the arrays when they are opened.
     sources = tuple(replace(models, mixture=None) for models in goals)
     draft = Bundle("", root, contract, sources, dataset, label_watermark_us, ranges, {})
-    columns = request_columns(contract, canaries)
+    ladders = [models.ladder for models in goals if models.ladder is not None]
+    uncounted, poor = _poor_canaries(contract, ladders, canaries)
+    columns = request_columns(contract, [*canaries, *uncounted, *poor])
     read = read_columns(contract, columns)
     counts = (
         EntityCounts.nothing(contract, len(read))
         if snapshot is None or not contract.entities
         else counts_of(contract, snapshot, entity_hashes(contract, read))
     )
+    counts.forget(slice(len(canaries), len(canaries) + len(uncounted)))
     manifest = {
         "contract": json.loads(contract.to_json()),
         "goals": described,
@@ -310,10 +348,28 @@ def export_bundle(
         },
         # A bundle that logs everything is, to the byte, what it was before there was a share.
         **({} if log_share >= 1 else {"log_share": log_share}),
+        **({} if stale_hours is None else {"stale_hours": stale_hours}),
     }
     files = {} if audit is None else audit.files()
     written = write_checkpoint(root, KIND, arrays, manifest, files)
     return open_bundle(root, written.digest)
+
+
+def _poor_canaries(
+    contract: FeatureContract, ladders: Sequence[Ladder], canaries: Sequence[Mapping[str, Any]]
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return requests for every rung below the first: those to be left without counts, the others.
+
+    Of the latter each has one column, the best one of a goal, or none.
+    """
+    if not ladders:
+        return [], []
+    nulls: Mapping[str, Any] = dict.fromkeys(contract.columns)
+    best = dict.fromkeys(name for ladder in ladders for name in ladder.columns[:1])
+    given = {
+        name: next((row[name] for row in canaries if row[name] is not None), None) for name in best
+    }
+    return [canaries[0]], [*({**nulls, name: value} for name, value in given.items()), nulls]
 
 
 def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -333,6 +389,10 @@ def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, An
     if models.ensemble is not None:
         mixture_arrays, mixture = ExportedMixture.of(models.ensemble).to_arrays()
         add(ENSEMBLE, mixture_arrays)
+    ladder = None
+    if models.ladder is not None:
+        ladder_arrays, ladder = models.ladder.to_arrays()
+        add(LADDER, ladder_arrays)
     return arrays, {
         "goal": models.goal,
         "online": {
@@ -351,6 +411,11 @@ def _goal_parts(models: GoalModels) -> tuple[dict[str, np.ndarray], dict[str, An
             {}
             if models.deep is None
             else {"deep": {"checkpoint": models.deep_checkpoint, "manifest": models.deep.to_json()}}
+        ),
+        **(
+            {}
+            if ladder is None
+            else {LADDER: {"checkpoint": models.ladder_checkpoint, "manifest": ladder}}
         ),
     }
 
@@ -399,7 +464,9 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
         digest=checkpoint.digest,
         path=checkpoint.path,
         contract=contract,
-        goals=tuple(_goal_models(checkpoint, described) for described in manifest["goals"]),
+        goals=tuple(
+            _goal_models(checkpoint, contract, described) for described in manifest["goals"]
+        ),
         dataset=manifest["dataset"],
         label_watermark_us=manifest["label_watermark_us"],
         fitted_ranges=manifest["fitted_ranges"],
@@ -417,7 +484,9 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
     return bundle
 
 
-def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalModels:
+def _goal_models(
+    checkpoint: Checkpoint, contract: FeatureContract, described: Mapping[str, Any]
+) -> GoalModels:
     goal = described["goal"]
 
     def part(name: str) -> dict[str, np.ndarray]:
@@ -429,7 +498,7 @@ def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalMo
         }
 
     batch, ensemble, mixture = described["batch"], described["ensemble"], described["mixture"]
-    deep = described.get("deep")
+    deep, ladder = described.get("deep"), described.get(LADDER)
     return GoalModels(
         goal=goal,
         online=ExportedWeights.from_arrays(part(ONLINE), described["online"]["weights"]),
@@ -442,6 +511,10 @@ def _goal_models(checkpoint: Checkpoint, described: Mapping[str, Any]) -> GoalMo
         deep=None if deep is None else ExportedDeep.from_arrays(part(DEEP), deep["manifest"]),
         deep_checkpoint=None if deep is None else deep["checkpoint"],
         mixture=None if mixture is None else ExportedMixture.from_arrays(part(ENSEMBLE), mixture),
+        ladder=None
+        if ladder is None
+        else Ladder.from_arrays(contract, part(LADDER), ladder["manifest"]),
+        ladder_checkpoint=None if ladder is None else ladder["checkpoint"],
     )
 
 
@@ -453,4 +526,9 @@ def _listed(scores: Scores) -> dict[str, Any]:
             for goal, experts in scores.logits.items()
         },
         "probabilities": {goal: p.tolist() for goal, p in scores.probabilities.items()},
+        **(
+            {"rungs": {goal: rungs.tolist() for goal, rungs in scores.rungs.items()}}
+            if scores.rungs
+            else {}
+        ),
     }

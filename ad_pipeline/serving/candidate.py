@@ -9,8 +9,9 @@ bit is another question, asked in ``monitoring``; the rule and moving the pointe
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.features.as_served import read_as_served
-from ad_pipeline.features.encoding import FeatureContract
+from ad_pipeline.features.encoding import EntityCounts, FeatureContract, read_columns
 from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform
@@ -34,6 +35,7 @@ from ad_pipeline.learners.online import online_hours
 from ad_pipeline.learners.online.step import OnlineExpert
 from ad_pipeline.serving.audit import Audit, ReadTokens
 from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle, open_bundle
+from ad_pipeline.serving.ladder import Ladder, fit_ladder, write_ladder
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import PromotionVerdict, decide, history, promote, verdict
 from ad_pipeline.serving.proof import UnfaithfulExport, prove_bundle
@@ -48,6 +50,10 @@ COMPARED_ROWS = 120_000
 
 ReadImpressions = Callable[[pa.ChunkedArray, np.ndarray], pa.Table]
 """From impression ids and their ``received_us`` to the impressions' rows, in the same order."""
+
+ReadMatured = Callable[[str], pa.Table]
+"""From a goal to its newest matured impressions with their labels, in order of maturity; see
+:func:`ad_pipeline.features.as_served.matured_impressions`."""
 
 
 class UnservableExpert(ValueError):
@@ -91,6 +97,7 @@ def build_candidate(
     canaries: Sequence[Mapping[str, Any]],
     *,
     read_tokens: ReadTokens | None = None,
+    read_matured: ReadMatured | None = None,
     configurations: Mapping[str, int] | None = None,
 ) -> Bundle:
     """Write the state that an hour left as a bundle and point ``candidate`` at it.
@@ -105,6 +112,9 @@ def build_candidate(
     read_tokens : callable, optional
         Gives what fell into the exported slots up to the hour; without it the bundle can explain a
         score by slots only.
+    read_matured : callable, optional
+        Gives the rows that the fallback ladder is fitted on; without it, or without
+        ``settings.fallbacks``, the mixture answers whatever is missing.
     configurations : mapping of str to int, optional
         Which configuration of the online learner serves each goal; the first unless named.
 
@@ -125,6 +135,20 @@ def build_candidate(
     snapshot = resolve(deployment.snapshots, snapshot_pointer(hour_us))
     chosen = configurations or {}
     made = [_models(deployment, goal, hour_us, chosen.get(goal, 0), fitted[goal]) for goal in goals]
+    contract = FeatureContract.from_dataset(dataset)
+    ladders: dict[str, Ladder | None] = {}
+    stale_hours: int | None = None
+    fallbacks = dataset.settings.fallbacks
+    if read_matured is not None and fallbacks is not None:
+        ladders = {
+            models.goal: ladder_of(
+                contract, models, read_matured(models.goal), fallbacks.least_share
+            )
+            for models, _ in made
+        }
+        # To a mixture without a ladder old counts say more than none.
+        if all(ladder is not None for ladder in ladders.values()):
+            stale_hours = fallbacks.stale_hours
     audit = None
     if read_tokens is not None:
         audit = Audit.collect(
@@ -133,11 +157,13 @@ def build_candidate(
             read_tokens,
             dataset.settings.export.dictionary_tokens,
         )
-    with unswept(deployment.bundles):
+    with unswept(deployment.bundles), unswept(deployment.checkpoints):
         built = export_bundle(
             deployment.bundles,
-            contract=FeatureContract.from_dataset(dataset),
-            goals=[models for models, _ in made],
+            contract=contract,
+            goals=[
+                _with_ladder(deployment, models, ladders.get(models.goal)) for models, _ in made
+            ],
             dataset=dataset.name,
             label_watermark_us=hour_us + HOUR_US,
             fitted_ranges={goal: found.ranges for goal, found in fitted.items() if found},
@@ -146,6 +172,7 @@ def build_candidate(
             facts={"settings": dataset.settings.digest(), "hour": hour_key(hour_us)},
             audit=audit,
             log_share=dataset.settings.serving_log.share,
+            stale_hours=stale_hours,
         )
         faults = [fault for proof in prove_bundle(deployment, built) for fault in proof.faults]
         if faults:
@@ -319,6 +346,34 @@ def _models(
     # Verified when the expert was opened.
     checkpoint = read_checkpoint(deployment.checkpoints, online_digest, verify=False)
     return models, slot_history(expert, checkpoint.arrays, weights, configuration)
+
+
+def ladder_of(
+    contract: FeatureContract, models: GoalModels, matured: pa.Table, least_share: float
+) -> Ladder | None:
+    """Fit the fallback ladder of a goal's models.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    models : GoalModels
+    matured : pyarrow.Table
+        The contract's columns and ``label``, in order of maturity.
+    least_share : float
+        See :func:`ad_pipeline.serving.ladder.fit_ladder`.
+    """
+    read = read_columns(contract, {name: matured.column(name) for name in contract.columns})
+    alone = Bundle("", Path(), contract, (models,), "", 0, {}, {})
+    uncounted = alone.score(read, EntityCounts.nothing(contract, len(read)))
+    labels = matured.column("label").to_numpy()
+    return fit_ladder(contract, read, labels, uncounted.probabilities[models.goal], least_share)
+
+
+def _with_ladder(deployment: Deployment, models: GoalModels, ladder: Ladder | None) -> GoalModels:
+    if ladder is None:
+        return models
+    digest = write_ladder(deployment.checkpoints, models.goal, ladder)
+    return replace(models, ladder=ladder, ladder_checkpoint=digest)
 
 
 def slot_history(

@@ -8,7 +8,7 @@ float is written by ``repr``, so that reading it gives the same bits back.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,9 @@ class Decisions:
     bundle_hash, snapshot_hash : str
     log_share : float
         Share of the requests whose decision the serving log keeps; the bundle says it.
+    rungs : dict of str to ndarray of shape (n,), uint8
+        Which rung of the ladder answered, by goal with a ladder; the log has it in words, in the
+        fallbacks.
     """
 
     contract: FeatureContract
@@ -115,6 +118,7 @@ class Decisions:
     bundle_hash: str
     snapshot_hash: str
     log_share: float = 1.0
+    rungs: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of decisions."""
@@ -184,6 +188,7 @@ class Decisions:
                 for goal, experts in self.logits.items()
             },
             fallbacks=tuple(Fallback(f.reason, f.rows[rows]) for f in self.fallbacks),
+            rungs={goal: rungs[rows] for goal, rungs in self.rungs.items()},
         )
 
     def to_table(self) -> pa.Table:

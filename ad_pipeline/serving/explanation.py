@@ -23,6 +23,7 @@ from ad_pipeline.learners.ftrl.slot_memory import WIDTH as LANES
 from ad_pipeline.serving.audit import hour_of_update_us
 from ad_pipeline.serving.bundle import ONLINE, Bundle, GoalModels
 from ad_pipeline.serving.decisions import feature_names, logged_inputs
+from ad_pipeline.serving.ladder import FULL, MEANS, RUNGS
 from ad_pipeline.serving.scorer import IDENTITY, OCCURRED
 
 NO_WEIGHT = "no weight: never learnt, learnt to 0, or not admitted"
@@ -92,6 +93,9 @@ class GoalExplanation:
     slice_value : str
         ``column=value`` by which the calibration differs, or nothing.
     probability : float
+    rung : int
+        Of the fallback ladder, that answered: its place in ``RUNGS`` of ``serving/ladder.py``. The
+        parts above are the mixture's all the same.
     """
 
     goal: str
@@ -105,6 +109,7 @@ class GoalExplanation:
     stages: dict[str, float]
     slice_value: str
     probability: float
+    rung: int = FULL
 
     @property
     def score(self) -> float:
@@ -239,6 +244,7 @@ def explain(
                 ),
                 slice_value=_slice_value(models, features),
                 probability=float(scores.probabilities[models.goal][0]),
+                rung=int(scores.rungs.get(models.goal, (FULL,))[0]),
             )
             for models in bundle.goals
             if models.goal in wanted
@@ -313,6 +319,8 @@ def _goal_lines(found: GoalExplanation, slots_left_out: int) -> Iterator[str]:
         for stage in STAGES[:-1]:
             at = f" for {found.slice_value}" if stage == "corrected" and found.slice_value else ""
             yield f"  {stage}{at}: {found.stages[stage]!r}"
+    if found.rung != FULL:
+        yield f"answered by rung {RUNGS[found.rung]}, not as above: {MEANS[found.rung]}"
     yield f"probability {found.probability!r}"
 
 

@@ -25,6 +25,7 @@ from ad_pipeline.learners.ftrl.exported_weights import STEP, ExportedWeights, ex
 from ad_pipeline.learners.ftrl.ftrl_expert import LinearWeights
 from ad_pipeline.learners.online.online_hours import open_expert
 from ad_pipeline.serving.bundle import Bundle
+from ad_pipeline.serving.ladder import Ladder, read_ladder
 
 BORDER_ROWS = 4_096
 """Rows of border values that both sides' trees score."""
@@ -75,12 +76,14 @@ class Sources:
     batch : BatchModel or None
     ensemble : Ensemble or None
     deep : TrainedDeep or None
+    ladder : Ladder or None
     """
 
     online: LinearWeights
     batch: BatchModel | None
     ensemble: Ensemble | None
     deep: TrainedDeep | None = None
+    ladder: Ladder | None = None
 
 
 def prove_bundle(deployment: Deployment, bundle: Bundle) -> tuple[Proof, ...]:
@@ -137,6 +140,10 @@ def prove_goal(bundle: Bundle, place: int, sources: Sources) -> Proof:
     elif models.deep is not None and sources.deep is not None:
         deep_slots = 1 << models.deep.bits
         faults += _deep_faults(models.deep, sources.deep)
+    if (models.ladder is None) != (sources.ladder is None):
+        faults.append("a fallback ladder is on one side only")
+    elif models.ladder is not None and sources.ladder is not None:
+        faults += _ladder_faults(models.ladder, sources.ladder)
     return Proof(
         goal=models.goal,
         slots=models.online.n_slots,
@@ -155,12 +162,13 @@ def _sources(deployment: Deployment, bundle: Bundle, place: int) -> Sources:
     if linear is None:
         raise UnfaithfulExport(f"the online expert of {models.goal} has no linear weights")
     batch, ensemble = models.batch_checkpoint, models.ensemble_checkpoint
-    deep = models.deep_checkpoint
+    deep, ladder = models.deep_checkpoint, models.ladder_checkpoint
     return Sources(
         online=linear,
         batch=None if batch is None else open_batch_model(deployment, batch),
         ensemble=None if ensemble is None else read_ensemble(deployment, ensemble).ensemble,
         deep=None if deep is None else open_deep(deployment, deep),
+        ladder=None if ladder is None else read_ladder(deployment.checkpoints, ladder),
     )
 
 
@@ -270,6 +278,17 @@ def _mixture_faults(found: ExportedMixture, source: Ensemble) -> tuple[int, list
     if differ:
         faults.append(f"{differ} rows of border values are mixed or calibrated otherwise")
     return len(calibrated), faults
+
+
+def _ladder_faults(found: Ladder, source: Ladder) -> Iterator[str]:
+    arrays, tree = found.to_arrays()
+    expected_arrays, expected = source.to_arrays()
+    for name, default in expected.items():
+        if tree[name] != default:
+            yield f"{name} of the ladder is {tree[name]!r}, the checkpoint's {default!r}"
+    for name, array in expected_arrays.items():
+        if not _same_bytes(arrays[name], array):
+            yield f"{name} of the ladder are not those of the checkpoint"
 
 
 def _border_rows(batch: ExportedBatch) -> np.ndarray:

@@ -9,6 +9,7 @@ is :mod:`ad_pipeline.learners.online.retention`.
 from ad_pipeline.checkpoints import Swept, is_pointed, read_checkpoint, resolve, sweep
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.progressive import EXPERTS
+from ad_pipeline.serving.bundle import LADDER
 from ad_pipeline.serving.candidate import CANDIDATE
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import history
@@ -29,11 +30,11 @@ def checkpoints_in_use(deployment: Deployment) -> set[str]:
     if is_pointed(deployment.bundles, CANDIDATE):
         bundles.add(resolve(deployment.bundles, CANDIDATE))
     return {
-        goal[expert]["checkpoint"]
+        goal[part]["checkpoint"]
         for bundle in bundles
         for goal in read_checkpoint(deployment.bundles, bundle, verify=False).manifest["goals"]
-        for expert in EXPERTS
-        if goal.get(expert) is not None
+        for part in (*EXPERTS, LADDER)
+        if goal.get(part) is not None
     }
 
 

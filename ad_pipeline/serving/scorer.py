@@ -3,13 +3,14 @@
 What a bidder or an ad server embeds: it imports NumPy, Numba and Arrow, but neither Dagster nor
 DuckDB, pandas, scikit-learn or River (a test starts a fresh process and looks). Many requests go
 through the loops that one goes through, so a score does not depend on its company. What is missing
-is replaced by what the training path would see in its place, and said so in the decision's
-fallbacks; nothing here guesses silently. Which bundle serves is decided elsewhere
+is replaced by what the training path would see in its place, or a rung of the bundle's fallback
+ladder answers (:mod:`.ladder`); either is said in the decision's fallbacks, nothing here guesses
+silently. Which bundle serves is decided elsewhere
 (:mod:`ad_pipeline.serving.promotion`); this module only follows the pointers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,9 +28,10 @@ from ad_pipeline.features.encoding import (
 )
 from ad_pipeline.features.rates import RateSnapshot, check_contract, counts_of, read_snapshot
 from ad_pipeline.hashing import string_array
-from ad_pipeline.serving.bundle import Bundle, open_bundle
+from ad_pipeline.serving.bundle import Bundle, Scores, open_bundle
 from ad_pipeline.serving.decisions import Decision, Decisions, Fallback, numbers_array
 from ad_pipeline.serving.heartbeat import Heartbeat, beat
+from ad_pipeline.serving.ladder import MEANS, RUNGS
 from ad_pipeline.serving.pointers import CURRENT, SNAPSHOT, NothingServed, read_pointer
 
 IDENTITY = ("request_id", "impression_id")
@@ -294,8 +296,16 @@ class Scorer:
                 counts = counts_of(contract, self.snapshot.counts, entity_hashes(contract, read))
             end_us = self.snapshot.end_us
             fallbacks.extend(_untimely(contract, end_us, occurred_us, n))
+            if occurred_us is not None:
+                too_old = self.bundle.too_old(end_us, occurred_us)
+                if too_old.any():
+                    counts.forget(too_old)
+                    fallbacks.append(
+                        Fallback("counts too old to be taken: every one is 0", too_old)
+                    )
         fallbacks.extend(Fallback(reason, everywhere) for reason in self.bundle.missing())
         scores = self.bundle.score(read, counts)
+        fallbacks.extend(_lower_rungs(scores))
         return Decisions(
             contract=contract,
             identity=identity,
@@ -304,6 +314,7 @@ class Scorer:
             counts=counts,
             probabilities=scores.probabilities,
             logits=scores.logits,
+            rungs=scores.rungs,
             snapshot_end_us=end_us,
             fallbacks=tuple(fallbacks),
             bundle_hash=self.bundle.digest,
@@ -345,6 +356,16 @@ def _untimely(
         Fallback("early snapshot: it was not due yet", end_us > due_us),
     ]
     return [fallback for fallback in found if fallback.rows.any()]
+
+
+def _lower_rungs(scores: Scores) -> Iterator[Fallback]:
+    """Say which rows another rung than the whole mixture answered, by goal and rung."""
+    for goal, rungs in scores.rungs.items():
+        if np.count_nonzero(rungs):
+            for rung, means in MEANS.items():
+                rows = rungs == rung
+                if rows.any():
+                    yield Fallback(f"rung {RUNGS[rung]} of {goal}: {means}", rows)
 
 
 def _missing(name: str) -> str:

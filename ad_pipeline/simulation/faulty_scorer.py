@@ -42,6 +42,8 @@ class ServingFault:
         Columns that arrive in each other's place.
     truncated : str or None
         Numeric column that arrives cut to a whole number.
+    nulled : tuple of str
+        Columns that arrive null.
     share : float
         Of the requests, drawn by their id.
     """
@@ -50,6 +52,7 @@ class ServingFault:
     hours: int = 0
     swapped: tuple[str, str] | None = None
     truncated: str | None = None
+    nulled: tuple[str, ...] = ()
     share: float = 1.0
 
     def received(self, requests: pa.Table) -> pa.Table:
@@ -60,6 +63,8 @@ class ServingFault:
             columns[one], columns[other] = requests[other], requests[one]
         if self.truncated is not None:
             columns[self.truncated] = pc.call_function("trunc", [requests[self.truncated]])
+        for name in self.nulled:
+            columns[name] = pa.chunked_array([pa.nulls(len(requests), requests[name].type)])
         return pa.table(columns)
 
 
@@ -86,6 +91,11 @@ def swapped_columns(one: str, other: str) -> ServingFault:
 def float_truncation(column: str, share: float = 1.0) -> ServingFault:
     """Return a caller that sends a number as a whole one."""
     return ServingFault(truncated=column, share=share)
+
+
+def null_burst(*columns: str) -> ServingFault:
+    """Return a feature server that answers nothing, or not these columns."""
+    return ServingFault(nulled=columns)
 
 
 @dataclass(frozen=True)

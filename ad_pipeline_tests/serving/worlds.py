@@ -229,6 +229,7 @@ def write(
     snapshot: RateSnapshot | None,
     watermark_us: int = SERVED_US,
     audit: Audit | None = None,
+    stale_hours: int | None = None,
 ) -> Bundle:
     """Write a bundle of these models; another watermark is another bundle."""
     return export_bundle(
@@ -240,6 +241,7 @@ def write(
         canaries=requests[:4],
         snapshot=snapshot,
         audit=audit,
+        stale_hours=stale_hours,
     )
 
 

@@ -1,10 +1,13 @@
-"""What two minutes of nulls cost, with and without feature dropout.
+"""What two minutes of nulls cost, with and without feature dropout and the fallback ladder.
 
 A feature server that answers nothing for two minutes under peak traffic was one of the two causes
 that Pinterest found for models that were better offline and worse online. Two learners are made of
 the same four days of a small market: one as the settings are, one that learns without some of the
 columns of a few impressions (``settings.feature_dropout``). Their bundles score the fifth day four
 ways: as it is; with all columns null; with each column null by the toss of a coin; without counts.
+Each way is scored twice by the same bundle: by the mixture, whatever is missing, and under the
+bundle's fallback ladder, whose defaults come from the two days before. The share of columns below
+which its simple rates answer was chosen on seeds 701-703, the ladder's other parts on 701 and 702.
 Every two minutes of the day are such a burst in turn, so a burst's mean cost is that of all rows.
 Scores are held against the *true* probabilities: expected log loss, without the noise of labels.
 
@@ -25,7 +28,7 @@ from ad_pipeline.clocks import DAY_US, HOUR_US, hours_between
 from ad_pipeline.datasets import DATA_FOLDER, Dataset, Deployment, load_dataset
 from ad_pipeline.evaluation.truth import read_truth
 from ad_pipeline.events.ingest import ingest_hours
-from ad_pipeline.features.as_served import newest_requests
+from ad_pipeline.features.as_served import matured_impressions, newest_requests
 from ad_pipeline.features.dictionary import tokens_of_slots
 from ad_pipeline.features.rates import advance_hours, pointer, snapshot_hour
 from ad_pipeline.hashing import uniform
@@ -64,7 +67,11 @@ BURSTS = {
 }
 TOLERATED = 0.002
 """Relative log loss that dropout may cost on a healthy day."""
-VERSION = 1
+LADDER = "ladder"
+"""Ending of the names of what was scored under it; the others are the mixture's."""
+FITTED_BY = ("hours", "maximum_rows", "least_share")
+"""Settings of the ladder that what is scored here follows from."""
+VERSION = 2
 
 
 def run(arm: str, seed: int) -> Values:
@@ -78,8 +85,8 @@ def run(arm: str, seed: int) -> Values:
     Returns
     -------
     dict of str to float
-        Normalized entropy by goal and way, and of the base rate: expected log loss over the entropy
-        of the day's true mean.
+        Normalized entropy by goal and way, without and with the ladder: expected log loss over the
+        entropy of the day's true mean.
     """
     with tempfile.TemporaryDirectory() as scratch:
         deployment = Deployment(_dataset(ARMS[arm]), Path(scratch))
@@ -89,7 +96,12 @@ def run(arm: str, seed: int) -> Values:
         served_us = deployment.dataset.start_us + LEARNT_DAYS * DAY_US
         bundle = _learnt(deployment, served_us)
         rows, snapshots = _next_day(deployment, bundle, served_us)
-        scores = {way: _scored(bundle, rows, snapshots, way) for way in (HEALTHY, *BURSTS)}
+        mixture = replace(bundle, goals=tuple(replace(g, ladder=None) for g in bundle.goals))
+        scores = {
+            f"{way}{ending}": _scored(scoring, rows, snapshots, way)
+            for way in (HEALTHY, *BURSTS)
+            for scoring, ending in ((mixture, ""), (bundle, f"/{LADDER}"))
+        }
         values: Values = {}
         for goal in GOALS:
             truth = read_truth(deployment.truth, goal).select(["impression_id", "probability"])
@@ -125,6 +137,9 @@ def _learnt(deployment: Deployment, end_us: int) -> Bundle:
         hour_us,
         requests,
         read_tokens=partial(tokens_of_slots, warehouse, hour_us + HOUR_US),
+        read_matured=partial(
+            matured_impressions, warehouse, deployment.dataset.settings, hour_us + HOUR_US
+        ),
         configurations=chosen_configurations(warehouse, deployment, hour_us + HOUR_US),
     )
 
@@ -212,6 +227,10 @@ STUDY = Study(
             "ensemble": ensembles.CODE_VERSION,
             "online": online_hours.CODE_VERSION,
         },
+        # Not its stale_hours: here every snapshot is the one due.
+        "fallbacks": _dataset(None).settings.model_dump(include={"fallbacks": set(FITTED_BY)})[
+            "fallbacks"
+        ],
         "learnt_days": LEARNT_DAYS,
         "version": VERSION,
     },
@@ -222,37 +241,45 @@ STUDY = Study(
 
 
 def loss_of_burst(results: Sequence[Result], arm: str, goal: str, burst: str) -> list[float]:
-    """Return what a burst adds to an arm's normalized entropy, by seed."""
+    """Return what a burst adds to an arm's normalized entropy, by seed; ``burst/ladder`` under it.
+
+    A healthy day costs the same with the ladder as without.
+    """
     burst_, healthy = (values_of(results, arm, f"{goal}/{way}") for way in (burst, HEALTHY))
     return [during - before for during, before in zip(burst_, healthy, strict=True)]
 
 
 def claims(results: Sequence[Result]) -> list[Claim]:
-    """Return what dropout saves in each burst and costs on a healthy day, per goal."""
+    """Return what ladder and dropout save in each burst, and dropout costs on a healthy day."""
     made: list[Claim] = []
     for goal in GOALS:
-        for burst, words in BURSTS.items():
-            made.append(_saved(results, goal, burst, words))
+        for burst in BURSTS:
+            made.append(_saved(results, goal, burst, DROPOUT))
+            made.append(_saved(results, goal, burst, PLAIN))
         made.append(_cost(results, goal))
     return made
 
 
-def _saved(results: Sequence[Result], goal: str, burst: str, words: str) -> Claim:
+def _saved(results: Sequence[Result], goal: str, burst: str, arm: str) -> Claim:
     plain = loss_of_burst(results, PLAIN, goal, burst)
-    with_dropout = loss_of_burst(results, DROPOUT, goal, burst)
-    ratio = mean_over_seeds([d / p for d, p in zip(with_dropout, plain, strict=True)])
+    with_ladder = loss_of_burst(results, arm, goal, f"{burst}/{LADDER}")
+    ratio = mean_over_seeds([kept / p for kept, p in zip(with_ladder, plain, strict=True)])
     control = mean_over_seeds(plain)
+    key, means, without = {
+        DROPOUT: ("", "feature dropout and the fallback ladder", "without either"),
+        PLAIN: (f".{LADDER}", "the fallback ladder alone", "without it"),
+    }[arm]
     return Claim(
-        key=f"null_burst.{goal}.{burst}",
+        key=f"null_burst.{goal}.{burst}{key}",
         says=(
-            f"Two minutes of {words} cost {goal}s at most half as much normalized entropy with "
-            "feature dropout as without."
+            f"Two minutes of {BURSTS[burst]} cost {goal}s at most half as much normalized entropy "
+            f"with {means} as {without}."
         ),
         figure=f"{ratio.value:.2f} of it",
         interval=f"{ratio.low:.2f} to {ratio.high:.2f}",
         seeds=seed_text(SEEDS),
         met=ratio.high <= 0.5,
-        control=f"without dropout the burst costs {control.value:+.4f} ({control.low:+.4f} to "
+        control=f"without either the burst costs {control.value:+.4f} ({control.low:+.4f} to "
         f"{control.high:+.4f})",
         control_met=control.low > 0,
     )
@@ -280,21 +307,30 @@ def _cost(results: Sequence[Result], goal: str) -> Claim:
     )
 
 
+SCORED = (
+    (PLAIN, "", "neither"),
+    (DROPOUT, "", "dropout"),
+    (PLAIN, f"/{LADDER}", "ladder"),
+    (DROPOUT, f"/{LADDER}", "dropout and ladder"),
+)
+"""Arms, scored without and with the ladder, and the words for it."""
+
+
 def details(results: Sequence[Result]) -> list[str]:
-    """Return normalized entropy of every arm and way."""
+    """Return normalized entropy of every arm and way, without and with the ladder."""
     rows = []
     for goal in GOALS:
-        for arm in ARMS:
+        for arm, ending, words in SCORED:
             cells = [
-                _cell(mean_over_seeds(values_of(results, arm, f"{goal}/{way}")))
+                _cell(mean_over_seeds(values_of(results, arm, f"{goal}/{way}{ending}")))
                 for way in (HEALTHY, *BURSTS)
             ]
-            rows.append([goal, arm, *cells])
+            rows.append([goal, words, *cells])
     return [
         "Normalized entropy under the true probabilities, mean over the seeds with its interval; 1 "
         "is what the base rate gives, and what answering it instead of a score would give.",
         "",
-        *table_lines(["goal", "learner", HEALTHY, *BURSTS.values()], rows),
+        *table_lines(["goal", "with", HEALTHY, *BURSTS.values()], rows),
     ]
 
 
@@ -303,24 +339,26 @@ def _cell(found: Estimate) -> str:
 
 
 def picture(results: Sequence[Result]) -> bytes:
-    """Draw normalized entropy of both learners in every burst, per goal."""
+    """Draw normalized entropy of both learners in every burst, per goal, and under the ladder."""
     from benchmarks.pictures import new_figure, png
 
     figure, axes = new_figure(columns=2)
     ways = (HEALTHY, *BURSTS)
     for panel, goal in zip(axes, GOALS, strict=True):
-        for shift, (arm, colour) in enumerate(((PLAIN, "tab:red"), (DROPOUT, "tab:blue"))):
-            found = [mean_over_seeds(values_of(results, arm, f"{goal}/{way}")) for way in ways]
+        for shift, (arm, ending, words) in enumerate(SCORED):
+            found = [
+                mean_over_seeds(values_of(results, arm, f"{goal}/{way}{ending}")) for way in ways
+            ]
             panel.errorbar(
-                np.arange(len(ways)) + 0.15 * (shift - 0.5),
+                np.arange(len(ways)) + 0.15 * (shift - 1.5),
                 [each.value for each in found],
                 yerr=[
                     [each.value - each.low for each in found],
                     [each.high - each.value for each in found],
                 ],
-                fmt="o",
-                color=colour,
-                label={PLAIN: "without dropout", DROPOUT: "with dropout"}[arm],
+                fmt="s" if ending else "o",
+                color={PLAIN: "tab:red", DROPOUT: "tab:blue"}[arm],
+                label=words,
             )
         panel.axhline(1.0, color="gray", linestyle=":", label="base rate")
         panel.set_xticks(range(len(ways)), ["healthy", "all null", "half null", "no counts"])

@@ -9,7 +9,11 @@ from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.partitions import SINGLE_RUN
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, whole
-from ad_pipeline.features.as_served import newest_requests, read_impressions
+from ad_pipeline.features.as_served import (
+    matured_impressions,
+    newest_requests,
+    read_impressions,
+)
 from ad_pipeline.features.dictionary import tokens_of_slots
 from ad_pipeline.learners.ensemble.ensembles import held_out_forecasts
 from ad_pipeline.learners.online.grid_hours import chosen_configurations
@@ -51,6 +55,12 @@ def bundle(
         hour_us,
         requests,
         read_tokens=partial(tokens_of_slots, deployment.warehouse, hour_us + HOUR_US),
+        read_matured=partial(
+            matured_impressions,
+            deployment.warehouse,
+            deployment.paths.dataset.settings,
+            hour_us + HOUR_US,
+        ),
         configurations=chosen_configurations(
             deployment.warehouse, deployment.paths, hour_us + HOUR_US
         ),

@@ -370,6 +370,7 @@ class _Impressions:
                 of_rows = counts_of(contract, snapshot, hashes[rows])
                 counts.counts[rows], counts.totals[rows] = of_rows.counts, of_rows.totals
                 named_us[rows] = snapshot.hour_us
+        counts.forget(bundle.too_old(named_us + HOUR_US, occurred_us))
         return cls(
             contract, deployment, pa.array(there), columns, hashes, counts, named_us, occurred_us
         )
