@@ -1,0 +1,278 @@
+"""Whether loss and calibration estimated before labels mature are what they turn out to be.
+
+A run is a made log with known rates and delays: its files go through the ingest and the label join,
+FTRL scores every impression by the labels that had matured by then, and the hours are estimated one
+by one by the product's defaults (``monitoring.performance_estimate``). *Stationary* logs keep their
+rates; in the others half of the features mean something else from one hour on, at about the same
+base rate, which nothing that looks at inputs can see. Beside it stands the estimate that takes the
+labels so far for final.
+
+    python -m benchmarks.evidence.trust_estimate [--seeds N] [--fresh] [--budget]
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ad_pipeline.clocks import HOUR_US, hour_start, timestamp
+from ad_pipeline.datasets import Deployment, load_dataset
+from ad_pipeline.events.ingest import ingest_hours
+from ad_pipeline.events.ledger import register_files
+from ad_pipeline.examples.label_join import join_labels
+from ad_pipeline.learners.online.step import new_expert
+from ad_pipeline.learners.tables import ONLINE_PREDICTIONS
+from ad_pipeline.learners.tables import TABLES as LEARNER_TABLES
+from ad_pipeline.monitoring.performance_estimate_hours import (
+    KEPT,
+    VALID,
+    WITHDRAWN,
+    EstimatedHours,
+    record_estimates,
+)
+from ad_pipeline.settings import OnlineSettings, PerformanceEstimateSettings
+from ad_pipeline.warehouse import Warehouse
+from benchmarks.claims import Claim, Section, percent, seed_text, table_lines
+from benchmarks.seed_intervals import share
+from benchmarks.studies import Result, Study, Values, command_line, values_of
+
+START_US = hour_start("2026-03-02-00:00")
+HOURS, ROWS_AN_HOUR, WINDOW_HOURS = 145, 400, 12
+MEAN_DELAY_HOURS = 3.0
+FIELDS, VALUES_OF_FIELD, SPREAD, MEAN_LOGIT = 8, 30, 0.35, -2.8
+FIRST_HOUR = 84
+"""Estimated from here on: the reference is whole."""
+LEARNT_ROWS = 60_000
+"""Of the same world, learnt before the log begins: its first hours are not those of a new model."""
+JUDGED_HOUR = 132
+"""Of a stationary log: its estimate is held against its labels. Fixed before the runs."""
+DRIFT_HOUR = 108
+DRIFTING_FIELDS = 4
+
+STATIONARY, DRIFT = "stationary", "concept drift"
+SEEDS, DRIFT_SEEDS = tuple(range(451, 471)), tuple(range(471, 491))
+
+DATASET = f"""\
+name: made
+start: {timestamp(START_US).replace(" ", "T").removesuffix("UTC").strip()}
+end: {timestamp(START_US + HOURS * HOUR_US).replace(" ", "T").removesuffix("UTC").strip()}
+goals:
+  conversion: {{anchor: impression, window: {WINDOW_HOURS}h, observation: 1h}}
+sources:
+  impressions:
+    files: "impressions.parquet"
+    columns:
+      impression_id: impression_id
+      campaign_id: campaign_id
+      occurred_us: occurred_us
+      received_us: received_us
+  engagements:
+    files: "engagements.parquet"
+    columns:
+      event_id: event_id
+      impression_id: impression_id
+      goal: "'conversion'"
+      occurred_us: occurred_us
+      received_us: received_us
+features:
+  categorical: [campaign_id]
+"""
+
+
+@dataclass(frozen=True)
+class MadeRows:
+    """Impressions of a made log, in order, what becomes of them, and what is said of them.
+
+    Attributes
+    ----------
+    served_us : ndarray of shape (n,), int64
+    campaign : ndarray of shape (n,), int64
+    converted : ndarray of shape (n,), bool
+    arrived_us : ndarray of shape (n,), int64
+        When a conversion is known.
+    logits : ndarray of shape (n,), float64
+        FTRL's of each hour, by the labels that had matured before it.
+    """
+
+    served_us: np.ndarray
+    campaign: np.ndarray
+    converted: np.ndarray
+    arrived_us: np.ndarray
+    logits: np.ndarray
+
+
+def made_rows(arm: str, seed: int) -> MadeRows:
+    """Draw the impressions of a log, and let FTRL score them progressively."""
+    rng = np.random.default_rng(seed)
+    n = LEARNT_ROWS + HOURS * ROWS_AN_HOUR
+    hour = np.repeat(np.arange(-1, HOURS), [LEARNT_ROWS] + [ROWS_AN_HOUR] * HOURS)
+    places = np.minimum((3 * rng.pareto(1.2, (n, FIELDS))).astype(np.int64), VALUES_OF_FIELD - 1)
+    before, after = (rng.normal(0.0, SPREAD, (FIELDS, VALUES_OF_FIELD)) for _ in range(2))
+    after[DRIFTING_FIELDS:] = before[DRIFTING_FIELDS:]
+    effects = _effects(before, places)
+    if arm == DRIFT:
+        effects = np.where(hour >= DRIFT_HOUR, _effects(after, places), effects)
+    converted = rng.random(n) < 1.0 / (1.0 + np.exp(-MEAN_LOGIT - effects))
+    slots = np.zeros((n, FIELDS + 1), dtype=np.uint32)  # the first one is in every row
+    slots[:, 1:] = 1 + np.arange(FIELDS) * VALUES_OF_FIELD + places
+    logits = progressive_logits(slots, converted, hour)
+    logged = hour >= 0
+    rows = int(logged.sum())
+    served_us = START_US + hour[logged] * HOUR_US + np.sort(
+        rng.integers(0, HOUR_US, (HOURS, ROWS_AN_HOUR))
+    ).ravel()
+    # Exponential, cut off at the window.
+    cut = -np.expm1(-WINDOW_HOURS / MEAN_DELAY_HOURS)
+    delay_us = -np.log1p(-rng.random(rows) * cut) * MEAN_DELAY_HOURS * HOUR_US
+    return MadeRows(
+        served_us,
+        places[logged, 0],
+        converted[logged],
+        served_us + delay_us.astype(np.int64),
+        logits[logged],
+    )
+
+
+def progressive_logits(slots: np.ndarray, converted: np.ndarray, hour: np.ndarray) -> np.ndarray:
+    """Return what FTRL says of each hour, having learnt the labels that had matured before it."""
+    expert = new_expert(OnlineSettings(bits=10, l1=0.0))
+    logits = np.empty(len(hour))
+    for now in range(-1, HOURS):
+        own = slice(*np.searchsorted(hour, [now, now + 1]))
+        logits[own] = expert.logits(slots[own])[:, 0]
+        learnt = -1 if now < 0 else now - WINDOW_HOURS
+        matured = slice(*np.searchsorted(hour, [learnt, learnt + 1]))
+        if now < 0 or learnt >= 0:
+            labels = converted[matured].astype(np.float64)
+            expert.learn(slots[matured], labels, np.ones(len(labels)))
+    return logits
+
+
+def _effects(weights: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return effects on the log odds whose mean is 0: the base rate stays about the same."""
+    effects = weights[np.arange(FIELDS), places].sum(axis=1)
+    return effects - effects.mean()
+
+
+def written_log(rows: MadeRows, folder: Path) -> Deployment:
+    """Write a log as files, ingest it, join its labels, and put the scores beside it."""
+    ids = [f"i{number:06d}" for number in range(len(rows.converted))]
+    pq.write_table(
+        pa.table(
+            {
+                "impression_id": ids,
+                "campaign_id": [f"c{place}" for place in rows.campaign.tolist()],
+                "occurred_us": rows.served_us,
+                "received_us": rows.served_us,
+            }
+        ),
+        folder / "impressions.parquet",
+    )
+    end_us = START_US + HOURS * HOUR_US
+    told = np.flatnonzero(rows.converted & (rows.arrived_us < end_us))
+    pq.write_table(
+        pa.table(
+            {
+                "event_id": [f"e{number:06d}" for number in told.tolist()],
+                "impression_id": [ids[number] for number in told.tolist()],
+                "occurred_us": rows.arrived_us[told],
+                "received_us": rows.arrived_us[told],
+            }
+        ),
+        folder / "engagements.parquet",
+    )
+    (folder / "dataset.yaml").write_text(DATASET)
+    deployment = Deployment(load_dataset(folder / "dataset.yaml"), folder / "home")
+    warehouse = Warehouse(deployment.warehouse)
+    warehouse.create(LEARNER_TABLES)
+    register_files(warehouse, deployment)
+    ingest_hours(warehouse, deployment, START_US, end_us)
+    join_labels(warehouse, deployment.dataset, START_US, end_us)
+    with warehouse.writer() as connection:
+        connection.register(
+            "said",
+            pa.table({"impression_id": ids, "logit": rows.logits, "serving_us": rows.served_us}),
+        )
+        connection.execute(
+            f"INSERT INTO {ONLINE_PREDICTIONS.name} BY NAME SELECT 'conversion' AS goal, "
+            "'online' AS expert, 'made' AS model_hash, said.* FROM said"
+        )
+    return deployment
+
+
+def run(arm: str, seed: int) -> Values:
+    """Estimate the hours of one log.
+
+    Parameters
+    ----------
+    arm : str
+    seed : int
+
+    Returns
+    -------
+    dict of str to float
+        Of a stationary log: by measure whether it is "inside" the interval of the judged hour, its
+        relative "error" and that of the "naive" estimate; over all judged hours the share that is
+        "kept" and "withdrawn". Of drift: "early", hours withdrawn of those before it, and "hours"
+        from it to the first withdrawal, 1,000 without one.
+    """
+    rows = made_rows(arm, seed)
+    last_hour = DRIFT_HOUR + WINDOW_HOURS + 1 if arm == DRIFT else HOURS
+    with tempfile.TemporaryDirectory(prefix="trust_estimate-") as name:
+        deployment = written_log(rows, Path(name))
+        found = record_estimates(
+            Warehouse(deployment.warehouse),
+            deployment.dataset,
+            START_US + FIRST_HOUR * HOUR_US,
+            START_US + last_hour * HOUR_US,
+        )
+    return of_drift(found) if arm == DRIFT else of_stationary(found, rows)
+
+
+def of_stationary(found: EstimatedHours, rows: MadeRows) -> Values:
+    """Return how one stationary log was estimated; see :func:`run`."""
+    about_us = START_US + (JUDGED_HOUR - 1) * HOUR_US
+    (said,) = [row for row in found.estimates if row["hour_us"] == about_us]
+    (came,) = [row for row in found.realised if row["estimate_hour_us"] == about_us]
+    cohort = (rows.served_us >= said["start_us"]) & (rows.served_us < about_us + HOUR_US)
+    known = rows.converted & (rows.arrived_us < about_us + HOUR_US)
+    served = 1.0 / (1.0 + np.exp(-rows.logits[cohort]))
+    naive = {
+        "log_loss": -np.where(known[cohort], np.log(served), np.log1p(-served)).mean(),
+        "observed_over_predicted": known[cohort].sum() / served.sum(),
+    }
+    judged = [row for row in found.realised if row["kept"] is not None]
+    values: Values = {
+        "kept": float(np.mean([row["kept"] for row in judged])),
+        "withdrawn": float(np.mean([row["state"] == WITHDRAWN for row in found.estimates])),
+        "valid": float(said["state"] == VALID),
+    }
+    for measure in KEPT:
+        value = came[measure]
+        valid = said["state"] == VALID
+        inside = valid and said[f"{measure}_low"] <= value <= said[f"{measure}_high"]
+        values[f"{measure}/inside"] = float(inside)
+        values[f"{measure}/naive"] = float(naive[measure] / value - 1.0)
+        if valid:
+            values[f"{measure}/error"] = float(said[measure] / value - 1.0)
+            reach = said[f"{measure}_high"] - said[f"{measure}_low"]
+            values[f"{measure}/reach"] = float(reach / 2.0 / value)
+    return values
+
+
+def of_drift(found: EstimatedHours) -> Values:
+    """Return when the estimate of a log with drift was withdrawn; see :func:`run`."""
+    hours = [
+        (row["hour_us"] - START_US) // HOUR_US + 1 - DRIFT_HOUR
+        for row in found.estimates
+        if row["state"] == WITHDRAWN
+    ]
+    after = [hour for hour in hours if hour > 0]
+    return {
+        "early": float(sum(hour <= 0 for hour in hours)),
+        "hours": float(min(after, default=1_000)),
+    }
