@@ -275,7 +275,9 @@ def positive_probability(p: Floats, due: Floats) -> Floats:
     return p * (1.0 - due) / (1.0 - p * due)
 
 
-def fit_reference(anchors: Anchors, cohorts: NDArray[np.int64], least_wander: float) -> Recalibration:
+def fit_reference(
+    anchors: Anchors, cohorts: NDArray[np.int64], least_wander: float
+) -> Recalibration:
     """Fit level and slope to final labels, and to how far they wander between cohorts.
 
     Parameters
@@ -335,7 +337,7 @@ def updated(prior: Recalibration, anchors: Anchors) -> Recalibration:
         shift = shift + step * min(1.0, _LONGEST_STEP / max(longest, _LONGEST_STEP))
         if longest < 1e-9:
             break
-    return Recalibration(prior.centre, shift, np.linalg.inv(total))
+    return Recalibration(prior.centre, shift, np.linalg.inv(total).astype(np.float64))
 
 
 def departure(reference: Recalibration, anchors: Anchors) -> Departure:
@@ -419,9 +421,7 @@ def estimate(
     return found
 
 
-def _score(
-    belief: Recalibration, anchors: Anchors, due: Floats
-) -> tuple[Floats, Floats]:
+def _score(belief: Recalibration, anchors: Anchors, due: Floats) -> tuple[Floats, Floats]:
     """Return the slope of the log likelihood and Fisher's information, (2,) and (2, 2)."""
     p = belief.probabilities(anchors.logits)
     design = belief.design(anchors.logits)

@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ad_pipeline.clocks import HOUR_US, hours_between
 from ad_pipeline.datasets import Dataset, Goal
@@ -120,6 +121,56 @@ def record_estimates(
             replace_hours(connection, table, "SELECT * FROM found", {}, start_us, end_us)
             connection.unregister("found")
     return EstimatedHours(estimates, realised)
+
+
+def past_errors(warehouse: Warehouse, dataset: Dataset) -> dict[tuple[str, str], PastErrors]:
+    """Return how the estimates did whose labels matured up to the newest hour that was judged.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    dataset : Dataset
+
+    Returns
+    -------
+    dict of (goal, expert) to PastErrors
+    """
+    warehouse.create(TABLES)
+    found: dict[tuple[str, str], PastErrors] = {}
+    with warehouse.reader() as connection:
+        for goal in dataset.goals_in_chain_order():
+            newest = connection.execute(
+                f"SELECT expert, max(hour_us) FROM {PERFORMANCE_REALISED.name} "
+                "WHERE goal = $goal GROUP BY expert ORDER BY expert",
+                {"goal": goal.name},
+            ).fetchall()
+            for expert, hour_us in newest:
+                before = _Before.read(connection, dataset, goal, hour_us + HOUR_US)
+                found[goal.name, expert] = before.past(expert, hour_us)
+    return found
+
+
+def rows_up_to(warehouse: Warehouse, hours: int, end_us: int) -> EstimatedHours:
+    """Return the rows of the last hours before a moment, in order.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    hours : int
+    end_us : int
+        Microseconds.
+    """
+
+    def rows(table: Table) -> list[Row]:
+        return rows_of(
+            connection,
+            f"SELECT * FROM {table.name} WHERE hour_us >= $from_us AND hour_us < $end_us "
+            "ORDER BY hour_us, goal, expert",
+            {"from_us": end_us - hours * HOUR_US, "end_us": end_us},
+        ).to_pylist()
+
+    with warehouse.reader() as connection:
+        return EstimatedHours(rows(PERFORMANCE_ESTIMATE), rows(PERFORMANCE_REALISED))
 
 
 @dataclass
@@ -340,26 +391,27 @@ def _scored(
         },
     )
     delays, places = _delays(connection, goal, now_us)
-    experts = np.array(rows.column("expert").to_pylist(), dtype=object)
-    anchor_us = rows.column("anchor_us").to_numpy()
+    rows = rows.filter(pc.field("anchor_us") >= first_us)
     for expert in experts_of(settings):
-        chosen = (experts == expert) & (anchor_us >= first_us)
-        if chosen.any():
-            yield expert, _of_expert(rows.filter(pa.array(chosen)), delays, places, now_us)
+        own = rows.filter(pc.field("expert") == expert)
+        if own.num_rows:
+            yield expert, _of_expert(own, delays, places, now_us)
 
 
 def _of_expert(
     rows: pa.Table, delays: Sequence[Delays], places: Mapping[str, int], now_us: int
 ) -> Scored:
     anchor_us = rows.column("anchor_us").to_numpy()
-    groups = rows.column("delay_group").to_pylist()
+    coded = rows.column("delay_group").fill_null("").combine_chunks().dictionary_encode()
+    # A group with too few positives has the distribution of all, which stands first.
+    place_of_code = [places.get(group, 0) for group in coded.dictionary.to_pylist()]
     return Scored(
         Anchors(
             logits=rows.column("logit").to_numpy(),
             engaged=rows.column("arrived_us").is_valid().to_numpy(),
             final=rows.column("matured").to_numpy(),
             ages_us=now_us - anchor_us,
-            group=np.array([places.get(group, 0) for group in groups], dtype=np.int64),
+            group=np.array(place_of_code, dtype=np.int64)[coded.indices.to_numpy()],
             delays=delays,
         ),
         anchor_us,
