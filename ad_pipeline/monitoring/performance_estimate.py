@@ -7,8 +7,8 @@ was engaged so far. Of a positive, the label has arrived by then with probabilit
 .. math:: w = p (1 - F) / (1 - p F),
 
 and its loss is w times that of a positive and 1 - w times that of a negative; an engaged anchor
-counts as positive, a final label as it is. With every label final this is the realised loss to the
-last bit, and with none it is what the scores expect of themselves.
+counts as positive, a final label as it is. With every label final this is the realised loss, and
+with none it is what the scores expect of themselves.
 
 Scores are not believed as they are, since a loss expected by an overconfident score is too low:
 :math:`\operatorname{logit} p = s + l + k (s - c)` with a level l and a slope k. Both are fitted to

@@ -12,21 +12,12 @@ labels so far for final.
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ad_pipeline.clocks import HOUR_US, hour_start, timestamp
-from ad_pipeline.datasets import Deployment, load_dataset
-from ad_pipeline.events.ingest import ingest_hours
-from ad_pipeline.events.ledger import register_files
-from ad_pipeline.examples.label_join import join_labels
+from ad_pipeline.clocks import HOUR_US, hour_start
 from ad_pipeline.learners.online.step import new_expert
-from ad_pipeline.learners.tables import ONLINE_PREDICTIONS
-from ad_pipeline.learners.tables import TABLES as LEARNER_TABLES
 from ad_pipeline.monitoring.performance_estimate_hours import (
     KEPT,
     VALID,
@@ -37,6 +28,7 @@ from ad_pipeline.monitoring.performance_estimate_hours import (
 from ad_pipeline.settings import OnlineSettings, PerformanceEstimateSettings
 from ad_pipeline.warehouse import Warehouse
 from benchmarks.claims import Claim, Section, percent, seed_text, table_lines
+from benchmarks.scored_logs import ScoredLog, drawn_delays, taken_in
 from benchmarks.seed_intervals import share
 from benchmarks.studies import Result, Study, Values, command_line, values_of
 
@@ -56,56 +48,8 @@ DRIFTING_FIELDS = 4
 STATIONARY, DRIFT = "stationary", "concept drift"
 SEEDS, DRIFT_SEEDS = tuple(range(451, 471)), tuple(range(471, 491))
 
-DATASET = f"""\
-name: made
-start: {timestamp(START_US).replace(" ", "T").removesuffix("UTC").strip()}
-end: {timestamp(START_US + HOURS * HOUR_US).replace(" ", "T").removesuffix("UTC").strip()}
-goals:
-  conversion: {{anchor: impression, window: {WINDOW_HOURS}h, observation: 1h}}
-sources:
-  impressions:
-    files: "impressions.parquet"
-    columns:
-      impression_id: impression_id
-      campaign_id: campaign_id
-      occurred_us: occurred_us
-      received_us: received_us
-  engagements:
-    files: "engagements.parquet"
-    columns:
-      event_id: event_id
-      impression_id: impression_id
-      goal: "'conversion'"
-      occurred_us: occurred_us
-      received_us: received_us
-features:
-  categorical: [campaign_id]
-"""
 
-
-@dataclass(frozen=True)
-class MadeRows:
-    """Impressions of a made log, in order, what becomes of them, and what is said of them.
-
-    Attributes
-    ----------
-    served_us : ndarray of shape (n,), int64
-    campaign : ndarray of shape (n,), int64
-    converted : ndarray of shape (n,), bool
-    arrived_us : ndarray of shape (n,), int64
-        When a conversion is known.
-    logits : ndarray of shape (n,), float64
-        FTRL's of each hour, by the labels that had matured before it.
-    """
-
-    served_us: np.ndarray
-    campaign: np.ndarray
-    converted: np.ndarray
-    arrived_us: np.ndarray
-    logits: np.ndarray
-
-
-def made_rows(arm: str, seed: int) -> MadeRows:
+def made_log(arm: str, seed: int) -> ScoredLog:
     """Draw the impressions of a log, and let FTRL score them progressively."""
     rng = np.random.default_rng(seed)
     n = LEARNT_ROWS + HOURS * ROWS_AN_HOUR
@@ -127,14 +71,14 @@ def made_rows(arm: str, seed: int) -> MadeRows:
         + hour[logged] * HOUR_US
         + np.sort(rng.integers(0, HOUR_US, (HOURS, ROWS_AN_HOUR))).ravel()
     )
-    # Exponential, cut off at the window.
-    cut = -np.expm1(-WINDOW_HOURS / MEAN_DELAY_HOURS)
-    delay_us = -np.log1p(-rng.random(rows) * cut) * MEAN_DELAY_HOURS * HOUR_US
-    return MadeRows(
+    return ScoredLog(
+        START_US,
+        HOURS,
+        WINDOW_HOURS,
         served_us,
         places[logged, 0],
         converted[logged],
-        served_us + delay_us.astype(np.int64),
+        served_us + drawn_delays(rng, rows, MEAN_DELAY_HOURS, WINDOW_HOURS),
         logits[logged],
     )
 
@@ -160,52 +104,6 @@ def _effects(weights: np.ndarray, places: np.ndarray) -> np.ndarray:
     return effects - effects.mean()
 
 
-def written_log(rows: MadeRows, folder: Path) -> Deployment:
-    """Write a log as files, ingest it, join its labels, and put the scores beside it."""
-    ids = [f"i{number:06d}" for number in range(len(rows.converted))]
-    pq.write_table(
-        pa.table(
-            {
-                "impression_id": ids,
-                "campaign_id": [f"c{place}" for place in rows.campaign.tolist()],
-                "occurred_us": rows.served_us,
-                "received_us": rows.served_us,
-            }
-        ),
-        folder / "impressions.parquet",
-    )
-    end_us = START_US + HOURS * HOUR_US
-    told = np.flatnonzero(rows.converted & (rows.arrived_us < end_us))
-    pq.write_table(
-        pa.table(
-            {
-                "event_id": [f"e{number:06d}" for number in told.tolist()],
-                "impression_id": [ids[number] for number in told.tolist()],
-                "occurred_us": rows.arrived_us[told],
-                "received_us": rows.arrived_us[told],
-            }
-        ),
-        folder / "engagements.parquet",
-    )
-    (folder / "dataset.yaml").write_text(DATASET)
-    deployment = Deployment(load_dataset(folder / "dataset.yaml"), folder / "home")
-    warehouse = Warehouse(deployment.warehouse)
-    warehouse.create(LEARNER_TABLES)
-    register_files(warehouse, deployment)
-    ingest_hours(warehouse, deployment, START_US, end_us)
-    join_labels(warehouse, deployment.dataset, START_US, end_us)
-    with warehouse.writer() as connection:
-        connection.register(
-            "said",
-            pa.table({"impression_id": ids, "logit": rows.logits, "serving_us": rows.served_us}),
-        )
-        connection.execute(
-            f"INSERT INTO {ONLINE_PREDICTIONS.name} BY NAME SELECT 'conversion' AS goal, "
-            "'online' AS expert, 'made' AS model_hash, said.* FROM said"
-        )
-    return deployment
-
-
 def run(arm: str, seed: int) -> Values:
     """Estimate the hours of one log.
 
@@ -223,27 +121,27 @@ def run(arm: str, seed: int) -> Values:
         "early", hours withdrawn before it, and "hours" from it to the first withdrawal, 1,000
         without one.
     """
-    rows = made_rows(arm, seed)
+    log = made_log(arm, seed)
     last_hour = DRIFT_HOUR + WINDOW_HOURS + 1 if arm == DRIFT else HOURS
     with tempfile.TemporaryDirectory(prefix="trust_estimate-") as name:
-        deployment = written_log(rows, Path(name))
+        deployment = taken_in(log, Path(name))
         found = record_estimates(
             Warehouse(deployment.warehouse),
             deployment.dataset,
             START_US + FIRST_HOUR * HOUR_US,
             START_US + last_hour * HOUR_US,
         )
-    return of_drift(found) if arm == DRIFT else of_stationary(found, rows)
+    return of_drift(found) if arm == DRIFT else of_stationary(found, log)
 
 
-def of_stationary(found: EstimatedHours, rows: MadeRows) -> Values:
+def of_stationary(found: EstimatedHours, log: ScoredLog) -> Values:
     """Return how one stationary log was estimated; see :func:`run`."""
     about_us = START_US + (JUDGED_HOUR - 1) * HOUR_US
     (said,) = [row for row in found.estimates if row["hour_us"] == about_us]
     (came,) = [row for row in found.realised if row["estimate_hour_us"] == about_us]
-    cohort = (rows.served_us >= said["start_us"]) & (rows.served_us < about_us + HOUR_US)
-    known = (rows.converted & (rows.arrived_us < about_us + HOUR_US))[cohort]
-    served = 1.0 / (1.0 + np.exp(-rows.logits[cohort]))
+    cohort = (log.served_us >= said["start_us"]) & (log.served_us < about_us + HOUR_US)
+    known = (log.converted & (log.arrived_us < about_us + HOUR_US))[cohort]
+    served = 1.0 / (1.0 + np.exp(-log.logits[cohort]))
     naive = {
         "log_loss": -np.where(known, np.log(served), np.log1p(-served)).mean(),
         "observed_over_predicted": known.sum() / served.sum(),
