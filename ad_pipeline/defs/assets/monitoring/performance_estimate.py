@@ -3,6 +3,7 @@
 import dagster as dg
 
 from ad_pipeline.clocks import hours_between
+from ad_pipeline.defs.assets.events import HOURLY_TABLES
 from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import HORIZON, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
@@ -31,9 +32,12 @@ REALISED = PERFORMANCE_REALISED.name.split(".")
                 dg.AssetDep(["examples", "label_states"], partition_mapping=HORIZON),
                 dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=HORIZON),
                 dg.AssetDep(["examples", "label_delays"], partition_mapping=SAME_HOUR),
-                dg.AssetDep(["events", "impressions"], partition_mapping=HORIZON),
-                dg.AssetDep(["events", "engagements"], partition_mapping=HORIZON),
-                dg.AssetDep(["events", "retractions"], partition_mapping=HORIZON),
+                *(
+                    dg.AssetDep(table.name.split("."), partition_mapping=HORIZON)
+                    for table in HOURLY_TABLES
+                    if table.name
+                    in ("events.impressions", "events.engagements", "events.retractions")
+                ),
                 dg.AssetDep(["learners", "online_predictions"], partition_mapping=HORIZON),
                 dg.AssetDep(["learners", "batch_predictions"], partition_mapping=HORIZON),
                 dg.AssetDep(["learners", "deep_predictions"], partition_mapping=HORIZON),
@@ -45,8 +49,8 @@ REALISED = PERFORMANCE_REALISED.name.split(".")
         table_spec(
             PERFORMANCE_REALISED,
             deps=[
-                dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
-                dg.AssetDep(ESTIMATE, partition_mapping=HORIZON),
+                dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=HORIZON),
+                dg.AssetDep(ESTIMATE, partition_mapping=PREVIOUS_HOUR),
             ],
         ),
     ],
