@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.clocks import HOUR_US, hours_between
+from ad_pipeline.clocks import HOUR_US, hour_key, hours_between
 from ad_pipeline.datasets import Dataset, Goal
 from ad_pipeline.evaluation.progressive import experts_of
 from ad_pipeline.monitoring.performance_estimate import (
@@ -63,11 +63,13 @@ class Scored:
     Attributes
     ----------
     anchors : Anchors
-    anchor_us : ndarray of shape (n,), int64
+    anchor_us, serving_us : ndarray of shape (n,), int64
+        When each occurred, and when our log had its impression.
     """
 
     anchors: Anchors
     anchor_us: np.ndarray
+    serving_us: np.ndarray
 
     def between(self, start_us: int, end_us: int) -> np.ndarray:
         """Tell which of them are of some hours, bool (n,)."""
@@ -213,7 +215,9 @@ class _Before:
         if said is None:
             return None
         cohort = scored.anchors.where(
-            scored.between(said["start_us"], about_us + HOUR_US) & scored.anchors.final
+            scored.between(said["start_us"], about_us + HOUR_US)
+            & (scored.serving_us < about_us + HOUR_US)
+            & scored.anchors.final
         )
         if not len(cohort):
             return None
@@ -319,7 +323,7 @@ class _Before:
                 "slope_shift": found.slope,
             }
             past = self.past(expert, hour_us)
-            row["reason"] = self._against(found, past, alarms)
+            row["reason"] = self._against(expert, hour_us, found, past, alarms)
             row["state"] = WITHDRAWN if row["reason"] else VALID
             if row["state"] == VALID:
                 values = estimate(cohort, updated(reference, cohort), past, settings.level)
@@ -332,7 +336,12 @@ class _Before:
         return row
 
     def _against(
-        self, found: Departure, past: PastErrors, alarms: Sequence[Mapping[str, Any]]
+        self,
+        expert: str,
+        hour_us: int,
+        found: Departure,
+        past: PastErrors,
+        alarms: Sequence[Mapping[str, Any]],
     ) -> str:
         """Return what speaks against an estimate; '' if nothing does."""
         settings = self.settings
@@ -342,11 +351,24 @@ class _Before:
                 f"labels so far ask for log odds {found.level:+.2f} and a slope "
                 f"{found.slope:+.2f} beyond the earlier ones (p {found.p_value:.1g})"
             )
+        elif rang := self._rang(expert, hour_us):
+            reasons.append(
+                f"labels of the cohort of {hour_key(rang)} departed from the earlier ones"
+            )
         if past.p_value(settings.level) < settings.alarm_p_value:
             reasons.append(
                 f"{past.missed} of the last {past.judged} estimates missed their interval"
             )
         return "; ".join(reasons)
+
+    def _rang(self, expert: str, hour_us: int) -> int | None:
+        """Return the last hour whose cohort departed and shares anchors with this one's."""
+        for back in range(1, self.settings.cohort_hours):
+            row = self.estimates.get((expert, hour_us - back * HOUR_US))
+            departed = None if row is None else row["departure"]
+            if departed is not None and departed < self.settings.alarm_p_value:
+                return hour_us - back * HOUR_US
+        return None
 
 
 _PARTS = {"": "value", "_low": "low", "_high": "high", "_error": "error"}
@@ -415,6 +437,7 @@ def _of_expert(
             delays=delays,
         ),
         anchor_us,
+        rows.column("serving_us").to_numpy(),
     )
 
 

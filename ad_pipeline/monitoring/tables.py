@@ -402,7 +402,7 @@ PERFORMANCE_REALISED = Table(
         Column("goal", "VARCHAR", "Goal of the dataset."),
         Column("expert", "VARCHAR", "Whose scores: online, batch or deep."),
         Column("estimate_hour_us", "BIGINT", "Hour of the estimate that was about them."),
-        Column("rows", "BIGINT", "Anchors that were known then and have a final label."),
+        Column("rows", "BIGINT", "Anchors of its hours, served by then, with a final label."),
         Column("positives", "BIGINT", "Of them."),
         *(
             Column(f"{name}{part}", "DOUBLE", says)

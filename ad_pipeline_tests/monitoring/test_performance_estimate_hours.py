@@ -196,6 +196,14 @@ def test_on_concept_drift_it_is_withdrawn_before_a_drifted_label_is_final(drifti
     }
 
 
+def test_it_comes_back_when_no_cohort_that_departed_has_an_anchor_in_it(calm: Site, tmp_path: Path):
+    last_us = NOW_US - HOUR_US
+    departed = "UPDATE monitoring.performance_estimate SET departure = 1e-9"
+    copy = calm.planted(tmp_path, f"{departed} WHERE hour_us = {last_us}")
+    states = [row["state"] for row in copy.estimated(HOUR + 1, HOUR + 6)]
+    assert states == [WITHDRAWN] * 3 + [VALID] * 2
+
+
 def verdict(kind: str, subject: str) -> str:
     return (
         f"INSERT INTO monitoring.drift_verdicts BY NAME SELECT {NOW_US - 3 * HOUR_US} AS hour_us, "

@@ -9,6 +9,7 @@ SELECT
     predictions.expert,
     predictions.logit,
     arrivals.anchor_us,
+    arrivals.serving_us,
     arrivals.arrived_us,
     arrivals.matured,
     arrivals.delay_group

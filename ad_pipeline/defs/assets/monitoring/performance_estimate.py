@@ -89,4 +89,8 @@ def _of(rows: list[Row], goal: str) -> list[Row]:
 def _figures(row: Row) -> dict[str, float | str]:
     """Return what the asset's page shows of one row."""
     names = (*MEASURES, "state", "reason")
-    return {label(name, row["goal"], row["expert"]): row[name] for name in names if row.get(name)}
+    return {
+        label(name, row["goal"], row["expert"]): row[name]
+        for name in names
+        if row.get(name) not in (None, "")
+    }
