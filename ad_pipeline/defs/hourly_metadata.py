@@ -5,12 +5,13 @@ a flat line. What the figures mean stands with the asset that reports them.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import dagster as dg
 
-from ad_pipeline.clocks import hour_key
-from ad_pipeline.defs.shown import rounded
+from ad_pipeline.clocks import hour_key, hours_between
+from ad_pipeline.defs.shown import label, rounded
+from ad_pipeline.learners.scored_hours import ScoredHour
 from ad_pipeline.warehouse import Table, Warehouse
 
 Figures = Mapping[str, float | int | str | bool | dg.MetadataValue]
@@ -55,3 +56,29 @@ def rows_by_hour(
             f"WHERE {clock} >= $start_us AND {clock} < $end_us GROUP BY ALL ORDER BY ALL",
             {"start_us": start_us, "end_us": end_us},
         ).fetchall()
+
+
+def describe_rows(
+    context: dg.AssetExecutionContext,
+    warehouse: Warehouse,
+    table: Table,
+    start_us: int,
+    end_us: int,
+) -> None:
+    """Attach the number of its rows to each hour of the asset that a table is."""
+    written = dict(rows_by_hour(warehouse, table, start_us, end_us))
+    for hour_us in hours_between(start_us, end_us):
+        rows = {"dagster/row_count": written.get(hour_us, 0)}
+        describe_hour(context, table.name.split("."), hour_us, rows)
+
+
+def describe_scored(
+    context: dg.AssetExecutionContext, table: Table, scored: Iterable[ScoredHour]
+) -> None:
+    """Attach the number of scores and their mean to each hour of the asset that a table is."""
+    for hour in scored:
+        means = {
+            label("mean probability", goal): mean for goal, mean in hour.mean_probabilities.items()
+        }
+        shown = {"dagster/row_count": hour.rows, **means}
+        describe_hour(context, table.name.split("."), hour.hour_us, shown)

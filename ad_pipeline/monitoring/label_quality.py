@@ -10,12 +10,12 @@ large effect as well as certainty, at a level shared by all slices and tests of 
 a verdict is for ``learners`` to decide.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
 import numpy as np
-from scipy.stats import nbinom
 
 from ad_pipeline.settings import LabelQualitySettings
 
@@ -95,18 +95,29 @@ class Expectation:
 
     def at_most(self, count: float) -> float:
         """Return the probability of so few events."""
-        return float(nbinom.cdf(count, *self._parameters))
+        from scipy.special import betainc
+
+        shape, success = self._parameters
+        return float(betainc(shape, math.floor(count) + 1, success)) if count >= 0 else 0.0
 
     def at_least(self, count: float) -> float:
         """Return the probability of so many events."""
-        return float(nbinom.sf(count - 1, *self._parameters))
+        from scipy.special import betaincc
+
+        shape, success = self._parameters
+        return float(betaincc(shape, math.ceil(count), success)) if count > 0 else 1.0
 
     def bounds(self, level: float) -> tuple[float, float]:
         """Return the counts beyond which lies at most the level, on either side."""
-        return (
-            float(nbinom.ppf(level, *self._parameters)),
-            float(nbinom.isf(level, *self._parameters)),
-        )
+        return self._quantile(level), self._quantile(1 - level)
+
+    def _quantile(self, share: float) -> float:
+        """Return the least count that so large a share does not exceed."""
+        from scipy.special import nbdtrik
+
+        count = math.ceil(max(float(nbdtrik(share, *self._parameters)), 0.0))
+        # The inverse stops a rounding error above or below a whole number.
+        return float(count - 1 if self.at_most(count - 1) >= share else count)
 
     @property
     def _parameters(self) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from ad_pipeline.clocks import DAY_US, HOUR_US, datetime_of, hour_key
-from ad_pipeline.defs.automation import refresh_after_upstream
+from ad_pipeline.defs.automation import refresh_after_upstream, refresh_to_tell
 from ad_pipeline_tests.defs.markets import TINY, Market
 
 HOURLY = dg.HourlyPartitionsDefinition(
@@ -43,6 +43,10 @@ def mixture() -> None: ...
 
 @dg.asset(deps=[labels], automation_condition=dg.AutomationCondition.eager())
 def eager_mixture() -> None: ...
+
+
+@dg.asset(deps=[labels], automation_condition=refresh_to_tell())
+def notices() -> None: ...
 
 
 SMALL = dg.Definitions(
@@ -122,6 +126,36 @@ def test_a_failed_blocking_check_holds_the_refresh_back_until_it_passes(daemon: 
     assert daemon.tick() == set()
     daemon.run([labels], FIRST, passes=True)
     assert daemon.tick() == {"mixture"}
+
+
+def test_what_tells_people_refreshes_once_and_also_behind_a_failed_blocking_check():
+    """The negative control is the test above: there the same failure holds the mixture back."""
+    telling = Daemon(
+        dg.Definitions(assets=[labels, notices], asset_checks=[labels_are_sound]),
+        dg.DagsterInstance.ephemeral(),
+    )
+    telling.run([labels], FIRST, passes=False)
+    assert telling.tick() == {"notices"}
+    assert telling.tick() == set()
+    telling.run([labels, notices], FIRST)
+    assert telling.tick() == set()
+
+
+@pytest.mark.parametrize("found", ["drift_verdicts", "parity_findings", "label_quality"])
+def test_what_watching_finds_refreshes_the_alerts_and_nothing_that_serves(
+    found: str, definitions: dg.Definitions, market: Market, tmp_path: Path
+):
+    home = shutil.copytree(market.dagster_home, tmp_path / "dagster_home")
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        real = Daemon(definitions, instance)
+        key = dg.AssetKey(["monitoring", found])
+        hour = hour_key(market.end_us - HOUR_US)
+        is_hourly = definitions.resolve_asset_graph().get(key).is_partitioned
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(key, partition=hour if is_hourly else None)
+        )
+        assert real.tick() == {"monitoring/alerts"}
+        assert real.tick() == set()
 
 
 def test_a_retrain_asks_for_a_new_bundle_its_replay_and_its_promotion_once(

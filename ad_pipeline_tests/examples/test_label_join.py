@@ -970,6 +970,31 @@ def test_a_click_that_our_log_has_late_takes_the_conversion_back_when_it_comes()
     assert kinds(known, VIEWED) == [("negative", 10)]
 
 
+@pytest.mark.parametrize(("without", "arrived"), [("click", [None]), ("", [40])])
+def test_what_is_known_of_a_view_before_it_matures_is_without_the_clicks_conversions(
+    without: str, arrived: list[int | None]
+) -> None:
+    """Read by the delay report; without the exclusion, the control, the conversion has arrived."""
+    facts = story(click(5), *conversions(40))
+    with warehouse_of(facts) as connection:
+        run(connection, (CLICK, BOUGHT, VIEWED), 0, 1)
+        known = connection.execute(
+            f"SELECT (arrived_us - {START_US}) / {MINUTE_US} FROM ({{}}) WHERE NOT matured".format(
+                select("monitoring.label_arrivals")
+            ),
+            {
+                "goal": "view",
+                "start_us": START_US,
+                "now_us": START_US + HOUR_US,
+                "window_us": VIEWED.window_us,
+                "lateness_us": VIEWED.lateness_us,
+                "without_goal": without,
+                "delay_group": "ad_id",
+            },
+        ).fetchall()
+    assert [minutes for (minutes,) in known] == arrived
+
+
 def test_a_view_through_goal_that_forgets_the_click_counts_the_conversion_twice() -> None:
     """The negative control: without the exclusion one conversion is two goals' positive."""
     forgetful = VIEWED.model_copy(update={"without": None})

@@ -43,8 +43,25 @@ first_retractions AS (
     SELECT
         engagement_event_id,
         min(received_us) AS retracted_us
-    FROM events.retractions
-    WHERE received_us < $now_us
+    FROM (
+        SELECT
+            engagement_event_id,
+            received_us
+        FROM events.retractions
+        WHERE received_us < $now_us
+        UNION ALL
+        SELECT
+            credited.event_id AS engagement_event_id,
+            others.received_us
+        FROM events.engagements AS credited
+        INNER JOIN events.engagements AS others
+            ON others.impression_id = credited.impression_id
+            AND others.occurred_us <= credited.occurred_us
+        WHERE $without_goal <> ''
+            AND credited.goal = $goal
+            AND others.goal = $without_goal
+            AND others.received_us < $now_us
+    ) AS taken_back
     GROUP BY engagement_event_id
 ),
 

@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from ad_pipeline.clocks import duration, hours_between, timestamp
+from ad_pipeline.clocks import duration, timestamp
 from ad_pipeline.datasets import CONTRACT
-from ad_pipeline.defs.hourly_metadata import describe_hour, rows_by_hour
+from ad_pipeline.defs.hourly_metadata import describe_hour, describe_rows
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import DATASET, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
@@ -98,10 +98,7 @@ def events(context: dg.AssetExecutionContext, deployment: DeploymentResource):
     for hour_us, figures in accounts.items():
         describe_hour(context, ACCOUNTING.name.split("."), hour_us, figures)
     for table in (HELD_ENGAGEMENTS, QUARANTINE, DUPLICATES):
-        rows = dict(rows_by_hour(deployment.warehouse, table, start_us, end_us))
-        for hour_us in hours_between(start_us, end_us):
-            shown = {"dagster/row_count": rows.get(hour_us, 0)}
-            describe_hour(context, table.name.split("."), hour_us, shown)
+        describe_rows(context, deployment.warehouse, table, start_us, end_us)
     kept = ", ".join(f"{table} {rows:,}" for table, rows in totals.items() if rows)
     context.log.info(f"read {duration(end_us - start_us)} of log: {kept}")
     for table in HOURLY_TABLES:

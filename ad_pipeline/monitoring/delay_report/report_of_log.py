@@ -176,6 +176,7 @@ def known_anchors(
             "now_us": now_us,
             "window_us": goal.window_us,
             "lateness_us": goal.lateness_us,
+            "without_goal": goal.without or "",
             "delay_group": dataset.settings.delays.group_by,
         },
     )

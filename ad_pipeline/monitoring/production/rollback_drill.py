@@ -86,10 +86,10 @@ class Copy:
 
     Attributes
     ----------
-    deployment : Deployment
+    original : Deployment
         The real one; it is only read.
-    home : Path
-        Of the copy.
+    deployment : Deployment
+        The copy: a bundle, a snapshot, pointers and history.
     bundle : str
         Digest of the bundle that served.
     snapshot : Pointer or None
@@ -101,28 +101,13 @@ class Copy:
         A serving process that was started before.
     """
 
+    original: Deployment
     deployment: Deployment
-    home: Path
     bundle: str
     snapshot: Pointer | None
     requests: tuple[Mapping[str, Any], ...]
     scores: dict[str, list[float]]
     running: Scorer
-
-    @property
-    def serving(self) -> Path:
-        """The copied pointers and history."""
-        return self.home / "serving"
-
-    @property
-    def bundles(self) -> Path:
-        """The copied bundle."""
-        return self.home / "bundles"
-
-    @property
-    def snapshots(self) -> Path:
-        """The copied snapshot."""
-        return self.home / "snapshots"
 
 
 @dataclass(frozen=True)
@@ -255,18 +240,19 @@ def _rewritten(source: Checkpoint, bundles: Path, changes: Mapping[str, Any]) ->
     return write_checkpoint(bundles, KIND, source.arrays, {**manifest, **changes}, files).digest
 
 
-def _copied(deployment: Deployment, home: Path) -> Copy:
-    current = read_pointer(deployment.serving, CURRENT)
+def _copied(original: Deployment, home: Path) -> Copy:
+    current = read_pointer(original.serving, CURRENT)
     if current is None:
-        raise NothingServed(f"{deployment.dataset.name} serves nothing yet; promote a bundle first")
-    snapshot = read_pointer(deployment.serving, SNAPSHOT)
-    shutil.copytree(deployment.serving, home / "serving")
-    named = [("bundles", deployment.bundles, current.digest)]
+        raise NothingServed(f"{original.dataset.name} serves nothing yet; promote a bundle first")
+    snapshot = read_pointer(original.serving, SNAPSHOT)
+    deployment = replace(original, home=home)
+    shutil.copytree(original.serving, deployment.serving)
+    named = [(original.bundles, deployment.bundles, current.digest)]
     if snapshot is not None:
-        named.append(("snapshots", deployment.snapshots, snapshot.digest))
-    for folder, root, digest in named:
-        shutil.copytree(root / "objects" / digest, home / folder / "objects" / digest)
-    running = Scorer.current(home / "serving")
+        named.append((original.snapshots, deployment.snapshots, snapshot.digest))
+    for source, target, digest in named:
+        shutil.copytree(source / "objects" / digest, target / "objects" / digest)
+    running = Scorer.current(deployment.serving)
     contract = running.bundle.contract
     at_us = 0 if snapshot is None else snapshot.position + contract.rate_lag_hours * HOUR_US
     requests = tuple(
@@ -275,13 +261,13 @@ def _copied(deployment: Deployment, home: Path) -> Copy:
         | {"occurred_us": at_us}
         for row in running.bundle.manifest["canaries"]["features"]
     )
-    copied = Copy(deployment, home, current.digest, snapshot, requests, {}, running)
+    copied = Copy(original, deployment, current.digest, snapshot, requests, {}, running)
     return replace(copied, scores=_scores(copied))
 
 
 def _scores(copied: Copy) -> dict[str, list[float]]:
     """Score the requests as a process that starts now would."""
-    decided = Scorer.current(copied.serving).score_requests(copied.requests)
+    decided = Scorer.current(copied.deployment.serving).score_requests(copied.requests)
     return {goal: p.tolist() for goal, p in decided.probabilities.items()}
 
 
@@ -311,31 +297,33 @@ def _answer(act: Callable[[], object]) -> str:
 def _by_load(copied: Copy) -> dict[str, str]:
     """Ask the two ways in which a serving process opens what the pointers name."""
     return {
-        "a scorer that starts": _answer(lambda: Scorer.current(copied.serving)),
+        "a scorer that starts": _answer(lambda: Scorer.current(copied.deployment.serving)),
         "a running scorer, which goes on as it was,": _answer(copied.running.refresh),
     }
 
 
 def _twin(copied: Copy) -> str:
     """Write another bundle of the same models, and promote it."""
-    source = read_checkpoint(copied.bundles, copied.bundle)
-    twin = _rewritten(source, copied.bundles, {"facts": source.manifest["facts"] | WHY})
+    source = read_checkpoint(copied.deployment.bundles, copied.bundle)
+    twin = _rewritten(source, copied.deployment.bundles, {"facts": source.manifest["facts"] | WHY})
     _promoted(copied, twin)
     return twin
 
 
 def _promoted(copied: Copy, digest: str) -> None:
-    watermark_us = history(copied.serving)[-1].watermark_us
-    promote(copied.serving, copied.bundles, digest, WHY, watermark_us=watermark_us)
+    watermark_us = history(copied.deployment.serving)[-1].watermark_us
+    promote(
+        copied.deployment.serving, copied.deployment.bundles, digest, WHY, watermark_us=watermark_us
+    )
 
 
 def _rolled_back(copied: Copy) -> str:
-    move = rollback(copied.serving, copied.bundles, WHY)
+    move = rollback(copied.deployment.serving, copied.deployment.bundles, WHY)
     return f"rollback: serving/current names {move.digest[:12]} again"
 
 
 def _plant_flipped_byte(copied: Copy) -> str:
-    twin = copied.bundles / "objects" / _twin(copied)
+    twin = copied.deployment.bundles / "objects" / _twin(copied)
     largest = max(
         (path for path in twin.glob("*.npy") if not is_audit_file(path.name)),
         key=lambda path: (path.stat().st_size, path.name),
@@ -345,41 +333,43 @@ def _plant_flipped_byte(copied: Copy) -> str:
 
 
 def _flipped_byte_guards(copied: Copy) -> dict[str, str]:
-    digest = history(copied.serving)[-1].digest
+    digest = history(copied.deployment.serving)[-1].digest
     return {"promotion": _answer(lambda: _promoted(copied, digest))} | _by_load(copied)
 
 
 def _plant_canary_off(copied: Copy) -> str:
-    source = read_checkpoint(copied.bundles, copied.bundle)
-    digest = with_canary_off(source, copied.bundles)
+    source = read_checkpoint(copied.deployment.bundles, copied.bundle)
+    digest = with_canary_off(source, copied.deployment.bundles)
     # Past the promotion, which is asked among the guards.
-    move_pointer(copied.serving, CURRENT, Pointer(digest, len(history(copied.serving))))
+    move_pointer(
+        copied.deployment.serving, CURRENT, Pointer(digest, len(history(copied.deployment.serving)))
+    )
     return f"the pointer names {digest[:12]}, one of whose canary scores is {CANARY_SHIFT:g} off"
 
 
 def _canary_off_guards(copied: Copy) -> dict[str, str]:
-    pointer = read_pointer(copied.serving, CURRENT)
+    pointer = read_pointer(copied.deployment.serving, CURRENT)
     digest = "" if pointer is None else pointer.digest
     return {"promotion": _answer(lambda: _promoted(copied, digest))} | _by_load(copied)
 
 
 def _settled(copied: Copy) -> str:
-    (copied.serving / CURRENT).unlink()
-    settle(copied.serving)
+    (copied.deployment.serving / CURRENT).unlink()
+    settle(copied.deployment.serving)
     return "the pointer is made anew from the history of promotions"
 
 
 def _plant_torn_pointer(copied: Copy) -> str:
-    path = copied.serving / CURRENT
+    path = copied.deployment.serving / CURRENT
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     return f"half of serving/current is left: {path.stat().st_size} bytes"
 
 
 def _plant_poisoned_model(copied: Copy) -> str:
-    sound = open_bundle(copied.bundles, copied.bundle)
+    sound = open_bundle(copied.deployment.bundles, copied.bundle)
     poisoned = export_bundle(
-        copied.bundles,
+        copied.deployment.bundles,
         contract=sound.contract,
         goals=[
             replace(each, online=replace(each.online, values=-each.online.values), mixture=None)
@@ -395,23 +385,25 @@ def _plant_poisoned_model(copied: Copy) -> str:
 
 
 def _poisoned_model_guards(copied: Copy) -> dict[str, str]:
-    poisoned = open_bundle(copied.bundles, history(copied.serving)[-1].digest)
-    faults = [f for proof in prove_bundle(copied.deployment, poisoned) for f in proof.faults]
+    poisoned = open_bundle(copied.deployment.bundles, history(copied.deployment.serving)[-1].digest)
+    faults = [f for proof in prove_bundle(copied.original, poisoned) for f in proof.faults]
     return {"the proof against the checkpoints that it names": "; ".join(faults)}
 
 
 def _plant_stale_snapshot(copied: Copy) -> str:
     if copied.snapshot is None:
         return "nothing: no rates were ever published"
-    counts = read_snapshot(copied.snapshots, copied.snapshot.digest)
-    older = write_snapshot(copied.snapshots, replace(counts, hour_us=counts.hour_us - 3 * HOUR_US))
+    counts = read_snapshot(copied.deployment.snapshots, copied.snapshot.digest)
+    older = write_snapshot(
+        copied.deployment.snapshots, replace(counts, hour_us=counts.hour_us - 3 * HOUR_US)
+    )
     stale = Pointer(older.digest, copied.snapshot.position - 3 * HOUR_US)
-    move_pointer(copied.serving, SNAPSHOT, stale)
+    move_pointer(copied.deployment.serving, SNAPSHOT, stale)
     return "serving/snapshot names rates that end three hours before those due"
 
 
 def _stale_snapshot_guards(copied: Copy) -> dict[str, str]:
-    decided = Scorer.current(copied.serving).score_requests(copied.requests)
+    decided = Scorer.current(copied.deployment.serving).score_requests(copied.requests)
     said = [
         found.reason
         for found in decided.fallbacks
@@ -423,7 +415,7 @@ def _stale_snapshot_guards(copied: Copy) -> dict[str, str]:
 def _published_again(copied: Copy) -> str:
     if copied.snapshot is None:
         return "nothing was to be undone"
-    publish_snapshot(copied.serving, copied.snapshot.digest, copied.snapshot.position)
+    publish_snapshot(copied.deployment.serving, copied.snapshot.digest, copied.snapshot.position)
     return f"snapshot {copied.snapshot.digest[:12]} is published again"
 
 

@@ -11,9 +11,7 @@ from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import table
 from ad_pipeline.monitoring.alerts.alert import SEVERITIES
 from ad_pipeline.monitoring.alerts.alerts_of_log import PAGE, record_alerts
-from ad_pipeline.monitoring.tables import (
-    ALERTS,
-)
+from ad_pipeline.monitoring.tables import ALERTS
 
 
 @dg.multi_asset(

@@ -10,9 +10,7 @@ from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label
 from ad_pipeline.monitoring.label_quality import ALL, SUSPECT
 from ad_pipeline.monitoring.label_quality_hours import described, record_label_quality
-from ad_pipeline.monitoring.tables import (
-    LABEL_QUALITY,
-)
+from ad_pipeline.monitoring.tables import LABEL_QUALITY
 
 
 @dg.multi_asset(

@@ -5,9 +5,8 @@ import math
 import dagster as dg
 from pydantic import Field
 
-from ad_pipeline.clocks import hours_between
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
-from ad_pipeline.defs.hourly_metadata import describe_hour, rows_by_hour
+from ad_pipeline.defs.hourly_metadata import describe_rows
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import HORIZON, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
 from ad_pipeline.defs.resources import DeploymentResource
@@ -59,10 +58,7 @@ def delay_calibration(context: dg.AssetExecutionContext, deployment: DeploymentR
     start_us, end_us = hours(context)
     rows = record_calibration(deployment.warehouse, deployment.paths, start_us, end_us)
     context.log.info(f"delay calibration: {rows:,} rows")
-    written = dict(rows_by_hour(deployment.warehouse, DELAY_CALIBRATION, start_us, end_us))
-    for hour_us in hours_between(start_us, end_us):
-        shown = {"dagster/row_count": written.get(hour_us, 0)}
-        describe_hour(context, ["monitoring", "delay_calibration"], hour_us, shown)
+    describe_rows(context, deployment.warehouse, DELAY_CALIBRATION, start_us, end_us)
     return dg.MaterializeResult()
 
 

@@ -1,0 +1,1 @@
+"""The experts, what they said when it counted, and the ensemble that mixes them."""
