@@ -408,6 +408,7 @@ def _scored(
             "now_us": now_us,
             "window_us": goal.window_us,
             "lateness_us": goal.lateness_us,
+            "without_goal": goal.without or "",
             "delay_group": settings.delays.group_by,
             "one_in": asked.one_in,
         },

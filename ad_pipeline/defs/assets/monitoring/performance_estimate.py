@@ -1,5 +1,7 @@
 """Loss and calibration before labels have matured."""
 
+from collections import Counter
+
 import dagster as dg
 
 from ad_pipeline.clocks import hours_between
@@ -65,13 +67,13 @@ def performance_estimate(context: dg.AssetExecutionContext, deployment: Deployme
             context.log.warning(f"estimate of {row['goal']}, {row['expert']}: {row['reason']}")
     drawn = rows_up_to(deployment.warehouse, DRAWN_HOURS, end_us)
     for key, rows in ((ESTIMATE, found.estimates), (REALISED, found.realised)):
+        written = Counter(row["hour_us"] for row in rows)
         figures: dict[int, dict[str, float | int | str | dg.MetadataValue]] = {
-            hour_us: {"dagster/row_count": 0} for hour_us in hours_between(start_us, end_us)
+            hour_us: {"dagster/row_count": written[hour_us]}
+            for hour_us in hours_between(start_us, end_us)
         }
         for row in rows:
-            shown = figures[row["hour_us"]]
-            shown["dagster/row_count"] = sum(r["hour_us"] == row["hour_us"] for r in rows)
-            shown |= _figures(row)
+            figures[row["hour_us"]] |= _figures(row)
         if key == ESTIMATE:
             for goal in sorted({row["goal"] for row in drawn.estimates}):
                 figures[max(figures)][label("picture", goal)] = picture(
