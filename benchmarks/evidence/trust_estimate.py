@@ -268,7 +268,8 @@ def details(results: Sequence[Result]) -> list[str]:
         *table_lines(["of the judged hour", "off by", "interval", "labels so far as final"], rows),
         "",
         f"At the judged hour {final:.0%} of the labels were final. Over all hours of the "
-        f"stationary logs, both intervals together were kept {kept:.1%} of the time (hours share most of their rows).",
+        f"stationary logs, both intervals together were kept {kept:.1%} of the time "
+        "(hours share most of their rows).",
     ]
 
 
