@@ -56,6 +56,8 @@ PRIOR_ESTIMATES = 10.0
 _WEAK_PRECISION = 1.0
 """Of level and slope before anything is known: they lie within two of 0."""
 
+_LEAST_INFORMATION = 1e-9
+
 _STEPS = 30
 _LONGEST_STEP = 1.0
 _TINY = 1e-12 * np.eye(2)
@@ -306,8 +308,10 @@ def fit_reference(
     scores = np.add.reduceat(design * (anchors.engaged - p)[:, None], starts)
     information = np.add.reduceat(design**2 * (p * (1.0 - p))[:, None], starts)
     # Moments: a score's variance is its information and, for the wander, that squared.
-    beyond = (scores**2 / information).sum(axis=0) - (len(starts) - 1)
-    wander = np.maximum(beyond / information.sum(axis=0), least_wander**2)
+    # Where all scores are the same, nothing is known of the slope.
+    told = np.maximum(information, _LEAST_INFORMATION)
+    beyond = (scores**2 / told).sum(axis=0) - (len(starts) - 1)
+    wander = np.maximum(beyond / told.sum(axis=0), least_wander**2)
     covariance = fitted.covariance + np.diag(wander) * (1.0 + 1.0 / len(starts))
     return Recalibration(centre, fitted.shift, covariance)
 
@@ -351,15 +355,14 @@ def departure(reference: Recalibration, anchors: Anchors) -> Departure:
     """
     due = anchors.due()
     score, information = _score(reference, anchors, due)
-    if np.linalg.cond(information) > 1e10:
-        return Departure(0.0, 0.0, 1.0)
     variance = (
         information
         + information @ reference.covariance @ information
         + anchors.delay_covariance(_effects_of_due(reference, anchors, due))
     )
-    level, slope = np.linalg.solve(information, score)
-    statistic = score @ np.linalg.solve(variance, score)
+    # Labels that could not have come yet, and scores that are all the same, say nothing.
+    level, slope = np.linalg.pinv(information, rcond=1e-10, hermitian=True) @ score
+    statistic = score @ np.linalg.pinv(variance, rcond=1e-10, hermitian=True) @ score
     return Departure(float(level), float(slope), float(chdtrc(2.0, statistic)))
 
 

@@ -272,6 +272,19 @@ def test_without_a_label_that_could_have_come_nothing_departs() -> None:
     np.testing.assert_allclose(updated(reference, young).shift, 0.0, atol=1e-9)
 
 
+def test_one_score_for_all_is_estimated_and_its_level_watched() -> None:
+    rng = np.random.default_rng(12)
+    before = final(np.full(3_000, -2.0), rng.random(3_000) < probabilities(np.array(-2.0)))
+    reference = fit_reference(before, np.repeat(np.arange(6), 500), 0.05)
+    for shift, departs in ((0.0, False), (1.0, True)):
+        cohort, labels = drawn(rng, 2_000, lambda logits, by=shift: logits + by, spread=0.0)
+        assert (departure(reference, cohort).p_value < 1e-4) == departs
+        said = estimate(cohort, updated(reference, cohort))["log_loss"]
+        came = metrics.log_loss(labels.astype(int), probabilities(cohort.logits))
+        assert np.isfinite([said.low, said.high]).all()
+        assert departs or said.low <= came <= said.high
+
+
 def past(deviation: float, judged: int, missed: int = 0) -> PastErrors:
     return PastErrors({measure: np.full(judged, deviation) for measure in MEASURES}, missed)
 
