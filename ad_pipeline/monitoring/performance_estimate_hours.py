@@ -99,22 +99,18 @@ def record_estimates(
     for goal in dataset.goals_in_chain_order():
         with warehouse.reader() as connection:
             before = _Before.read(connection, dataset, goal, start_us)
-            for hour_us in hours_between(start_us, end_us):
-                for expert, scored in _scored(connection, dataset, goal, hour_us + HOUR_US):
-                    judged = before.judged(expert, scored, hour_us)
-                    if judged is not None:
-                        realised.append(judged)
-                    alarms = rows_of(
-                        connection,
-                        select("monitoring.calibration_alarms"),
-                        {
-                            "goal": goal.name,
-                            "expert": expert,
-                            "hour_us": hour_us,
-                            "since_us": hour_us - dataset.settings.drift.current_hours * HOUR_US,
-                        },
-                    ).to_pylist()
-                    estimates.append(before.estimated(expert, scored, hour_us, alarms))
+        for hour_us in hours_between(start_us, end_us):
+            # A writer waits for what is read, not for what is reckoned.
+            with warehouse.reader() as connection:
+                known = [
+                    (expert, scored, _alarms(connection, dataset, goal, expert, hour_us))
+                    for expert, scored in _scored(connection, dataset, goal, hour_us + HOUR_US)
+                ]
+            for expert, scored, alarms in known:
+                judged = before.judged(expert, scored, hour_us)
+                if judged is not None:
+                    realised.append(judged)
+                estimates.append(before.estimated(expert, scored, hour_us, alarms))
     for rows in (estimates, realised):
         rows.sort(key=lambda row: row["hour_us"])
     with warehouse.writer() as connection:
@@ -419,6 +415,19 @@ def _scored(
         own = rows.filter(pc.field("expert") == expert)
         if own.num_rows:
             yield expert, _of_expert(own, delays, places, now_us)
+
+
+def _alarms(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, goal: Goal, expert: str, hour_us: int
+) -> list[Row]:
+    """Return the verdicts on drift that stand against scores in an hour."""
+    span = {
+        "goal": goal.name,
+        "expert": expert,
+        "hour_us": hour_us,
+        "since_us": hour_us - dataset.settings.drift.current_hours * HOUR_US,
+    }
+    return rows_of(connection, select("monitoring.calibration_alarms"), span).to_pylist()
 
 
 def _of_expert(
