@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ad_pipeline.clocks import HOUR_US, hour_key, hours_between
 from ad_pipeline.datasets import Dataset, Goal
@@ -68,10 +69,10 @@ class Scored:
     """
 
     anchors: Anchors
-    anchor_us: np.ndarray
-    serving_us: np.ndarray
+    anchor_us: NDArray[np.int64]
+    serving_us: NDArray[np.int64]
 
-    def between(self, start_us: int, end_us: int) -> np.ndarray:
+    def between(self, start_us: int, end_us: int) -> NDArray[np.bool_]:
         """Tell which of them are of some hours, bool (n,)."""
         return (self.anchor_us >= start_us) & (self.anchor_us < end_us)
 
@@ -284,23 +285,8 @@ class _Before:
         }
         row |= {f"{name}{part}": None for name in MEASURES for part in _PARTS}
         before = scored.anchors.final & ~in_cohort
-        positives = int(scored.anchors.engaged[before].sum())
-        reference_end_us = end_us - _waited_us(self.goal, settings)
-        spanned = (reference_end_us - int(scored.anchor_us[0])) // HOUR_US + 1
-        if not len(cohort):
-            row["reason"] = "no scored anchor in its hours"
-        elif not cohort.delays:
-            row["reason"] = "no label's delay is known yet"
-        elif positives < settings.least_positives:
-            row["reason"] = (
-                f"{positives} final positives before its hours, {settings.least_positives} needed"
-            )
-        elif spanned <= settings.reference_hours - settings.cohort_hours:
-            row["reason"] = (
-                f"final labels of {max(spanned, 0)} scored hours before its own, "
-                f"{settings.reference_hours} wanted"
-            )
-        else:
+        row["reason"] = self._lacking(scored, before, cohort, end_us)
+        if not row["reason"]:
             served = Recalibration.as_served().probabilities(cohort.logits)
             row["expected"] = float((served * cohort.due()).sum())
             reference = fit_reference(
@@ -330,6 +316,29 @@ class _Before:
                 }
         self.estimates[expert, hour_us] = row
         return row
+
+    def _lacking(
+        self, scored: Scored, before: NDArray[np.bool_], cohort: Anchors, end_us: int
+    ) -> str:
+        """Return what an estimate cannot be made without; '' if all of it is there."""
+        settings = self.settings
+        positives = int(scored.anchors.engaged[before].sum())
+        reference_end_us = end_us - _waited_us(self.goal, settings)
+        spanned = max(0, (reference_end_us - int(scored.anchor_us[0])) // HOUR_US + 1)
+        if not len(cohort):
+            return "no scored anchor in its hours"
+        if not cohort.delays:
+            return "no label's delay is known yet"
+        if positives < settings.least_positives:
+            return (
+                f"{positives} final positives before its hours, {settings.least_positives} needed"
+            )
+        if spanned <= settings.reference_hours - settings.cohort_hours:
+            return (
+                f"final labels of {spanned} scored hours before its own, "
+                f"{settings.reference_hours} wanted"
+            )
+        return ""
 
     def _against(
         self,
