@@ -33,12 +33,24 @@ from ad_pipeline.monitoring.performance_estimate import (
 )
 from ad_pipeline.monitoring.tables import PERFORMANCE_ESTIMATE, PERFORMANCE_REALISED, TABLES
 from ad_pipeline.settings import PerformanceEstimateSettings
-from ad_pipeline.warehouse import Table, Warehouse, arrow_rows, replace_hours, rows_of, select
+from ad_pipeline.warehouse import (
+    Table,
+    Warehouse,
+    arrow_rows,
+    one_row,
+    replace_hours,
+    rows_of,
+    select,
+)
 
 VALID, WARMING_UP, WITHDRAWN = "valid", "warming up", "withdrawn"
 
 KEPT = ("log_loss", "observed_over_predicted")
 """Measures whose intervals an estimate has to keep: the third follows from the first."""
+
+MAXIMUM_ROWS = 100_000
+"""Matured anchors that an hour's estimate reads: of more, one in two, four, … by a hash, so that an
+hour costs the same whatever the traffic, and a sample holds the smaller ones."""
 
 Row = dict[str, Any]
 
@@ -401,6 +413,14 @@ def _scored(
     settings = dataset.settings
     asked = settings.performance_estimate
     first_us = now_us - _waited_us(goal, asked) - asked.reference_hours * HOUR_US
+    (matured,) = one_row(
+        connection,
+        select("monitoring.matured_rows"),
+        {"goal": goal.name, "start_us": first_us, "end_us": now_us},
+    )
+    one_in = asked.one_in
+    while matured > MAXIMUM_ROWS * one_in:
+        one_in *= 2
     rows = rows_of(
         connection,
         f"WITH arrivals AS ({select('monitoring.label_arrivals')}\n), "
@@ -408,14 +428,15 @@ def _scored(
         f"{select('monitoring.scored_arrivals')}",
         {
             "goal": goal.name,
-            # A chain's anchor comes after its impression was served.
-            "start_us": first_us - dataset.maturity_us,
+            # A chain's anchor comes long after its impression was served; an impression is one
+            # before it was received.
+            "start_us": first_us - (0 if goal.anchor == "impression" else dataset.maturity_us),
             "now_us": now_us,
             "window_us": goal.window_us,
             "lateness_us": goal.lateness_us,
             "without_goal": goal.without or "",
             "delay_group": settings.delays.group_by,
-            "one_in": asked.one_in,
+            "one_in": one_in,
         },
     )
     delays, places = _delays(connection, goal, now_us)

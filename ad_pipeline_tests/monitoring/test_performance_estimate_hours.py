@@ -10,6 +10,7 @@ import pytest
 from ad_pipeline.clocks import HOUR_US, hour_start
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation import metrics
+from ad_pipeline.monitoring import performance_estimate_hours
 from ad_pipeline.monitoring.performance_estimate import MEASURES
 from ad_pipeline.monitoring.performance_estimate_hours import (
     VALID,
@@ -282,6 +283,17 @@ def test_a_sample_of_the_anchors_is_about_them_all(calm: Site, tmp_path: Path) -
     assert row["rows"] == pytest.approx(whole["rows"] / 3, rel=0.15)
     assert row["log_loss_error"] > whole["log_loss_error"]
     assert row["log_loss"] == pytest.approx(whole["log_loss"], rel=0.15)
+
+
+def test_more_traffic_than_an_hour_may_read_is_thinned(
+    calm: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(performance_estimate_hours, "MAXIMUM_ROWS", 2_000)
+    (row,) = calm.planted(tmp_path).estimated(HOUR, HOUR + 1)
+    (whole,) = [row for row in rows(calm)[0] if row["hour_us"] == NOW_US - HOUR_US]
+    # 26 hours of 250 anchors had matured: one in four.
+    assert row["rows"] == pytest.approx(whole["rows"] / 4, rel=0.2)
+    assert row["state"] == VALID
 
 
 def test_the_picture_shows_what_was_said_and_what_was_not(calm: Site, drifting: Site) -> None:

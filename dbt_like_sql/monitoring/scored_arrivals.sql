@@ -3,8 +3,7 @@
 -- key: none
 -- clock: none; every fact in a row was received before the moment now_us, which is log time
 -- Not stored: performance is estimated from it. The relations it reads are the SELECTs
--- monitoring.label_arrivals and learners.predictions. One row in $one_in, by a hash that no version
--- changes.
+-- monitoring.label_arrivals and learners.predictions.
 SELECT
     predictions.expert,
     predictions.logit,
@@ -20,5 +19,4 @@ WHERE predictions.goal = $goal
     AND predictions.serving_us >= $start_us
     AND predictions.serving_us < $now_us
     AND predictions.logit IS NOT NULL
-    AND md5_number_lower(arrivals.impression_id) % $one_in = 0
-ORDER BY predictions.expert, arrivals.anchor_us, arrivals.impression_id
+ORDER BY arrivals.anchor_us, predictions.logit, arrivals.arrived_us, predictions.expert
