@@ -78,6 +78,7 @@ WATCHING = frozenset(
         "fallbacks",
         "label_quality",
         "parity",
+        "performance_estimate",
         "serving_log",
         "stress",
     }
@@ -920,6 +921,45 @@ class LabelQualitySettings(Group):
     )
 
 
+class PerformanceEstimateSettings(Group):
+    """Loss and calibration while labels mature: of what, how sure, and when it is withdrawn."""
+
+    cohort_hours: PositiveInt = Field(
+        default=6, description="Anchors of so many last hours are estimated together."
+    )
+    reference_hours: PositiveInt = Field(
+        default=72,
+        description="Final labels before them that scores are recalibrated on: three days have "
+        "twelve cohorts that say how much these differ.",
+    )
+    least_positives: PositiveInt = Field(
+        default=100,
+        description="Among these labels, before anything is estimated.",
+    )
+    least_wander: Annotated[float, Field(gt=0)] = Field(
+        default=0.05,
+        description="By which log odds, and their slope, vary between cohorts at least, standard "
+        "deviation: a dozen cohorts are too few to believe that they vary less.",
+    )
+    level: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        default=0.95, description="Of the intervals, each by itself."
+    )
+    alarm_p_value: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.001,
+        description="An estimate is withdrawn when labels so far, or misses of past intervals, "
+        "are less likely than that; of an hour, goal and expert.",
+    )
+    past_hours: PositiveInt = Field(
+        default=168,
+        description="Of estimates whose labels have matured: how far they were off widens the "
+        "intervals, and too many misses withdraw the next ones.",
+    )
+    one_in: PositiveInt = Field(
+        default=1,
+        description="Anchors, drawn by a hash: more than 1 for logs with millions in a window.",
+    )
+
+
 class AlertSettings(Group):
     """What is told as wrong, for how long, and to whom."""
 
@@ -992,6 +1032,7 @@ class Settings(Group):
     delay_benchmark: DelayBenchmarkSettings = DelayBenchmarkSettings()
     stress: StressSettings = StressSettings()
     label_quality: LabelQualitySettings = LabelQualitySettings()
+    performance_estimate: PerformanceEstimateSettings = PerformanceEstimateSettings()
     alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")

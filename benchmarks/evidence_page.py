@@ -33,6 +33,7 @@ STUDIES = (
     "delayed_labels",
     "null_burst",
     "trust_labels",
+    "trust_estimate",
     "trust_parity",
     "trust_integrity",
 )

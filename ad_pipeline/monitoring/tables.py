@@ -354,6 +354,75 @@ LABEL_QUALITY = Table(
 )
 
 
+PERFORMANCE_ESTIMATE = Table(
+    name="monitoring.performance_estimate",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour at whose end nothing more was known."),
+        Column("goal", "VARCHAR", "Goal of the dataset."),
+        Column("expert", "VARCHAR", "Whose scores: online, batch or deep."),
+        Column("start_us", "BIGINT", "Anchors from then until the end of the hour."),
+        Column("rows", "BIGINT", "Of them, scored."),
+        Column("final_share", "DOUBLE", "Share of them whose label can change no more."),
+        Column("observed", "BIGINT", "Positive labels so far."),
+        Column("expected", "DOUBLE", "Of the scores, with delays: positive labels by now."),
+        Column("state", "VARCHAR", "valid, warming up or withdrawn."),
+        Column("reason", "VARCHAR", "Why it is not valid, for people; '' if it is."),
+        Column("departure", "DOUBLE", "Chance of labels so far at least as far off as these are."),
+        Column("level_shift", "DOUBLE", "Log odds that labels so far ask for, beyond the earlier."),
+        Column("slope_shift", "DOUBLE", "The same of their slope."),
+        *(
+            Column(f"{name}{part}", "DOUBLE", says)
+            for name, what in (
+                ("log_loss", "log loss, nats a row"),
+                ("normalized_entropy", "log loss over the entropy of the rate"),
+                ("observed_over_predicted", "positives over predicted ones"),
+            )
+            for part, says in (
+                ("", f"Estimated: {what}. NULL unless the state is valid."),
+                ("_low", "Lower end of its interval."),
+                ("_high", "Upper end of its interval."),
+                ("_error", "Its standard error, before past errors widened it."),
+            )
+        ),
+    ),
+    key=("hour_us", "goal", "expert"),
+    clock="hour_us",
+    description=(
+        "Loss and calibration of served scores before their labels have matured, by the labels so "
+        "far and how long labels take. One row per log hour, goal and expert; of the anchors of "
+        "the last settings.performance_estimate.cohort_hours. Withdrawn, without a figure, where "
+        "labels so far, the verdicts on drift or its own past speak against it."
+    ),
+)
+
+PERFORMANCE_REALISED = Table(
+    name="monitoring.performance_realised",
+    columns=(
+        Column("hour_us", "BIGINT", "Log hour by whose end all of the labels were final."),
+        Column("goal", "VARCHAR", "Goal of the dataset."),
+        Column("expert", "VARCHAR", "Whose scores: online, batch or deep."),
+        Column("estimate_hour_us", "BIGINT", "Hour of the estimate that was about them."),
+        Column("rows", "BIGINT", "Anchors of its hours, served by then, with a final label."),
+        Column("positives", "BIGINT", "Of them."),
+        *(
+            Column(f"{name}{part}", "DOUBLE", says)
+            for name in ("log_loss", "normalized_entropy", "observed_over_predicted")
+            for part, says in (
+                ("", "Realised; as the column of the estimate."),
+                ("_deviation", "Less the estimate, in its standard errors; NULL without one."),
+            )
+        ),
+        Column("kept", "BOOLEAN", "Log loss and calibration in their intervals; NULL without."),
+    ),
+    key=("hour_us", "goal", "expert"),
+    clock="hour_us",
+    description=(
+        "What became of the estimates of monitoring.performance_estimate. One row per log hour, "
+        "goal and expert: loss and calibration of the anchors of an estimate, in the hour in which "
+        "the last of their labels matured, and how far off the estimate was."
+    ),
+)
+
 PRODUCTION = Table(
     name="monitoring.production",
     columns=(
@@ -438,6 +507,8 @@ TABLES = (
     DELAY_REPORT,
     SERVING_STRESS,
     LABEL_QUALITY,
+    PERFORMANCE_ESTIMATE,
+    PERFORMANCE_REALISED,
     PRODUCTION,
     ROLLBACK_DRILL,
     ALERTS,

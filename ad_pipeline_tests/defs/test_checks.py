@@ -269,6 +269,18 @@ FAULTS: dict[str, tuple[Plant, set[str]]] = {
         ),
         {"labels_are_as_due"},
     ),
+    "losses came out beyond what was estimated": (
+        sql(
+            "INSERT INTO monitoring.performance_realised BY NAME SELECT "
+            "hour_us - place * 6 * 3600000000 AS hour_us, "
+            "hour_us - (6 * place + 3) * 3600000000 AS estimate_hour_us, 'click' AS goal, "
+            "'online' AS expert, false AS kept, 5.0 AS log_loss_deviation, "
+            "5.0 AS normalized_entropy_deviation, 5.0 AS observed_over_predicted_deviation "
+            "FROM range(0, 8) AS places(place), (SELECT max(hour_us) AS hour_us "
+            "FROM monitoring.performance_estimate)"
+        ),
+        {"estimates_keep_their_interval"},
+    ),
     "labels come later than they did": (
         sql(
             "UPDATE monitoring.drift_verdicts SET drifted = true, actions = 'refit_delays', "

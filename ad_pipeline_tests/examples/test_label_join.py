@@ -990,6 +990,7 @@ def test_what_is_known_of_a_view_before_it_matures_is_without_the_clicks_convers
                 "lateness_us": VIEWED.lateness_us,
                 "without_goal": without,
                 "delay_group": "ad_id",
+                "one_in": 1,
             },
         ).fetchall()
     assert [minutes for (minutes,) in known] == arrived

@@ -126,6 +126,14 @@ FAULTS: dict[str, tuple[Callable[[Site], None], str]] = {
         ),
         "warn",
     ),
+    "withdrawn_estimates": (
+        sql(
+            f"INSERT INTO monitoring.performance_estimate BY NAME SELECT {LAST_US} AS hour_us, "
+            "'click' AS goal, 'online' AS expert, 'withdrawn' AS state, "
+            "'labels so far ask for another slope' AS reason"
+        ),
+        "warn",
+    ),
     "parity_findings": (
         sql(
             f"INSERT INTO monitoring.parity_findings BY NAME SELECT {LAST_US} AS hour_us, "

@@ -2,7 +2,7 @@
 -- grain: impression (of one goal)
 -- key: impression_id
 -- clock: none; every fact in a row was received before the moment now_us, which is log time
--- Not stored: the delay report reads it. A matured anchor has its final label. One that has not matured
+-- Not stored: the delay report and estimates of performance read it, one row in $one_in by a hash. A matured anchor has its final label. One that has not matured
 -- is positive if an engagement that counts so far was received and not retracted by the moment, by the
 -- conditions of the final label; it may still be retracted. Anchors of a chain goal that have not
 -- matured are those that were emitted as pending; one whose parent was taken back never matures, and
@@ -21,6 +21,7 @@ WITH matured AS (
         AND serving_us >= $start_us
         AND serving_us < $now_us
         AND matured_us < $now_us
+        AND md5_number_lower(impression_id) % $one_in = 0
 ),
 
 waiting AS (
@@ -37,6 +38,7 @@ waiting AS (
         AND states.state_us < $now_us
         AND states.anchor_us >= $now_us - $window_us - $lateness_us
         AND matured.impression_id IS NULL
+        AND md5_number_lower(states.impression_id) % $one_in = 0
 ),
 
 first_retractions AS (

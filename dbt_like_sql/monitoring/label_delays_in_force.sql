@@ -5,7 +5,8 @@
 -- Not stored: labels that matured later are held against them.
 SELECT
     delay_group,
-    delay_us
+    delay_us,
+    positives
 FROM examples.label_delays
 WHERE goal = $goal
     AND fitted_us = (

@@ -218,6 +218,7 @@ SOURCES: Mapping[str, Source] = {
     "suspect_labels": selected("suspect_labels"),
     "drifted_columns": selected("drifted_columns"),
     "drift_verdicts": selected("drift_verdicts"),
+    "withdrawn_estimates": selected("withdrawn_estimates"),
     "parity_findings": selected("parity_findings"),
     "served_bundle": served_bundle,
     "candidate_refused": candidate_refused,

@@ -177,6 +177,7 @@ def known_anchors(
             "window_us": goal.window_us,
             "lateness_us": goal.lateness_us,
             "without_goal": goal.without or "",
+            "one_in": 1,
             "delay_group": dataset.settings.delays.group_by,
         },
     )

@@ -26,6 +26,7 @@ from ad_pipeline.monitoring.tables import ALERTS
                 ["monitoring", "drift_verdicts"],
                 ["monitoring", "parity_findings"],
                 ["monitoring", "label_quality"],
+                ["monitoring", "performance_estimate"],
                 ["monitoring", "delay_calibration"],
                 ["serving", "current"],
             ],
