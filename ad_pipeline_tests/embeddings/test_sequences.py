@@ -42,7 +42,10 @@ def table_of(rows: list[Row]) -> pa.Table:
         "vector": pa.list_(pa.float32()),
     }
     return pa.table(
-        {name: pa.array([getattr(row, name) for row in rows], type_) for name, type_ in types.items()}
+        {
+            name: pa.array([getattr(row, name) for row in rows], type_)
+            for name, type_ in types.items()
+        }
     )
 
 
@@ -99,7 +102,9 @@ def test_a_sequence_is_the_newest_of_what_the_log_had(
     assert history.users.to_pylist() == sorted({row.user_id for row in rows})
     sequences = history.sequences(as_of_us, {"clicks": most, "looks": most})
     for modality in ("clicks", "looks"):
-        for user, found in zip(history.users.to_pylist(), windows(sequences, modality), strict=True):
+        for user, found in zip(
+            history.users.to_pylist(), windows(sequences, modality), strict=True
+        ):
             expected = [
                 (occurred, tokens, vector, max(as_of_us - occurred, 0))
                 for _, occurred, tokens, vector in known(rows, user, modality, as_of_us, most)
