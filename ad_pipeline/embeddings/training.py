@@ -329,7 +329,7 @@ def train(
     settings: TrainingSettings,
     sequences: Sequences,
     ads: LabelledAds,
-    say: Callable[[str], object] = sys.stderr.write,
+    say: Callable[[str], object] | None = None,
     lines: int = 20,
 ) -> Training:
     """Train an encoder from its first weights and say how far it is.
@@ -340,15 +340,15 @@ def train(
     settings : TrainingSettings
     sequences : Sequences
     ads : LabelledAds
-    say : callable
-        Is given about ``lines`` lines.
+    say : callable, optional
+        Is given about ``lines`` lines; they go to standard error if left out.
     lines : int
     """
     training = Training(encoder, settings)
     for progress in training.learn(sequences, ads):
         every = max(progress.steps // lines, 1)
         if progress.step % every == 0 or progress.step == progress.steps:
-            say(f"{progress}\n")
+            (say or sys.stderr.write)(f"{progress}\n")
     return training
 
 
