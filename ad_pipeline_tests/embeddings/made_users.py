@@ -1,7 +1,8 @@
-"""Made users: activities at random, and worlds whose clicks come from tastes that nobody is told."""
+"""Made users: activities at random, and worlds whose clicks come from hidden tastes."""
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +26,10 @@ NO_ENRICHMENT = Enrichment(
 )
 
 
-def settings_of(*modalities: str, **others) -> EncoderSettings:
+def settings_of(*modalities: str, **others: Any) -> EncoderSettings:
     """Return a small encoder's settings."""
     kinds = tuple(Modality(name=name, tokens=1, longest=16) for name in modalities)
-    small = {"bits": BITS, "width": 8, "dimension": 8, "heads": 2}
+    small: dict[str, Any] = {"bits": BITS, "width": 8, "dimension": 8, "heads": 2}
     return EncoderSettings(modalities=kinds, **(small | others))
 
 
@@ -136,7 +137,7 @@ def tastes_that_moved(users: int, seed: int = 0, topics: int = 5) -> World:
 
 
 def _shown(generator: np.random.Generator, table: pa.Table, taste: np.ndarray) -> World:
-    """Show every user ads of random topics; each of its sides that matches makes clicks likelier."""
+    """Show every user ads of random topics; each side that matches makes a click likelier."""
     users, sides = taste.shape
     topics = int(taste.max()) + 1
     topic = generator.integers(0, topics, (users, 16, sides))

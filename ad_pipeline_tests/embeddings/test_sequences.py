@@ -184,7 +184,7 @@ def test_rows_that_cannot_be_read_are_named() -> None:
     rows = [Row("u", 0, 0, "clicks", [1], []), Row("u", 1, 1, "looks", [1], [1.0, 2.0])]
     with pytest.raises(ValueError, match=r"row 1: its vector has 1 numbers.*takes 2"):
         History.of_table(table_of([rows[0], rows[1]._replace(vector=[1.0])]), MODALITIES)
-    with pytest.raises(ValueError, match="row 1: its vector .* not finite"):
+    with pytest.raises(ValueError, match=r"row 1: its vector .* not finite"):
         History.of_table(table_of([rows[0], rows[1]._replace(vector=[1.0, np.nan])]), MODALITIES)
     table = table_of([rows[0], rows[1]._replace(user_id=None)])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="row 1: user_id is null"):
