@@ -126,18 +126,18 @@ def pooled_by_loop(encoder: Encoder, own: Any, done: list[Any], as_of_us: int) -
         ages.append((as_of_us - occurred_us) / 8.64e10)
     xs = block_by_loop(own["block"], xs, settings.heads, settings.mixing)
     size = settings.width // settings.heads
-    out = []
+    out: list[float] = []
     for head in range(settings.heads):
         mine = slice(head * size, (head + 1) * size)
         total_weight = math.exp(own["prior_score"][head])
-        total = total_weight * own["prior"][mine]
+        total = total_weight * np.array(own["prior"][mine])
         for x, age in zip(xs, ages, strict=True):
             weight = math.exp(np.dot(x, own["scores"][:, head]))
             if parts.temporal_decay:
                 weight *= 0.5 ** (age / 2 ** own["log2_half_life_days"][head])
             total_weight += weight
             total = total + weight * (np.array(x) @ own["values"])[mine]
-        out += list(np.asarray(total / total_weight))
+        out += (total / total_weight).tolist()
     return out
 
 
