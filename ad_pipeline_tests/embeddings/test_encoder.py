@@ -158,7 +158,7 @@ def block_by_loop(own: Any, xs: list[Any], heads: int, mixing: Mixing) -> list[A
                 else:
                     weights = [elu_plus_1(q[mine]) @ elu_plus_1(k[mine]) for k in offered]
                 values = sum(w * v[mine] for w, v in zip(weights, given_, strict=True))
-                one += list(values / sum(weights))
+                one += (np.asarray(values) / sum(weights)).tolist()
             mixed.append(np.array(one) @ own["taken"])
         xs = [x + m for x, m in zip(xs, mixed, strict=True)]
     out = []
