@@ -29,7 +29,7 @@ from ad_pipeline.embeddings.training import (
     train,
 )
 from ad_pipeline.evaluation.metrics import roc_auc
-from ad_pipeline_tests.embeddings.made_users import (
+from ad_pipeline_tests.embeddings.made_worlds import (
     NO_ENRICHMENT,
     NOW_US,
     World,
