@@ -23,7 +23,7 @@ import pyarrow as pa
 from ad_pipeline import hashing
 from ad_pipeline.embeddings.nearest import NOBODY, Nearest, Units, nearest
 from ad_pipeline.embeddings.tables import SIMILAR_USERS
-from ad_pipeline.embeddings.vectors import StoredVectors
+from ad_pipeline.embeddings.vectors import StoredVectors, places_of
 from ad_pipeline.embeddings.versions import MixedVersions
 from ad_pipeline.settings import UserVectorSettings
 
@@ -303,7 +303,7 @@ def updated_graph(graph: SimilarityGraph, users: Users, changed: np.ndarray) -> 
             f"a graph of version {graph.version} cannot take in vectors of version "
             f"{users.version}; build it anew"
         )
-    now = _places(users.ids, graph.ids)
+    now = places_of(users.ids, graph.ids)
     stays = now >= 0
     k, n = graph.neighbours.shape[1], len(users.ids)
     is_changed = np.ones(n, bool)
@@ -328,9 +328,7 @@ def updated_graph(graph: SimilarityGraph, users: Users, changed: np.ndarray) -> 
         similarities[block.positions] = block.found.similarities
         compared += block.found.compared
     # Nobody whom the other rows name has moved; only somebody new may have come closer.
-    arrivals = graph_blocks(
-        users, graph.clusters, of_users, k, asking=~searched, among=is_changed
-    )
+    arrivals = graph_blocks(users, graph.clusters, of_users, k, asking=~searched, among=is_changed)
     for block in arrivals:
         rows, found = block.positions, block.found
         both = np.concatenate([similarities[rows], found.similarities], axis=1)
@@ -404,11 +402,3 @@ def _members(own: np.ndarray, clusters: int, wanted: np.ndarray | None) -> list[
     positions = np.arange(len(own)) if wanted is None else np.flatnonzero(wanted)
     order = positions[np.argsort(own[positions], kind="stable")]
     return np.split(order, np.searchsorted(own[order], np.arange(1, clusters)))
-
-
-def _places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return where wanted ids are in ascending ids, -1 for those that are not."""
-    if not len(ids):
-        return np.full(len(wanted), NOBODY)
-    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    return np.where(ids[place] == wanted, place, NOBODY)

@@ -44,6 +44,9 @@ SHARD_KIND = "embeddings.vectors_of_shard"
 WORDS = 256
 """Of a codebook: a code is a byte."""
 
+ABSENT = -1
+"""Place of who is not there."""
+
 _BLOCK_ROWS = 8_192
 
 FreshVectors = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -281,14 +284,12 @@ class StoredVectors:
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """Return the position of each id, uint64 (m,), by binary search; -1 for who is absent."""
         ids = np.asarray(ids, np.uint64)
-        found = np.full(ids.shape, -1, np.int64)
+        found = np.full(ids.shape, ABSENT, np.int64)
         of_shard = self.layout.shards(ids)
         for number in np.unique(of_shard):
-            shard, rows = self.shards[number].ids, np.flatnonzero(of_shard == number)
-            if len(shard):
-                place = np.searchsorted(shard, ids[rows])
-                there = shard[np.minimum(place, len(shard) - 1)] == ids[rows]
-                found[rows[there]] = self.starts[number] + place[there]
+            rows = np.flatnonzero(of_shard == number)
+            places = places_of(self.shards[number].ids, ids[rows])
+            found[rows] = np.where(places == ABSENT, ABSENT, self.starts[number] + places)
         return found
 
     def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -328,6 +329,26 @@ class StoredVectors:
         norms = np.zeros(len(positions), np.float32)
         vectors[present], norms[present] = self.read(positions[present])
         return FoundVectors(vectors, present, norms)
+
+
+def places_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Find hashes by binary search.
+
+    Parameters
+    ----------
+    ids : ndarray of shape (n,), uint64
+        Ascending.
+    wanted : ndarray of any shape, uint64
+
+    Returns
+    -------
+    ndarray of the same shape, int64
+        Places in ``ids``; :data:`ABSENT` for those that are not in it.
+    """
+    if not len(ids):
+        return np.full(wanted.shape, ABSENT, np.int64)
+    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[place] == wanted, place, ABSENT)
 
 
 def refreshed(shard: Shard, layout: Layout, ids: np.ndarray, vectors: np.ndarray) -> Shard:
