@@ -27,10 +27,10 @@ from ad_pipeline.embeddings.vectors import StoredVectors, places_of
 from ad_pipeline.embeddings.versions import MixedVersions
 from ad_pipeline.settings import UserVectorSettings
 
-POINTS_PER_CLUSTER = 32
+POINTS_PER_CLUSTER = 16
 """Users that K-means is fitted to, for each cluster."""
 
-ITERATIONS = 6
+ITERATIONS = 5
 
 _QUERIES = 1_024
 """Users searched for at once."""
@@ -232,12 +232,17 @@ def graph_blocks(
         Each asking user in exactly one.
     """
     asking_of = _members(of_users[:, 0], len(clusters.centroids), asking)
-    among_of = _members(of_users[:, 0], len(clusters.centroids), among)
+    # One list for both where it can be: it is a good part of what memory a user takes.
+    among_of = (
+        asking_of if asking is among else _members(of_users[:, 0], len(clusters.centroids), among)
+    )
     for own in asking_of:
         for start in range(0, len(own), _QUERIES):
             block = own[start : start + _QUERIES]
             probed = of_users[block]
-            groups = [(number, among_of[number]) for number in np.unique(probed)]
+            others = np.setdiff1d(probed, probed[:1, 0])
+            # The own cluster first: it fills the lists with what others seldom displace.
+            groups = [(number, among_of[number]) for number in (probed[0, 0], *others)]
             found = nearest(users.units(block), block, probed, groups, users.units, k)
             yield GraphBlock(block, found)
 
@@ -399,6 +404,9 @@ def _to_find_cluster(clusters: Clusters) -> int:
 
 def _members(own: np.ndarray, clusters: int, wanted: np.ndarray | None) -> list[np.ndarray]:
     """Return the positions of each cluster's users, ascending; only of the wanted ones."""
-    positions = np.arange(len(own)) if wanted is None else np.flatnonzero(wanted)
-    order = positions[np.argsort(own[positions], kind="stable")]
+    if wanted is None:
+        order = np.argsort(own, kind="stable")
+    else:
+        positions = np.flatnonzero(wanted)
+        order = positions[np.argsort(own[positions], kind="stable")]
     return np.split(order, np.searchsorted(own[order], np.arange(1, clusters)))

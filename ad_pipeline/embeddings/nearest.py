@@ -21,7 +21,7 @@ NOBODY = -1
 _LANES = 256
 """Candidates whose sums are in the core's first cache together."""
 
-_CANDIDATES = 16_384
+_CANDIDATES = 8_192
 """Vectors of candidates in memory at once."""
 
 Units = Callable[[np.ndarray], np.ndarray]

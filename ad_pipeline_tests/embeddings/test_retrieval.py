@@ -1,5 +1,7 @@
 """Candidates are what a plain loop over engagements finds, and never of the future."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -136,9 +138,7 @@ def test_the_simpler_ways_are_what_loops_find(log, limit: int, without_seen: boo
     for user in range(8):
         own = {a for u, a in newest if u == user}
         shown = set(fans) - (own if without_seen else set())
-        loud = {
-            a: sum(2.0 ** (-(100 - newest[u, a]) / 24) for u in sorted(fans[a])) for a in shown
-        }
+        loud = {a: sum(2.0 ** (-(100 - newest[u, a]) / 24) for u in sorted(fans[a])) for a in shown}
         alike = {
             a: sum(
                 len(fans[a] & fans[b]) / (len(fans[a]) * len(fans[b])) ** 0.5
@@ -177,9 +177,7 @@ def test_absent_users_and_an_empty_log_have_no_candidates() -> None:
     users = np.array([5, 9], np.uint64)
     whom, similarities = np.array([[9], [5]], np.uint64), np.ones((2, 1), np.float32)
     for log in (engaged, engaged_until(*columns_of([(3, 1, 1)]), NOW_US)):
-        found = of_similar_users(
-            log, users, whom, similarities, half_life_us=HALF_LIFE_US, limit=5
-        )
+        found = of_similar_users(log, users, whom, similarities, half_life_us=HALF_LIFE_US, limit=5)
         assert found.starts.tolist() == [0, 0, 0]
         assert of_similar_ads(log, users, limit=5).starts.tolist() == [0, 0, 0]
     assert popular(engaged, users, half_life_us=1, limit=5).starts.tolist() == [0, 0, 0]
@@ -216,22 +214,17 @@ def test_similar_users_find_more_of_what_follows_than_simpler_ways() -> None:
     truth = who[is_later], clicked.ravel()[is_later].astype(np.uint64)
 
     vectors = np.column_stack([np.cos(taste), np.sin(taste)]) + rng.normal(0, 0.05, (users, 2))
-    settings = UserVectorSettings(
-        neighbours=40, exact_users=100, clusters_per_root=0.15, probes=3
-    )
+    settings = UserVectorSettings(neighbours=40, exact_users=100, clusters_per_root=0.15, probes=3)
     graph = build_graph(Users.of_matrix(ids, vectors.astype(np.float32), VERSION), settings, 1)
     drawn = random_of_cluster(ids, graph.of_users[:, 0], 40, seed=1)
-    asked = {"half_life_us": 10 * HALF_LIFE_US, "limit": 30}
+    half_life_us, limit = 10 * HALF_LIFE_US, 30
+    similar = partial(of_similar_users, engaged, ids, half_life_us=half_life_us, limit=limit)
     recalls = {
         name: recall_at(found, *truth, 30)
         for name, found in {
-            "similar": of_similar_users(
-                engaged, ids, ids[graph.neighbours], graph.similarities, **asked
-            ),
-            "same cluster": of_similar_users(
-                engaged, ids, ids[drawn], np.where(drawn == NOBODY, -np.inf, 1.0), **asked
-            ),
-            "popular": popular(engaged, ids, **asked),
+            "similar": similar(ids[graph.neighbours], graph.similarities),
+            "same cluster": similar(ids[drawn], np.where(drawn == NOBODY, -np.inf, 1.0)),
+            "popular": popular(engaged, ids, half_life_us=half_life_us, limit=limit),
         }.items()
     }
     assert recalls["similar"] > recalls["same cluster"] + 0.02

@@ -133,12 +133,12 @@ def test_a_shard_without_news_is_the_same_checkpoint_and_a_sweep_takes_what_is_f
 def test_a_store_written_over_leaves_nothing_behind(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     layout, ids = layout_of(bits=1), made_ids(rng, 50)
-    for _ in range(2):
-        vectors = made_vectors(rng, 50, DIMENSION)
+    before, now = np.split(made_vectors(rng, 100, DIMENSION), 2)
+    for vectors in (before, now):
         write_vectors(tmp_path, "now", layout, 1, fresh(layout, ids, vectors))
     assert sweep(tmp_path).kept == 3
     np.testing.assert_array_equal(
-        read_named(tmp_path, "now").lookup(ids).vectors, vectors.astype(np.float16)
+        read_named(tmp_path, "now").lookup(ids).vectors, now.astype(np.float16)
     )
 
 
@@ -148,12 +148,12 @@ def test_another_version_cannot_continue_a_store(tmp_path: Path) -> None:
     write_vectors(tmp_path, "1", layout, 5, fresh(layout, ids, vectors))
     previous = read_named(tmp_path, "1")
     other = replace(layout, version="encoder-b")
-    with pytest.raises(MixedVersions, match="encoder-b .* encoder-a"):
+    with pytest.raises(MixedVersions, match=r"encoder-b .* encoder-a"):
         write_vectors(tmp_path, "2", other, 6, fresh(other, ids, vectors), previous)
     with pytest.raises(WrongVectors, match="does not unlearn"):
         write_vectors(tmp_path, "2", layout, 4, fresh(layout, ids, vectors), previous)
+    wider = replace(layout, averaged=4)
     with pytest.raises(WrongVectors, match="laid out"):
-        wider = replace(layout, averaged=4)
         write_vectors(tmp_path, "2", wider, 6, fresh(wider, ids, vectors), previous)
 
 

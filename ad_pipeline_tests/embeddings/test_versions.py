@@ -30,8 +30,8 @@ def test_a_planted_rotation_is_recovered() -> None:
 
 
 def test_the_error_is_that_of_users_held_out() -> None:
-    """The noise is the error that no rotation avoids; one turned at random is off by about two."""
-    rotation, truth, vectors = fitted(noise=0.5)
+    """Noise is an error that no rotation avoids, and between unrelated spaces all is error."""
+    rotation, _, vectors = fitted(noise=0.5)
     squares = (vectors**2).sum(axis=1).mean() + 0.25 * DIMENSION
     assert rotation.error == pytest.approx(0.25 * DIMENSION / squares, rel=0.25)
     np.testing.assert_allclose(rotation.matrix @ rotation.matrix.T, np.eye(DIMENSION), atol=1e-9)
@@ -61,7 +61,7 @@ def test_a_lookup_that_mixes_versions_is_refused_naming_both_and_counted() -> No
     guard = VersionGuard(tolerated_error=0.1)
     vectors = np.ones((2, DIMENSION), np.float32)
     for _ in range(2):
-        with pytest.raises(MixedVersions, match="version old .* version new"):
+        with pytest.raises(MixedVersions, match=r"version old .* version new"):
             guard.aligned(vectors, "old", "new")
     assert guard.refused == {("old", "new"): 2}
     assert not guard.bridged
