@@ -57,6 +57,7 @@ MODULES = (
     Module("online_learner", "The online learner", 8.0),
     Module("online_requests", "The online learner, a little at a time", 2.0),
     Module("wide_deep", "Wide & deep", 2.0),
+    Module("similarity", "Similar users", 4.0),
     Module("label_join", "The label join", 7.0),
     Module("pipeline", "Dagster's part of a run", 9.0),
     Module("drift", "Drift", 2.0),

@@ -66,6 +66,16 @@ def test_sides_that_wrote_other_rows_are_not_compared(tmp_path: Path):
         label_join.require_same_rows(side, label_join.Side(side.seconds, changed, side.peak_mb))
 
 
+def test_similarity_says_what_the_graph_finds_compares_and_holds():
+    figures = figures_of("similarity", "--users", "3000")
+    assert figures["faiss_ratio"].reach == 1.3
+    assert figures["faiss_ratio"].limit
+    assert 0.5 < figures["recall_at_50"].value <= 1
+    assert 0 < figures["compared_share"].value < 1
+    assert figures["recall_at_50_noise"].value < figures["recall_at_50"].value
+    assert figures["memory_ratio"].value == pytest.approx(1, abs=0.5)
+
+
 @pytest.mark.slow
 def test_wide_deep_says_how_far_it_is_from_the_bare_products():
     pytest.importorskip("jax", reason="JAX is not installed: pip install ad_pipeline[deep]")
