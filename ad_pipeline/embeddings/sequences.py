@@ -30,7 +30,8 @@ NOTHING = 0
 SHORTEST = 8
 """Sequences are padded to at least so many activities: fewer shapes are compiled."""
 
-COLUMNS = ("user_id", "occurred_us", "received_us", "modality", "tokens")
+NEVER_NULL = "user_id", "occurred_us", "received_us", "modality"
+COLUMNS = (*NEVER_NULL, "tokens")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class History:
         ----------
         table : pa.Table
             Columns ``user_id`` and ``modality`` (texts), ``occurred_us`` and ``received_us``
-            (int64), ``tokens`` (lists of uint32), and ``vector`` (lists of float) if a modality
-            asks for it. Rows of modalities that are not asked for are left out.
+            (int64), ``tokens`` (lists of uint32; null for none), and ``vector`` (lists of float)
+            if a modality asks for it. Rows of modalities that are not asked for are left out.
         modalities : sequence of Modality
             How many tokens and numbers of each are read.
 
@@ -273,7 +274,7 @@ def _check_columns(table: pa.Table, modalities: Sequence[Modality]) -> None:
     missing = [name for name in asked if name not in table.column_names]
     if missing:
         raise ValueError(f"activities lack columns {missing}; they have {table.column_names}")
-    for name in COLUMNS:
+    for name in NEVER_NULL:
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True)
             raise ValueError(f"activities, row {row}: {name} is null; leave the row out")
@@ -315,7 +316,10 @@ def _fixed_width(
     """Return the first ``width`` values of each list, padded by 0, and the lists' lengths."""
     whole = lists.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(whole), 0).to_numpy().astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
-    values = pc.list_flatten(whole).to_numpy(zero_copy_only=False).astype(dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    flat = pc.list_flatten(whole)  # pyright: ignore[reportAttributeAccessIssue]
+    if dtype == np.uint32:
+        flat = pc.fill_null(flat, NOTHING)
+    values = flat.to_numpy(zero_copy_only=False).astype(dtype)
     starts = np.cumsum(lengths) - lengths
     column = np.arange(width)
     is_there = column < lengths[:, np.newaxis]

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     occurred_us: int
     received_us: int
     modality: str
-    tokens: list[int]
+    tokens: Any
     vector: list[float]
 
 
@@ -178,6 +178,15 @@ def test_a_modality_that_nobody_has_is_empty() -> None:
     sequences = history.sequences(9, {"clicks": 4, "looks": 4})
     assert windows(sequences, "looks") == [[]]
     assert windows(sequences, "clicks") == [[(5, [1, NOTHING], [], 4)]]
+
+
+def test_null_tokens_are_none() -> None:
+    rows = [
+        Row("u", at, at, "clicks", tokens, []) for at, tokens in enumerate([[7], [None, 8], None])
+    ]
+    history = History.of_table(table_of(rows), MODALITIES)
+    found = history.modalities["clicks"].tokens
+    assert found.tolist() == [[7, NOTHING], [NOTHING, 8], [NOTHING, NOTHING]]
 
 
 def test_rows_that_cannot_be_read_are_named() -> None:

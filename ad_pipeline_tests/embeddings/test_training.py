@@ -7,6 +7,8 @@ label has met, is scored. ``roc_auc`` of the truth is what could be reached at m
 import hashlib
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,36 @@ def test_a_training_stopped_at_any_step_and_resumed_ends_in_the_same_bytes(tmp_p
     forgetful = Training.restore(arrays | {"means": 0 * arrays["means"]}, manifest)
     list(forgetful.learn(*given))
     assert digest(forgetful.state()[0]) != expected
+
+
+def rerun() -> str:
+    """Learn, encode and return what became of it."""
+    sequences, ads = a_market()
+    training = Training(SMALL, QUICK)
+    list(training.learn(sequences, ads))
+    vectors = training.encoder.vectors(sequences)
+    return digest(training.state()[0] | {"vectors": vectors})
+
+
+RERUN = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from ad_pipeline_tests.embeddings.test_training import rerun
+print(rerun())
+"""
+
+
+@needs_jax
+def test_a_run_again_in_a_process_with_one_core_ends_in_the_same_bytes() -> None:
+    """That the number of XLA's threads would show is planted in the tests of wide & deep."""
+    again = subprocess.run(
+        [sys.executable, "-c", RERUN],
+        cwd=Path(__file__).resolve().parents[2],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert again.stdout.strip() == rerun()
 
 
 @needs_jax
