@@ -48,8 +48,8 @@ Parameters = dict[str, Any]
 Inputs = dict[str, dict[str, Any]]
 """What the encoder reads of a user or of a batch, by modality."""
 
-ROWS = 256
-"""Users of a call; they are encoded one after the other."""
+ROWS = 64
+"""Users of a call at most; they are encoded one after the other."""
 
 NORM_FLOOR = 0.01
 """Added to a mean square before its root: what was not learnt is small, and stays small."""
@@ -158,9 +158,9 @@ class Encoder:
         parameters = jax_or(EmbeddingsExtraMissing).device_put(self.parameters)
         out = np.empty((len(sequences), self.settings.dimension), np.float32)
         for batch in sequences.batches(ROWS):
-            rows = np.pad(batch.rows, (0, ROWS - len(batch.rows)), constant_values=-1)
-            inputs = self.inputs(windows_of(sequences, Batch(rows, batch.lengths)))
-            out[batch.rows] = np.asarray(vectors_of(parameters, inputs))[: len(batch.rows)]
+            count = len(batch.rows)
+            inputs = _padded(self.inputs(windows_of(sequences, batch)), ROWS - count)
+            out[batch.rows] = np.asarray(vectors_of(parameters, inputs, count))[:count]
         return out
 
     def ad_vectors(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -383,14 +383,33 @@ def _in_heads(x: Any, heads: int) -> Any:
     return x.reshape(len(x), heads, -1)
 
 
+def _padded(inputs: Inputs, rows: int) -> Inputs:
+    """Return a batch's inputs with rows of zeros behind."""
+    return {
+        name: {
+            part: np.concatenate([array, np.zeros((rows, *array.shape[1:]), array.dtype)])
+            for part, array in of.items()
+        }
+        for name, of in inputs.items()
+    }
+
+
 @cache
 def _compiled_vectors(settings_json: str) -> Any:
-    """Return the program from parameters and a batch's inputs to vectors, a user at a time."""
+    """Return the program from parameters and a batch's inputs to vectors, a user at a time.
+
+    How many users there are is an argument, so that one costs no more than one.
+    """
     jax = jax_or(EmbeddingsExtraMissing)
     settings = EncoderSettings.model_validate_json(settings_json)
 
-    def vectors(parameters: Parameters, inputs: Inputs) -> Any:
-        return jax.lax.map(lambda user: user_vector(settings, parameters, user), inputs)
+    def vectors(parameters: Parameters, inputs: Inputs, count: Any) -> Any:
+        def encode(row: Any, out: Any) -> Any:
+            one = jax.tree.map(lambda array: array[row], inputs)
+            return out.at[row].set(user_vector(settings, parameters, one))
+
+        first = jax.numpy.zeros((ROWS, settings.dimension), np.float32)
+        return jax.lax.fori_loop(0, count, encode, first)
 
     return jax.jit(vectors)
 

@@ -8,6 +8,7 @@
   and what each ranks the clicks of users by whom no label has met, in two made worlds. In `tastes`
   activities speak for themselves; in `marked` one activity says which of the others are meant, so
   that they must be read together.
+- User to user: whether the contrastive term brings users of equal tastes nearer, in both worlds.
 - Training: sequences a second and core.
 
     python -m benchmarks.speed.embeddings [--json] [--runs 5] [--seeds 3]
@@ -17,6 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -44,6 +46,8 @@ NOW_US = 1_700_000_000_000_000 // DAY_US * DAY_US
 TOPICS = 5
 SHOWN = 16
 """Ads that each user is shown."""
+
+CONTRASTIVE = 0.1
 
 QUICK = TrainingSettings(dense_rate=0.01, table_rate=0.3, batch_sequences=32, epochs=3)
 
@@ -96,6 +100,16 @@ def seconds_per_user(users: int, runs: int) -> dict[tuple[str, int], float]:
     return {key: statistics.median(found) for key, found in spent.items()}
 
 
+def seconds_alone(calls: int) -> float:
+    """Return the median core seconds of a call for one user, 128 activities a modality."""
+    encoder = Encoder.first(settings_of("none", 128))
+    sequences = history_of(1, 128).sequences(NOW_US, encoder.longest)
+    encoder.vectors(sequences)
+    return statistics.median(
+        cpu_seconds(lambda: encoder.vectors(sequences)) for _ in range(20 * calls)
+    )
+
+
 def exponent(seconds: dict[tuple[str, int], float], mixing: Mixing) -> float:
     """Return the slope of log seconds in log activities."""
     logs = [np.log(seconds[mixing, length]) for length in LENGTHS]
@@ -138,8 +152,24 @@ def marked(users: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]
 WORLDS = {"tastes": tastes, "marked": marked}
 
 
-def learnt_auc(world: str, mixing: Mixing, users: int, seed: int) -> float:
-    """Return the AUC of the clicks of half the users, learned from those of the other half."""
+@dataclass(frozen=True)
+class Learnt:
+    """What was learned of half the users is worth to the other half.
+
+    Attributes
+    ----------
+    auc : float
+        Of their clicks.
+    alike : float
+        Share of their ten nearest, by cosine, that have both tastes in common; by chance 0.04.
+    """
+
+    auc: float
+    alike: float
+
+
+def learnt(world: str, mixing: Mixing, users: int, seed: int, contrastive: float = 0.0) -> Learnt:
+    """Learn the clicks of half the users of a world, and judge by the other half."""
     generator = np.random.default_rng(seed)
     user, modality, ids, taste = WORLDS[world](users, generator)
     settings = settings_of(mixing, 16, width=16)
@@ -154,17 +184,26 @@ def learnt_auc(world: str, mixing: Mixing, users: int, seed: int) -> float:
     )
     labels = np.stack([clicked, clicked & False], axis=-1).reshape(-1, 2)
     sequence = np.repeat(np.arange(users), SHOWN)
-    learnt = sequence < users // 2
+    is_learnt = sequence < users // 2
     given = LabelledAds.after(
-        sequences, sequence[learnt], np.full(learnt.sum(), NOW_US + 1), ads[learnt], labels[learnt]
+        sequences,
+        sequence[is_learnt],
+        np.full(is_learnt.sum(), NOW_US + 1),
+        ads[is_learnt],
+        labels[is_learnt],
     )
-    training = Training(settings, QUICK.model_copy(update={"seed": seed}))
+    how = QUICK.model_copy(update={"seed": seed, "contrastive": contrastive})
+    training = Training(settings, how)
     for _ in training.learn(sequences, given):
         pass
     encoder = training.encoder
-    vectors = encoder.vectors(sequences)[sequence[~learnt]]
-    logits = encoder.logits(vectors, ads[~learnt])[:, 0].astype(np.float64)
-    return roc_auc(labels[~learnt, 0], 1.0 / (1.0 + np.exp(-logits)))
+    vectors = encoder.vectors(sequences)
+    logits = encoder.logits(vectors[sequence[~is_learnt]], ads[~is_learnt])[:, 0]
+    probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    return Learnt(
+        roc_auc(labels[~is_learnt, 0], probabilities),
+        _share_alike(vectors[users // 2 :], taste[users // 2 :]),
+    )
 
 
 def training_seconds(users: int, runs: int) -> float:
@@ -224,6 +263,14 @@ def speed_figures(users: int, runs: int) -> list[Figure]:
                 better="lower",
             ),
         ]
+    figures.append(
+        Figure(
+            "one_user_ms",
+            1e3 * seconds_alone(runs),
+            "one user alone, 128 activities a modality: what an update on demand costs",
+            better="lower",
+        )
+    )
     trained = training_seconds(users, runs)
     return [
         *figures,
@@ -246,21 +293,39 @@ def attention_figures(users: int, seeds: int) -> list[Figure]:
     """Return what each attention ranks clicks by in each world, and its gain over pooling alone."""
     figures = []
     for world in WORLDS:
-        found = {
-            mixing: [learnt_auc(world, mixing, users, seed) for seed in range(seeds)]
+        runs = {
+            mixing: [learnt(world, mixing, users, seed) for seed in range(seeds)]
             for mixing in MIXINGS
         }
         for mixing in MIXINGS:
-            gains = np.subtract(found[mixing], found["none"])
+            found = [run.auc for run in runs[mixing]]
+            gains = np.subtract(found, [run.auc for run in runs["none"]])
             beside = "" if mixing == "none" else f"; beside none {_spread(gains)}"
             figures.append(
                 Figure(
                     f"auc_{world}_{mixing}",
-                    statistics.mean(found[mixing]),
+                    statistics.mean(found),
                     f"AUC of clicks of users not learnt, {users:,} users, world `{world}`, mean of "
                     f"{seeds} seeds{beside}",
                 )
             )
+        drawn = [learnt(world, "none", users, seed, CONTRASTIVE) for seed in range(seeds)]
+        alike = [run.alike for run in runs["none"]]
+        drawn_alike = [run.alike for run in drawn]
+        figures += [
+            Figure(
+                f"alike_{world}",
+                statistics.mean(alike),
+                "share of the ten nearest users that have both tastes in common, by chance 0.04",
+            ),
+            Figure(
+                f"alike_{world}_contrastive",
+                statistics.mean(drawn_alike),
+                f"the same with a user-to-user term of weight {CONTRASTIVE:g}; beside none "
+                f"{_spread(np.subtract(drawn_alike, alike))}; AUC "
+                f"{statistics.mean(run.auc for run in drawn):.3f}",
+            ),
+        ]
     return figures
 
 
@@ -278,6 +343,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         *attention_figures(chosen.world_users, chosen.seeds),
     ]
     print_figures(figures, as_json=chosen.json)
+
+
+def _share_alike(vectors: np.ndarray, taste: np.ndarray) -> float:
+    centred = vectors - vectors.mean(axis=0)
+    units = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    closeness = units @ units.T
+    np.fill_diagonal(closeness, -np.inf)
+    nearest = np.argpartition(-closeness, 10, axis=1)[:, :10]
+    return float((taste[nearest] == taste[:, np.newaxis]).all(axis=-1).mean())
 
 
 def _spread(gains: np.ndarray) -> str:
