@@ -119,9 +119,9 @@ class LabelledAds:
         if len(early):
             row = int(early[0])
             raise LeakedLabel(
-                f"row {row} (of {len(early)}): its ad was shown at {shown_us[row]}, its user's "
-                f"sequence ends at {moment[row]}, so the label may be among what is read; take a "
-                "sequence of an earlier moment"
+                f"row {row}, and {len(early) - 1} more: its ad was shown at {shown_us[row]}, its "
+                f"user's sequence ends at {moment[row]}, so the label may be among what is read; "
+                "take a sequence of an earlier moment"
             )
         wrong = np.flatnonzero(~((labels == 0) | (labels == 1) | np.isnan(labels)).all(axis=1))
         if len(wrong):

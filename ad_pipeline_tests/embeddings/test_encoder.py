@@ -32,6 +32,7 @@ from ad_pipeline_tests.embeddings.made_worlds import (
     BITS,
     NO_ENRICHMENT,
     NOW_US,
+    activities,
     history_at_random,
     needs_jax,
     settings_of,
@@ -327,6 +328,14 @@ def test_a_vector_does_not_depend_on_its_batch_to_the_bit() -> None:
     many = np.tile(np.arange(len(sequences)), 15)  # more than a call
     assert np.array_equal(encoder.vectors(sequences.take(many)), whole[many])
     assert len(np.unique(whole, axis=0)) > 30
+
+
+@needs_jax
+def test_nobody_has_no_vectors() -> None:
+    table = activities(*(np.zeros(0, kind) for kind in (int, int, "U6", int)))
+    history = History.of_table(table, settings_of("clicks").modalities)
+    encoder = Encoder.first(settings_of("clicks"))
+    assert encoder.vectors(history.sequences(NOW_US, encoder.longest)).shape == (0, 8)
 
 
 def test_more_padding_changes_nothing_but_rounding() -> None:
