@@ -236,7 +236,7 @@ def figures(count: int, runs: int) -> list[Figure]:
             f"peak of {GROWTH * count:,} users over that of {count:,}: store written and searched",
             1.1,
             "lower",
-            "K-means is fitted to a sample that grows as the root of the users; the search adds nothing",
+            "K-means' sample grows as the root of the users; the search adds nothing to it",
         ),
         Figure("memory_mb", small, f"peak of {count:,} users, libraries included"),
         Figure(
