@@ -181,7 +181,10 @@ def fit_clusters(users: Users, settings: UserVectorSettings, seed: int) -> Clust
     import faiss
 
     draws = hashing.uniform(seed, users.ids, "embeddings.graph.clusters")
-    sample = np.lexsort((users.ids, draws))[: count * POINTS_PER_CLUSTER]
+    size = min(count * POINTS_PER_CLUSTER, n)
+    sample = np.argpartition(draws, size - 1)[:size]
+    # In the order of their draws: the first of them are where K-means begins.
+    sample = sample[np.argsort(draws[sample], kind="stable")]
     vectors = users.units(sample)
     threads = faiss.omp_get_max_threads()
     # K-means adds up in the order of its threads.

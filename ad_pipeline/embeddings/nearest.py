@@ -80,14 +80,13 @@ def nearest(
     sizes = np.zeros(len(queries), np.int64)
     compared = 0
     for numbers, ends, others in _batched(groups):
-        lanes = np.ascontiguousarray(units(others).T)
         compared += _search(
             np.ascontiguousarray(queries),
             asking,
             probed,
             np.array(numbers),
             np.array(ends),
-            lanes,
+            units(others),
             others,
             similarities,
             positions,
@@ -123,33 +122,38 @@ def _search(
     probed: np.ndarray,
     numbers: np.ndarray,
     ends: np.ndarray,
-    lanes: np.ndarray,
+    vectors: np.ndarray,
     others: np.ndarray,
     similarities: np.ndarray,
     positions: np.ndarray,
     sizes: np.ndarray,
 ) -> int:
     """Sort the users of groups into the lists of those who probe them; return the pairs."""
+    dimension = queries.shape[1]
     sums = np.empty(_LANES, np.float32)
+    lanes = np.empty((dimension, _LANES), np.float32)
     k = similarities.shape[1]
     compared = 0
     first = 0
     for group in range(numbers.size):
-        for row in range(queries.shape[0]):
-            is_probed = False
-            for place in range(probed.shape[1]):
-                is_probed = is_probed or probed[row, place] == numbers[group]
-            if not is_probed:
-                continue
-            compared += ends[group] - first
-            for start in range(first, ends[group], _LANES):
-                count = min(_LANES, ends[group] - start)
-                part = sums[:count]
+        for start in range(first, ends[group], _LANES):
+            count = min(_LANES, ends[group] - start)
+            for i in range(count):
+                for t in range(dimension):
+                    lanes[t, i] = vectors[start + i, t]
+            part = sums[:count]
+            for row in range(queries.shape[0]):
+                is_probed = False
+                for place in range(probed.shape[1]):
+                    is_probed = is_probed or probed[row, place] == numbers[group]
+                if not is_probed:
+                    continue
+                compared += count
                 part[:] = 0
                 # By dimension, then by lane: the order of each lane's sum is fixed.
-                for t in range(queries.shape[1]):
+                for t in range(dimension):
                     x = queries[row, t]
-                    lane = lanes[t, start : start + count]
+                    lane = lanes[t, :count]
                     for i in range(count):
                         part[i] += x * lane[i]
                 size = sizes[row]

@@ -319,7 +319,8 @@ class StoredVectors:
     def units(self, positions: np.ndarray) -> np.ndarray:
         """Return users' vectors at length 1, float32 (m, d); a vector of zeros stays one."""
         vectors, norms = self.read(positions)
-        return vectors / np.where(norms > 0, norms, np.float32(1))[:, None]
+        vectors /= np.where(norms > 0, norms, np.float32(1))[:, None]
+        return vectors
 
     def lookup(self, ids: np.ndarray) -> FoundVectors:
         """Return the vectors of users, uint64 (n,); absent ones are masked."""
