@@ -9,9 +9,10 @@ The path, in the order in which data passes it:
 ``serving``     bundle, scorer, promotion, rollback
 ``monitoring``  drift, parity, verdicts
 
-Beside it ``evaluation`` holds measures and intervals, after it ``simulation`` plays the outside
-world. Modules beside the rooms (``settings``, ``datasets``, ``clocks``, ``hashing``,
-``checkpoints``, ``warehouse``) import no room and serve all. ``defs`` hands the rooms to Dagster
-and is the only code that imports it; ``cli`` works without it. Which room may import which is
-asserted in ``ad_pipeline_tests/test_layout.py``.
+Beside it ``evaluation`` holds measures and intervals, and ``embeddings`` the vectors of users and
+who is similar to whom; after it ``simulation`` plays the outside world. Modules beside the rooms
+(``settings``, ``datasets``, ``clocks``, ``hashing``, ``checkpoints``, ``warehouse``, ``xla``)
+import no room and serve all. ``defs`` hands the rooms to Dagster and is the only code that imports
+it; ``cli`` works without it. Which room may import which is asserted in
+``ad_pipeline_tests/test_layout.py``.
 """

@@ -31,8 +31,8 @@ PAGES = sorted(
     ]
 )
 ROOMS = (
-    "events", "examples", "evaluation", "features", "learners", "serving", "monitoring",
-    "simulation",
+    "events", "examples", "evaluation", "embeddings", "features", "learners", "serving",
+    "monitoring", "simulation",
 )  # fmt: skip
 
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")

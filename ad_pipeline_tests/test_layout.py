@@ -25,7 +25,7 @@ TOP_LEVEL = FIXED_TOP_LEVEL | {
 #: What packaging tools leave behind; .gitignore names them. Hidden entries are not looked at.
 LEFT_BEHIND = re.compile(r"__pycache__|build|dist|.*\.egg-info")
 
-FOUNDATIONS = {"settings", "datasets", "clocks", "hashing", "checkpoints", "warehouse"}
+FOUNDATIONS = {"settings", "datasets", "clocks", "hashing", "checkpoints", "warehouse", "xla"}
 BESIDE_THE_ROOMS = FOUNDATIONS | {"__init__", "cli", "definitions", "main_job"}
 
 PATH = [

@@ -57,11 +57,13 @@ MODULES = (
     Module("online_learner", "The online learner", 8.0),
     Module("online_requests", "The online learner, a little at a time", 2.0),
     Module("wide_deep", "Wide & deep", 2.0),
+    Module("similarity", "Similar users", 4.0),
     Module("label_join", "The label join", 7.0),
     Module("pipeline", "Dagster's part of a run", 9.0),
     Module("drift", "Drift", 2.0),
     Module("simulation", "The simulated exchange", 0.5),
     Module("parity", "The re-check of served decisions", 3.0),
+    Module("embeddings", "User vectors", 4.0),
 )
 
 PACKAGES = ("dagster", "duckdb", "numba", "numpy", "pyarrow")

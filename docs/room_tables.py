@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+import ad_pipeline.embeddings.tables
 import ad_pipeline.evaluation.tables
 import ad_pipeline.examples.tables
 import ad_pipeline.features.tables
@@ -24,6 +25,7 @@ TABLES: dict[str, tuple[Table, ...]] = {
     "events": LOG_TABLES + FIXED_TABLES,
     "examples": ad_pipeline.examples.tables.TABLES,
     "evaluation": ad_pipeline.evaluation.tables.TABLES,
+    "embeddings": ad_pipeline.embeddings.tables.TABLES,
     "features": ad_pipeline.features.tables.TABLES,
     "learners": ad_pipeline.learners.tables.TABLES,
     "monitoring": ad_pipeline.monitoring.tables.TABLES,

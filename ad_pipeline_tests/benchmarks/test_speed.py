@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.figures import Figure
 from benchmarks.performance_page import REPOSITORY
-from benchmarks.speed import label_join
+from benchmarks.speed import embeddings, label_join
 
 
 def figures_of(module: str, *options: str) -> dict[str, Figure]:
@@ -65,6 +66,16 @@ def test_sides_that_wrote_other_rows_are_not_compared(tmp_path: Path):
         label_join.require_same_rows(side, label_join.Side(side.seconds, changed, side.peak_mb))
 
 
+def test_similarity_says_what_the_graph_finds_compares_and_holds():
+    figures = figures_of("similarity", "--users", "3000")
+    assert figures["faiss_ratio"].reach == 1.3
+    assert figures["faiss_ratio"].limit
+    assert 0.5 < figures["recall_at_50"].value <= 1
+    assert 0 < figures["compared_share"].value < 1
+    assert figures["recall_at_50_noise"].value < figures["recall_at_50"].value
+    assert figures["memory_ratio"].value == pytest.approx(1, abs=0.5)
+
+
 @pytest.mark.slow
 def test_wide_deep_says_how_far_it_is_from_the_bare_products():
     pytest.importorskip("jax", reason="JAX is not installed: pip install ad_pipeline[deep]")
@@ -88,3 +99,37 @@ def test_pipeline_says_what_share_of_its_allowance_dagster_takes():
         figures["pipeline_dagster_seconds"].value - figures["pipeline_library_seconds"].value
     )
     assert figures["pipeline_assets"].value > 20
+
+
+def test_the_exponent_of_user_vectors_is_that_of_seconds_in_activities():
+    for power in (0.0, 1.0, 1.7):
+        seconds = {("none", length): 3e-6 * length**power for length in embeddings.LENGTHS}
+        assert embeddings.exponent(seconds, "none") == pytest.approx(power, abs=1e-9)
+
+
+def test_the_made_worlds_of_user_vectors_hide_a_taste_in_what_users_do():
+    """Of activities that are meant, all show the taste; in `marked` only the mark says which."""
+    users = 300
+    for world in embeddings.WORLDS.values():
+        user, modality, ids, taste = world(users, np.random.default_rng(0))
+        assert len(user) == len(modality) == len(ids)
+        first = modality == embeddings.MODALITIES[0]
+        own = [ids[first & (user == u)] for u in range(users)]
+        if world is embeddings.tastes:
+            likeliest = [np.bincount(mine).argmax() for mine in own]
+        else:
+            meant = [mine.max() - 2 * embeddings.TOPICS for mine in own]
+            kinds = [mine[mine < 2 * embeddings.TOPICS] for mine in own]
+            likeliest = [
+                kind[kind // embeddings.TOPICS == of][0] % embeddings.TOPICS
+                for kind, of in zip(kinds, meant, strict=True)
+            ]
+        assert np.mean(np.array(likeliest) == taste[:, 0]) > 0.95
+
+
+@pytest.mark.slow
+def test_embeddings_say_how_seconds_grow_in_activities():
+    figures = figures_of("embeddings", "--users", "64", "--seeds", "1", "--world-users", "200")
+    assert figures["events_exponent"].reach == 1.1
+    assert {"users_per_s", "users_per_s_32", "users_per_s_512"} <= set(figures)
+    assert 0.0 < figures["padding_share"].value < 0.5

@@ -35,8 +35,9 @@ from threadpoolctl import threadpool_limits
 from ad_pipeline.features.encoding import slots as slots_of
 from ad_pipeline.learners.deep.embedding_table import FIRST_SQUARES
 from ad_pipeline.learners.deep.exported_deep import ExportedDeep
-from ad_pipeline.learners.deep.wide_deep import THREADS, WideDeep
+from ad_pipeline.learners.deep.wide_deep import WideDeep
 from ad_pipeline.settings import DeepSettings
+from ad_pipeline.xla import THREADS
 from benchmarks.click_log import ClickLog, feature_contract
 from benchmarks.figures import Figure, print_figures
 from benchmarks.speed.learn_parquet import columns_of, labels_of, log_loss

@@ -32,7 +32,7 @@ from ad_pipeline.learners import scored_hours
 from ad_pipeline.learners.deep.deep_scores import logits
 from ad_pipeline.learners.deep.embedding_table import EmbeddingTable
 from ad_pipeline.learners.deep.exported_deep import ExportedDeep, slots_of_fields
-from ad_pipeline.learners.deep.wide_deep import DeepExtraMissing, WideDeep, is_installed
+from ad_pipeline.learners.deep.wide_deep import DeepExtraMissing, WideDeep
 from ad_pipeline.learners.delayed.shown_hours import ShownRows, encoded_slots, shown_rows
 from ad_pipeline.learners.online.online_checkpoints import learnt_hours, must_continue
 from ad_pipeline.learners.online.quarantine import (
@@ -45,6 +45,7 @@ from ad_pipeline.learners.scored_hours import Score, ScoredHour
 from ad_pipeline.learners.tables import DEEP_PREDICTIONS, TABLES
 from ad_pipeline.settings import DeepSettings
 from ad_pipeline.warehouse import Table, Warehouse, rows_of, select
+from ad_pipeline.xla import is_installed
 
 NAME = "deep"
 KIND = "learners.deep_model"

@@ -1,9 +1,9 @@
 """Wide & deep, trained in JAX: layers, the step that learns them, state that can be saved.
 
-The only module that imports JAX, and only when a learner is made. The formulas of losses are those
-of :mod:`ad_pipeline.learners.delayed.losses`, the table is :mod:`.embedding_table`, and scores come
-from :mod:`.deep_scores`, in training as in serving: what JAX computes forwards is used for its
-gradient alone. Which rows are learnt, and when, belongs to the caller.
+The only module of the learners that imports JAX, and only when one is made. The formulas of losses
+are those of :mod:`ad_pipeline.learners.delayed.losses`, the table is :mod:`.embedding_table`, and
+scores come from :mod:`.deep_scores`, in training as in serving: what JAX computes forwards is used
+for its gradient alone. Which rows are learnt, and when, belongs to the caller.
 
 **Model.** Each slot of a row has a wide weight and an embedding. The embeddings, one beside the
 other, pass the layers; a logit is the sum of the wide weights plus the last layer's output. A loss
@@ -25,9 +25,7 @@ are the stream's nature, more than one batch in ``LONGEST``^2, raise that root m
 ``non_negative`` drops, of a batch whose positives take back more than its negatives gave, all that
 negatives' side of the risk says (Kiryo et al., algorithm 1 without its backward step).
 
-**Same bytes.** XLA divides some sums among its threads and adds the parts, so their number is part
-of the result. It is set to :data:`THREADS` whatever the machine has, if JAX has not been used in
-this process before. Another kind of processor, or another JAX, gives other last bits.
+**Same bytes.** The number of XLA's threads is part of the result: :mod:`ad_pipeline.xla` sets it.
 
 References
 ----------
@@ -37,10 +35,8 @@ section 4.2. Kiryo et al., Positive-Unlabeled Learning with Non-Negative Risk Es
 2017. He et al., Delving Deep into Rectifiers, ICCV 2015 (the layers' first weights).
 """
 
-import importlib.util
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Self
@@ -55,12 +51,10 @@ from ad_pipeline.learners.delayed import losses
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.learners.ftrl.ftrl_expert import HEADS
 from ad_pipeline.settings import DeepSettings
+from ad_pipeline.xla import jax_or
 
 Arrays = dict[str, np.ndarray]
 Manifest = dict[str, Any]
-
-THREADS = 2
-"""XLA's, on every machine."""
 
 UNLEARNT_SCALE = 0.01
 """Embeddings of slots that were not learnt are uniform in [-0.01, 0.01)."""
@@ -73,8 +67,6 @@ LONGEST = 10.0
 
 WARM_UP = 20
 """Batches whose gradients are taken as they come, before there is a root mean square to trust."""
-
-_THREADS_VARIABLE = "PJRT_NPROC"
 
 
 class DeepExtraMissing(ImportError):
@@ -128,7 +120,7 @@ class WideDeep:
             )
         if fields < 1:
             raise ValueError(f"rows of {fields} slots; there must be at least one")
-        self._jax = _jax()
+        self._jax = jax_or(DeepExtraMissing)
         self.settings = settings
         self.fields = fields
         self.slot_bits = slot_bits
@@ -346,21 +338,6 @@ class WideDeep:
         self.rows += rows
 
 
-def is_installed() -> bool:
-    """Tell whether JAX is there, without importing it."""
-    return importlib.util.find_spec("jax") is not None
-
-
-def _jax() -> Any:
-    """Return JAX, its threads set, or say how to install it."""
-    os.environ.setdefault(_THREADS_VARIABLE, str(THREADS))
-    try:
-        import jax
-    except ImportError as error:
-        raise DeepExtraMissing from error
-    return jax
-
-
 def _first_layers(
     settings: DeepSettings, fields: int, heads: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -387,7 +364,7 @@ def _compiled_step(
     far; then, given to it, a batch's gathered numbers, labels, weights and outcomes, and in place
     of those the gradient by the gathered numbers.
     """
-    jax = _jax()
+    jax = jax_or(DeepExtraMissing)
     jnp = jax.numpy
 
     def scores_of(dense: Any, gathered: Any) -> Any:

@@ -1,0 +1,385 @@
+"""How fast users are refreshed and an encoder trained, and which attention is worth its time.
+
+- Refreshing: :meth:`Encoder.vectors` of users with so many activities in each of two modalities,
+  the reading of sequences included. Figures are per core: the seconds are of all threads of this
+  process, so that neither a second core nor who else is on the machine counts. The exponent is the
+  slope of log seconds in log activities.
+- Attention: pooling alone, and linear or quadratic self-attention before it, at the same sizes;
+  and what each ranks the clicks of users by whom no label has met, in two made worlds. In `tastes`
+  activities speak for themselves; in `marked` one activity says which of the others are meant, so
+  that they must be read together.
+- User to user: whether the contrastive term brings users of equal tastes nearer, in both worlds.
+- Training: sequences a second and core.
+
+    python -m benchmarks.speed.embeddings [--json] [--runs 5] [--seeds 3]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+
+from ad_pipeline.embeddings.content import id_tokens
+from ad_pipeline.embeddings.encoder import Encoder
+from ad_pipeline.embeddings.encoder_settings import (
+    EncoderSettings,
+    Mixing,
+    Modality,
+    TrainingSettings,
+)
+from ad_pipeline.embeddings.enrichment import DAY_US
+from ad_pipeline.embeddings.sequences import History
+from ad_pipeline.embeddings.training import LabelledAds, Training
+from ad_pipeline.evaluation.metrics import roc_auc
+from benchmarks.figures import Figure, print_figures
+
+MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
+LENGTHS = 32, 128, 512
+MODALITIES = "clicks", "looks"
+NOW_US = 1_700_000_000_000_000 // DAY_US * DAY_US
+
+TOPICS = 5
+SHOWN = 16
+"""Ads that each user is shown."""
+
+CONTRASTIVE = 0.1
+
+QUICK = TrainingSettings(dense_rate=0.01, table_rate=0.3, batch_sequences=32, epochs=3)
+
+
+def settings_of(mixing: Mixing, longest: int, width: int = 32) -> EncoderSettings:
+    """Return an encoder of two modalities, one slot an activity."""
+    kinds = tuple(Modality(name=name, tokens=1, longest=longest) for name in MODALITIES)
+    return EncoderSettings(modalities=kinds, mixing=mixing, width=width, dimension=width)
+
+
+def history_of(users: int, length: int) -> History:
+    """Return users who all did so much in each modality, evenly over a month."""
+    generator = np.random.default_rng(length)
+    user = np.tile(np.repeat(np.arange(users), length), len(MODALITIES))
+    modality = np.repeat(MODALITIES, users * length)
+    ids = generator.integers(0, 1 << 14, len(user))
+    return _history(user, modality, ids, generator, settings_of("none", length))
+
+
+def padding_share(users: int) -> float:
+    """Return the share of padding where most users did little and few did much."""
+    generator = np.random.default_rng(9)
+    counts = np.ceil(generator.lognormal(3.0, 1.0, users)).astype(np.int64)  # median 20
+    user = np.repeat(np.arange(users), counts)
+    modality = np.repeat(MODALITIES[:1], len(user))
+    settings = settings_of("none", 128)
+    history = _history(user, modality, user, generator, settings)
+    return history.sequences(NOW_US, {MODALITIES[0]: 128}).padding_share()
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Return the seconds of one call on all cores together."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def seconds_per_user(users: int, runs: int) -> dict[tuple[str, int], float]:
+    """Return the median core seconds that a user's vector takes, by attention and length."""
+    spent: dict[tuple[str, int], list[float]] = {}
+    for length in LENGTHS:
+        history = history_of(users, length)
+        contestants = {mixing: Encoder.first(settings_of(mixing, length)) for mixing in MIXINGS}
+        sequences = history.sequences(NOW_US, contestants["none"].longest)
+        for run in range(runs + 1):
+            for mixing, encoder in contestants.items():
+                seconds = cpu_seconds(lambda e=encoder, s=sequences: e.vectors(s)) / users
+                if run:  # the first one compiles
+                    spent.setdefault((mixing, length), []).append(seconds)
+    return {key: statistics.median(found) for key, found in spent.items()}
+
+
+def seconds_alone(calls: int) -> float:
+    """Return the median core seconds of a call for one user, 128 activities a modality."""
+    encoder = Encoder.first(settings_of("none", 128))
+    sequences = history_of(1, 128).sequences(NOW_US, encoder.longest)
+    encoder.vectors(sequences)
+    return statistics.median(
+        cpu_seconds(lambda: encoder.vectors(sequences)) for _ in range(20 * calls)
+    )
+
+
+def exponent(seconds: dict[tuple[str, int], float], mixing: Mixing) -> float:
+    """Return the slope of log seconds in log activities."""
+    logs = [np.log(seconds[mixing, length]) for length in LENGTHS]
+    return float(np.polyfit(np.log(LENGTHS), logs, 1)[0])
+
+
+def tastes(users: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Return who did what, and each user's two tastes: a modality shows one each."""
+    taste = generator.integers(0, TOPICS, (users, 2))
+    user = np.tile(np.repeat(np.arange(users), 12), 2)
+    side = np.repeat([0, 1], users * 12)
+    is_noise = generator.random(len(user)) < 0.3
+    topic = np.where(is_noise, generator.integers(0, TOPICS, len(user)), taste[user, side])
+    return user, np.array(MODALITIES)[side], topic, taste
+
+
+def marked(users: int, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Return who did what, and each user's tastes: half of what he does is meant.
+
+    A modality holds six activities of one kind and six of another, and a mark of which kind shows
+    the taste; the other kind shows another one.
+    """
+    taste = generator.integers(0, TOPICS, (users, 2))
+    other = generator.integers(0, TOPICS, (users, 2))
+    meant = generator.integers(0, 2, (users, 2))
+    user = np.tile(np.repeat(np.arange(users), 13), 2)
+    side = np.repeat([0, 1], users * 13)
+    place = np.tile(np.arange(13), 2 * users)
+    kind = place % 2
+    shown = np.where(kind == meant[user, side], taste[user, side], other[user, side])
+    mark = 2 * TOPICS + meant[user, side]
+    return (
+        user,
+        np.array(MODALITIES)[side],
+        np.where(place == 12, mark, TOPICS * kind + shown),
+        taste,
+    )
+
+
+WORLDS = {"tastes": tastes, "marked": marked}
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What was learned of half the users is worth to the other half.
+
+    Attributes
+    ----------
+    auc : float
+        Of their clicks.
+    alike : float
+        Share of their ten nearest, by cosine, that have both tastes in common; by chance 0.04.
+    """
+
+    auc: float
+    alike: float
+
+
+def learnt(world: str, mixing: Mixing, users: int, seed: int, contrastive: float = 0.0) -> Learnt:
+    """Learn the clicks of half the users of a world, and judge by the other half."""
+    generator = np.random.default_rng(seed)
+    user, modality, ids, taste = WORLDS[world](users, generator)
+    settings = settings_of(mixing, 16, width=16)
+    history = _history(user, modality, ids, generator, settings)
+    sequences = history.sequences(NOW_US, dict.fromkeys(MODALITIES, 16))
+    topic = generator.integers(0, TOPICS, (users, SHOWN, 2))
+    matches = (topic == taste[:, np.newaxis]).sum(axis=-1)
+    clicked = generator.random(matches.shape) < 1.0 / (1.0 + np.exp(2.5 - 2.5 * matches))
+    ads = np.stack(
+        [id_tokens(pa.array(topic[..., s].ravel().astype(str)), f"ad {s}", 16) for s in (0, 1)],
+        axis=-1,
+    )
+    labels = np.stack([clicked, clicked & False], axis=-1).reshape(-1, 2)
+    sequence = np.repeat(np.arange(users), SHOWN)
+    is_learnt = sequence < users // 2
+    given = LabelledAds.after(
+        sequences,
+        sequence[is_learnt],
+        np.full(is_learnt.sum(), NOW_US + 1),
+        ads[is_learnt],
+        labels[is_learnt],
+    )
+    how = QUICK.model_copy(update={"seed": seed, "contrastive": contrastive})
+    training = Training(settings, how)
+    for _ in training.learn(sequences, given):
+        pass
+    encoder = training.encoder
+    vectors = encoder.vectors(sequences)
+    logits = encoder.logits(vectors[sequence[~is_learnt]], ads[~is_learnt])[:, 0]
+    probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    return Learnt(
+        roc_auc(labels[~is_learnt, 0], probabilities),
+        _share_alike(vectors[users // 2 :], taste[users // 2 :]),
+    )
+
+
+def training_seconds(users: int, runs: int) -> float:
+    """Return the median core seconds of a sequence in training, 128 activities a modality."""
+    settings = settings_of("none", 128)
+    sequences = history_of(users, 128).sequences(NOW_US, dict.fromkeys(MODALITIES, 128))
+    generator = np.random.default_rng(1)
+    sequence = np.repeat(np.arange(users), SHOWN)
+    ads = LabelledAds.after(
+        sequences,
+        sequence,
+        np.full(len(sequence), NOW_US + 1),
+        generator.integers(1, 1 << 16, (len(sequence), 3)).astype(np.uint32),
+        generator.integers(0, 2, (len(sequence), 2)),
+    )
+    training = Training(settings, TrainingSettings(epochs=1))
+    found = [
+        cpu_seconds(lambda: [*training.learn(sequences, ads)]) / users for _ in range(runs + 1)
+    ]
+    return statistics.median(found[1:])
+
+
+def speed_figures(users: int, runs: int) -> list[Figure]:
+    """Return what a refresh and a training cost."""
+    seconds = seconds_per_user(users, runs)
+    figures = [
+        Figure(
+            "users_per_s" if length == 128 else f"users_per_s_{length}",
+            1.0 / seconds["none", length],
+            f"users refreshed a second and core, {length} activities in each of "
+            f"{len(MODALITIES)} modalities, 32 numbers, reading of sequences included",
+        )
+        for length in (128, 32, 512)
+    ]
+    figures.append(
+        Figure(
+            "events_exponent",
+            exponent(seconds, "none"),
+            f"slope of log seconds in log activities, {LENGTHS[0]} to {LENGTHS[-1]}, pooling alone",
+            1.1,
+            "lower",
+        )
+    )
+    for mixing in MIXINGS[1:]:
+        ratio = seconds[mixing, 512] / seconds["none", 512]
+        figures += [
+            Figure(
+                f"events_exponent_{mixing}",
+                exponent(seconds, mixing),
+                f"the same with {mixing} self-attention before pooling",
+                better="lower",
+            ),
+            Figure(
+                f"{mixing}_ratio",
+                ratio,
+                f"core seconds with {mixing} self-attention beside pooling alone, 512 activities",
+                better="lower",
+            ),
+        ]
+    figures.append(
+        Figure(
+            "one_user_ms",
+            1e3 * seconds_alone(runs),
+            "one user alone, 128 activities a modality: what an update on demand costs",
+            better="lower",
+        )
+    )
+    trained = training_seconds(users, runs)
+    return [
+        *figures,
+        Figure(
+            "padding_share",
+            padding_share(users),
+            "share of padded activities that are padding, lengths log-normal of median 20, at most "
+            "128; shapes are powers of two",
+            better="lower",
+        ),
+        Figure(
+            "sequences_trained_per_s",
+            1.0 / trained,
+            f"sequences learnt a second and core, 128 activities a modality, {SHOWN} ads each",
+        ),
+    ]
+
+
+def attention_figures(users: int, seeds: int) -> list[Figure]:
+    """Return what each attention ranks clicks by in each world, and its gain over pooling alone."""
+    figures = []
+    for world in WORLDS:
+        runs = {
+            mixing: [learnt(world, mixing, users, seed) for seed in range(seeds)]
+            for mixing in MIXINGS
+        }
+        for mixing in MIXINGS:
+            found = [run.auc for run in runs[mixing]]
+            gains = np.subtract(found, [run.auc for run in runs["none"]])
+            beside = "" if mixing == "none" else f"; beside none {_spread(gains)}"
+            figures.append(
+                Figure(
+                    f"auc_{world}_{mixing}",
+                    statistics.mean(found),
+                    f"AUC of clicks of users not learnt, {users:,} users, world `{world}`, mean of "
+                    f"{seeds} seeds{beside}",
+                )
+            )
+        drawn = [learnt(world, "none", users, seed, CONTRASTIVE) for seed in range(seeds)]
+        alike = [run.alike for run in runs["none"]]
+        drawn_alike = [run.alike for run in drawn]
+        figures += [
+            Figure(
+                f"alike_{world}",
+                statistics.mean(alike),
+                "share of the ten nearest users that have both tastes in common, by chance 0.04",
+            ),
+            Figure(
+                f"alike_{world}_contrastive",
+                statistics.mean(drawn_alike),
+                f"the same with a user-to-user term of weight {CONTRASTIVE:g}; beside none "
+                f"{_spread(np.subtract(drawn_alike, alike))}; AUC "
+                f"{statistics.mean(run.auc for run in drawn):.3f}",
+            ),
+        ]
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table, then one JSON object on the last line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print the JSON object only")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3, help="of the worlds")
+    parser.add_argument("--users", type=int, default=1_000, help="who are refreshed")
+    parser.add_argument("--world-users", type=int, default=6_000)
+    chosen = parser.parse_args(arguments)
+    figures = [
+        *speed_figures(chosen.users, chosen.runs),
+        *attention_figures(chosen.world_users, chosen.seeds),
+    ]
+    print_figures(figures, as_json=chosen.json)
+
+
+def _share_alike(vectors: np.ndarray, taste: np.ndarray) -> float:
+    centred = vectors - vectors.mean(axis=0)
+    units = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    closeness = units @ units.T
+    np.fill_diagonal(closeness, -np.inf)
+    nearest = np.argpartition(-closeness, 10, axis=1)[:, :10]
+    return float((taste[nearest] == taste[:, np.newaxis]).all(axis=-1).mean())
+
+
+def _spread(gains: np.ndarray) -> str:
+    return f"{gains.mean():+.3f}, from {gains.min():+.3f} to {gains.max():+.3f}"
+
+
+def _history(
+    user: np.ndarray,
+    modality: np.ndarray,
+    ids: np.ndarray,
+    generator: np.random.Generator,
+    settings: EncoderSettings,
+) -> History:
+    slots = id_tokens(pa.array(ids.astype(str)), "id", settings.bits)
+    when = NOW_US - generator.integers(0, 30 * DAY_US, len(user))
+    table = pa.table(
+        {
+            "user_id": pa.array(np.char.add("u", np.char.zfill(user.astype(str), 7))),
+            "occurred_us": when,
+            "received_us": when,
+            "modality": pa.array(modality),
+            "tokens": pa.ListArray.from_arrays(
+                pa.array(np.arange(len(user) + 1, dtype=np.int32)), pa.array(slots)
+            ),
+        }
+    )
+    return History.of_table(table, settings.modalities)
+
+
+if __name__ == "__main__":
+    main()

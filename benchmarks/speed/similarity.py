@@ -1,0 +1,265 @@
+"""What the graph of similar users costs, finds and holds in memory.
+
+Made users gather around tastes: points of a curved surface of eight dimensions in a space of 64,
+three hundred thick places. The graph's build, K-means included, is timed in turns with bare FAISS
+calls that do the same: K-means on as many users for as many rounds, an inverted file, a search of
+as many clusters, one thread. Recall is against all pairs, for a sample of users; vectors without
+any clusters are measured too, as the case where searching part of them must fail. Memory is that of
+a fresh process which writes a store shard by shard, opens it and searches the whole graph without
+keeping it: its private pages at their peak, since mapped files the system can drop.
+
+    python -m benchmarks.speed.similarity [--json] [--runs 3] [--users 60000]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from ad_pipeline.embeddings.graph import (
+    ITERATIONS,
+    POINTS_PER_CLUSTER,
+    Clusters,
+    SimilarityGraph,
+    Users,
+    build_graph,
+    fit_clusters,
+    graph_blocks,
+    updated_graph,
+)
+from ad_pipeline.embeddings.vectors import Codec, Layout, read_named, write_vectors
+from ad_pipeline.settings import UserVectorSettings
+from ad_pipeline.simulation.streams import random_stream
+from benchmarks.figures import Figure, print_figures
+
+USERS, DIMENSION = 60_000, 64
+SURFACE, TASTES = 8, 300
+SAMPLED = 500
+CHANGED = 0.02
+GROWTH = 4
+SETTINGS = UserVectorSettings(exact_users=100)
+VERSION = "made"
+
+
+def made_vectors(seed: int, part: int, rows: int) -> np.ndarray:
+    """Return vectors of users who gather around tastes: float32 (rows, 64)."""
+    world, stream = random_stream(seed, "tastes"), random_stream(seed, "users", part)
+    tastes = 2 * world.normal(size=(TASTES, SURFACE))
+    directions = world.normal(size=(SURFACE, DIMENSION))
+    places = stream.normal(size=(rows, SURFACE)) + tastes[stream.integers(0, TASTES, rows)]
+    noise = 0.05 * stream.normal(size=(rows, DIMENSION))
+    return (np.tanh(places @ directions) + noise).astype(np.float32)
+
+
+def made_ids(count: int) -> np.ndarray:
+    """Return ids that are spread over the 64 bits evenly, ascending: uint64 (count,)."""
+    return np.arange(count, dtype=np.uint64) * np.uint64(2**64 // count)
+
+
+def bare_faiss(units: np.ndarray, clusters: Clusters) -> None:
+    """Do with FAISS alone what :func:`build_graph` does."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    count = len(clusters.centroids)
+    means = faiss.Kmeans(
+        DIMENSION,
+        count,
+        niter=ITERATIONS,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=POINTS_PER_CLUSTER,
+    )
+    means.train(units)
+    coarse = faiss.IndexFlatIP(DIMENSION)
+    coarse.add(means.centroids)
+    index = faiss.IndexIVFFlat(coarse, DIMENSION, count, faiss.METRIC_INNER_PRODUCT)
+    index.add(units)
+    index.nprobe = clusters.probes
+    # One more than the neighbours: everybody finds himself.
+    index.search(units, SETTINGS.neighbours + 1)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return what one call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def recall(users: Users, graph: SimilarityGraph) -> float:
+    """Return the share of a sample's true neighbours, by all pairs, that a graph has."""
+    count = len(users.ids)
+    asking = np.zeros(count, bool)
+    asking[random_stream(1, "sampled").choice(count, min(SAMPLED, count), replace=False)] = True
+    everybody = Clusters(np.zeros((1, DIMENSION), np.float32), 1, 0)
+    nowhere = np.zeros((count, 1), np.uint8)
+    hits = whole = 0
+    for block in graph_blocks(users, everybody, nowhere, SETTINGS.neighbours, asking):
+        found = graph.neighbours[block.positions]
+        for true, ours in zip(block.found.positions, found, strict=True):
+            hits += np.isin(true, ours).sum()
+            whole += len(true)
+    return hits / whole
+
+
+def private_mb() -> float:
+    """Return the private memory of this process, MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status has no line RssAnon; this needs Linux 4.5 or newer")
+
+
+def write_and_search(count: int) -> float:
+    """Write a store of made users, search its graph, keep nothing; return the peak memory, MiB."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], private_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    # Shards of one size, as anyone would set them.
+    bits = max(2, round(np.log2(max(count // 4_096, 1))))
+    layout = Layout(VERSION, Codec(DIMENSION, None, 0.0), bits, 3)
+
+    def fresh(shard: int) -> tuple[np.ndarray, np.ndarray]:
+        borders = (s << (64 - bits) for s in (shard, shard + 1))
+        first, end = (min(-(-border // (2**64 // count)), count) for border in borders)
+        ids = np.arange(first, end, dtype=np.uint64) * np.uint64(2**64 // count)
+        return ids, made_vectors(1, shard, end - first)
+
+    with tempfile.TemporaryDirectory(prefix="speed-similarity-") as folder:
+        write_vectors(Path(folder), "made", layout, 0, fresh)
+        users = Users.of_store(read_named(Path(folder), "made", verify=False))
+        clusters = fit_clusters(users, SETTINGS, 1)
+        of_users = clusters.of_users(users, np.arange(len(users.ids)))
+        found = sum(
+            block.found.compared
+            for block in graph_blocks(users, clusters, of_users, SETTINGS.neighbours)
+        )
+    done.set()
+    watcher.join()
+    if not found:
+        raise RuntimeError("nobody was compared: nothing was measured")
+    return peak[0]
+
+
+def peak_of(count: int) -> float:
+    """Return what :func:`write_and_search` says in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.speed.similarity", "--memory", str(count)]
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(json.loads(ran.stdout))
+
+
+def figures(count: int, runs: int) -> list[Figure]:
+    """Measure everything."""
+    vectors, ids = made_vectors(1, 0, count), made_ids(count)
+    users = Users.of_matrix(ids, vectors, VERSION)
+    units = users.units(np.arange(count))
+    # Compiled before it is timed.
+    build_graph(Users.of_matrix(ids[:1_000], vectors[:1_000], VERSION), SETTINGS, 1)
+    graph = build_graph(users, SETTINGS, 1)
+    turns = [
+        (
+            seconds(lambda: build_graph(users, SETTINGS, 1)),
+            seconds(lambda: bare_faiss(units, graph.clusters)),
+        )
+        for _ in range(runs)
+    ]
+    ours, bare = (statistics.median(times) for times in zip(*turns, strict=True))
+
+    moved = random_stream(1, "moved").choice(count, max(1, int(CHANGED * count)), replace=False)
+    vectors[moved] = made_vectors(1, 1, len(moved))
+    after = Users.of_matrix(ids, vectors, VERSION)
+    began = time.perf_counter()
+    updated = updated_graph(graph, after, ids[moved])
+    update_s = time.perf_counter() - began
+    lost = recall(after, build_graph(after, SETTINGS, 1)) - recall(after, updated)
+
+    noise = random_stream(1, "noise").normal(size=(count // 3, DIMENSION)).astype(np.float32)
+    shapeless = Users.of_matrix(made_ids(count // 3), noise, VERSION)
+    small, large = peak_of(count), peak_of(GROWTH * count)
+    return [
+        Figure(
+            "faiss_ratio",
+            statistics.median(a / b for a, b in turns),
+            f"graph of {count:,} users x {DIMENSION}: build over bare FAISS {version('faiss-cpu')}",
+            1.3,
+            "lower",
+            "sums in a fixed order, so that a pair has the same bits in any company",
+        ),
+        Figure("graph_users_per_s", count / ours, "K-means and search, one core"),
+        Figure("faiss_users_per_s", count / bare, "the same by FAISS, one thread"),
+        Figure("recall_at_50", recall(users, graph), "of the true neighbours", 0.95),
+        Figure(
+            "compared_share",
+            graph.compared / count**2,
+            "similarities computed, K-means and assignment included, of all pairs",
+            0.10,
+            "lower",
+        ),
+        Figure(
+            "recall_at_50_noise",
+            recall(shapeless, build_graph(shapeless, SETTINGS, 1)),
+            "the same where vectors have no clusters: nothing to be found cheaply",
+        ),
+        Figure(
+            "update_share",
+            updated.compared / graph.compared,
+            f"similarities of an update after {CHANGED:.0%} of the vectors changed, of a build's",
+            1.0,
+            "lower",
+        ),
+        Figure("update_users_per_s", len(moved) / update_s, "changed users taken in"),
+        Figure(
+            "update_recall_lost",
+            lost,
+            "recall with new clusters less that of the update, which keeps the old",
+            0.01,
+            "lower",
+        ),
+        Figure(
+            "memory_ratio",
+            large / small,
+            f"peak of {GROWTH * count:,} users over that of {count:,}: store written and searched",
+            1.1,
+            "lower",
+            "K-means' sample grows as the root of the users; the search adds nothing to it",
+        ),
+        Figure("memory_mb", small, f"peak of {count:,} users, libraries included"),
+        Figure(
+            "memory_bytes_per_user",
+            (large - small) * 2**20 / ((GROWTH - 1) * count),
+            "what one more user adds to the peak",
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--users", type=int, default=USERS)
+    parser.add_argument("--memory", type=int, help="of a graph of so many users, and nothing else")
+    asked = parser.parse_args()
+    if asked.memory is not None:
+        sys.stdout.write(json.dumps(write_and_search(asked.memory)) + "\n")
+        return
+    print_figures(figures(asked.users, asked.runs), as_json=asked.json)
+
+
+if __name__ == "__main__":
+    main()
