@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
@@ -281,7 +282,7 @@ def features_json(
     for name in contract.columns:
         column = columns[name]
         if pa.types.is_float64(column.type):
-            label = _text(name) + ": "
+            label = _label(name)
             members.append([label + text for text in number_texts(float_values(column))])
         else:
             members.append(_string_members(name, column))
@@ -368,7 +369,7 @@ def _count_names(contract: FeatureContract, entity: str) -> list[str]:
 
 def _string_members(name: str, column: pa.Array) -> list[str]:
     """Return texts as members of JSON objects: each distinct one is written once."""
-    label = _text(name) + ": "
+    label = _label(name)
     if pa.types.is_null(column.type):
         return [label + "null"] * len(column)
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
@@ -383,11 +384,9 @@ def _count_members(names: Sequence[str], block: np.ndarray) -> list[str]:
     rows = pa.Array.from_buffers(width, len(values), [None, pa.py_buffer(values)])
     coded = rows.dictionary_encode()
     distinct = np.frombuffer(b"".join(coded.dictionary.to_pylist()), np.int64)
-    texts = [
-        ", ".join(f"{_text(name)}: {value}" for name, value in zip(names, row, strict=True))
-        for row in distinct.reshape(-1, values.shape[1]).tolist()
-    ]
-    return _taken(texts, coded.indices)
+    rows = distinct.reshape(-1, values.shape[1]).tolist()
+    template = ", ".join(_label(name).replace("%", "%%") + "%d" for name in names)
+    return _taken([template % tuple(row) for row in rows], coded.indices)
 
 
 def _taken(texts: Sequence[str], codes: pa.Array) -> list[str]:
@@ -407,12 +406,17 @@ def _value(value: Any) -> Any:
 
 
 def _text(value: str | None) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    # What json.dumps calls in the end; it would make an encoder for every text.
+    return "null" if value is None else encode_basestring(value)
+
+
+def _label(name: str) -> str:
+    return _text(name) + ": "
 
 
 def _objects(texts: Mapping[str, list[str]]) -> list[str]:
     """Return JSON objects, one a row, out of the JSON of their values by name."""
-    members = ", ".join(_text(name).replace("%", "%%") + ": %s" for name in texts)
+    members = ", ".join(_label(name).replace("%", "%%") + "%s" for name in texts)
     written: Callable[[tuple[str, ...]], str] = f"{{{members}}}".__mod__
     return list(map(written, zip(*texts.values(), strict=True)))
 
