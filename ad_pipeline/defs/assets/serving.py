@@ -35,6 +35,7 @@ from ad_pipeline.serving.promotion import history
         ["learners", "grid_selection"],
         ["learners", "batch_model"],
         ["learners", "ensemble"],
+        ["examples", "labelled_impressions"],  # the fallback ladder is fitted on them
         ["features", "rates"],
         ["features", "inverse_dictionary"],
     ],
@@ -81,6 +82,7 @@ def bundle(
             },
             "labels known up to": timestamp(built.label_watermark_us),
             **_weights_shown(built),
+            **_ladders_shown(built),
             **{
                 label(f"{name} hours", goal): (
                     f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
@@ -90,6 +92,19 @@ def bundle(
             },
         }
     )
+
+
+def _ladders_shown(built: Bundle) -> dict[str, str | float]:
+    """Return what answers a request whose inputs are missing, by goal."""
+    shown: dict[str, str | float] = {}
+    for models in built.goals:
+        goal, ladder = models.goal, models.ladder
+        if ladder is None:
+            shown[label("fallback ladder", goal)] = "none: too few matured labels"
+            continue
+        shown[label("base rate answered", goal)] = rounded(ladder.prior)
+        shown[label("columns with rates, the best first", goal)] = ", ".join(ladder.columns)
+    return shown
 
 
 def _weights_shown(built: Bundle) -> dict[str, int | float | str]:
