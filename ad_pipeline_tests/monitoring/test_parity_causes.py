@@ -38,6 +38,10 @@ def counts_at(hours: int, rows: np.ndarray) -> Mapping[str, np.ndarray] | None:
     return None if hours > 2 else {"ad.anchors": counts_of_hour(hours)[rows]}
 
 
+def nothing_counted(rows: np.ndarray) -> Mapping[str, np.ndarray]:
+    raise AssertionError("no entity's column differs: nothing is looked up by it")
+
+
 RIGHT = {
     "age": pa.array(AGE),
     "price": pa.array(PRICE),
@@ -52,7 +56,7 @@ def findings(
 ) -> dict[str, Finding]:
     logged = {name: values for name, values in RIGHT.items() if name != without} | dict(changed)
     sides = Sides(KEYS, logged, RIGHT, ("ad.anchors",))
-    return {found.name: found for found in feature_findings(sides, at, SETTINGS)}
+    return {found.name: found for found in feature_findings(sides, at, nothing_counted, SETTINGS)}
 
 
 def numbers(values: np.ndarray) -> pa.Array:
@@ -153,7 +157,7 @@ def test_truncated_rows_are_counted_exactly(exact: list[float], cut: int):
         {"x": pa.array(values)},
         (),
     )
-    found = feature_findings(sides, counts_at, SETTINGS)
+    found = feature_findings(sides, counts_at, nothing_counted, SETTINGS)
     assert sum(each.offending for each in found) == min(cut, len(values))
     # A value below 1 is cut to 0, which is the default as well: both are true.
     assert {each.explanation.cause for each in found} <= {"float truncation", "default on timeout"}

@@ -12,7 +12,7 @@ from ad_pipeline.monitoring.parity.recheck import record_parity, scores_not_give
 from ad_pipeline.serving.candidate import JudgedCandidate, promote_candidate
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import PromotionVerdict
-from ad_pipeline.simulation.faulty_scorer import float_truncation, stale_aggregate
+from ad_pipeline.simulation.faulty_scorer import float_truncation, stale_aggregate, swapped_columns
 from ad_pipeline.warehouse import Warehouse
 from benchmarks.served_hours import (
     SERVED_DAY,
@@ -23,15 +23,19 @@ from benchmarks.served_hours import (
     serve,
 )
 
-STALE_HOUR, CUT_HOUR = 24, 30
+STALE_HOUR, CUT_HOUR, SWAPPED_HOUR = 24, 30, 36
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    """Return a market whose second day was served with two faults."""
+    """Return a market whose second day was served with three faults."""
     home = tmp_path_factory.mktemp("served")
     market = counted_market(home / "market", SPEC)
-    faults = {STALE_HOUR: stale_aggregate(3), CUT_HOUR: float_truncation("ad_age_hours")}
+    faults = {
+        STALE_HOUR: stale_aggregate(3),
+        CUT_HOUR: float_truncation("ad_age_hours"),
+        SWAPPED_HOUR: swapped_columns("ad_id", "campaign_id"),  # two entities: counts follow them
+    }
     return serve(market, home / "served", SPEC, drawn_bundle(market, SPEC), faults)
 
 
@@ -52,18 +56,25 @@ def test_each_faulty_hour_is_found_with_its_cause_and_no_other(served: Deploymen
         kept = connection.execute(
             "SELECT count(*), bool_and(kept) FROM monitoring.serving_objectives"
         ).fetchall()
+        (followed,) = connection.execute(
+            "SELECT count(*) FROM monitoring.parity_findings WHERE evidence = "
+            "'the counts of its entity as logged' AND name LIKE 'ad_id.%'"
+        ).fetchall()
         errors = connection.execute(
             "SELECT count(*) FROM monitoring.parity WHERE smape > 0 AND mismatches > 0"
         ).fetchall()
     assert found == [
         (STALE_HOUR, ["stale aggregate"], True),
         (CUT_HOUR, ["float truncation"], True),
+        (SWAPPED_HOUR, ["swapped column"], True),
     ]
+    assert followed[0] > 0
     assert kept[0][0] > 0
     assert kept[0][1]
     assert errors[0][0] > 0
     assert sum(hour.decisions for hour in rechecked) > 9_000
-    assert {len(hours) for hours in differing_shares(rechecked).values()} == {1}
+    # The counts of the swapped entities were stale in another hour.
+    assert {len(hours) for hours in differing_shares(rechecked).values()} == {1, 2}
     assert parity_picture(rechecked).startswith(b"\x89PNG")
     assert scores_not_given_again(warehouse, 24) == "", "the logged features gave these scores"
 

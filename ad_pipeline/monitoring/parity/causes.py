@@ -69,6 +69,9 @@ MODAL_ROWS = 20
 CountsAt = Callable[[int, np.ndarray], Mapping[str, np.ndarray] | None]
 """From hours' distance to the named snapshot and rows to counts by name; None without such one."""
 
+CountsAsLogged = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""From rows to the named snapshot's counts, by name, of the entities that the log has there."""
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -150,7 +153,12 @@ class _Tested:
     gives: np.ndarray
 
 
-def feature_findings(sides: Sides, counts_at: CountsAt, settings: ParitySettings) -> list[Finding]:
+def feature_findings(
+    sides: Sides,
+    counts_at: CountsAt,
+    counts_as_logged: CountsAsLogged,
+    settings: ParitySettings,
+) -> list[Finding]:
     """Return a finding for each feature that differs, with its cause.
 
     Parameters
@@ -158,6 +166,8 @@ def feature_findings(sides: Sides, counts_at: CountsAt, settings: ParitySettings
     sides : Sides
     counts_at : callable
         Counts as another hour's snapshot has them.
+    counts_as_logged : callable
+        Counts of the entities as logged: where such a column differs, its counts may follow it.
     settings : ParitySettings
 
     Returns
@@ -176,6 +186,8 @@ def feature_findings(sides: Sides, counts_at: CountsAt, settings: ParitySettings
     }
     for name, found in _of_counts(sides, offending, counts_at, settings).items():
         tested[name] += found
+    for name, found in _of_entities(sides, offending, tested, counts_as_logged, settings):
+        tested[name].insert(0, found)  # one fault for both is likelier than two that agree
     pooled = _pooled(sides, tested)
     return [
         Finding(
@@ -339,6 +351,36 @@ def _of_counts(
                 gives = agreement(ours.take(pa.array(places)), pa.array(values))
                 found[name].append(_Tested(cause, evidence, gives))
     return found
+
+
+def _of_entities(
+    sides: Sides,
+    offending: Mapping[str, np.ndarray],
+    tested: Mapping[str, list[_Tested]],
+    counts_as_logged: CountsAsLogged,
+    settings: ParitySettings,
+) -> Iterator[tuple[str, _Tested]]:
+    """Test whether the counts of an entity whose column differs were looked up by that column.
+
+    They then have its cause.
+    """
+    of_entity = {
+        name: entity
+        for name in offending
+        if name in sides.counts and (entity := name.rsplit(".", 2)[0]) in offending
+    }
+    if not of_entity:
+        return
+    rows = np.unique(np.concatenate([offending[name][:MOST_TESTED] for name in of_entity]))
+    counts = counts_as_logged(rows)
+    for name, entity in of_entity.items():
+        places = offending[name][:MOST_TESTED]
+        ours = sides.logged.get(name, pa.nulls(len(sides.keys))).take(pa.array(places))
+        values = counts[name][np.searchsorted(rows, places)].astype(np.float64)
+        cause = _best(tested[entity], {}, settings).cause
+        gives = agreement(ours, pa.array(values))
+        # The same words for every entity: causes of counts are weighed over all of them.
+        yield name, _Tested(cause, "the counts of its entity as logged", gives)
 
 
 def _pooled(sides: Sides, tested: Mapping[str, list[_Tested]]) -> dict[tuple[str, str], float]:

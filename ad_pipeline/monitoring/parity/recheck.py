@@ -9,6 +9,7 @@ written by whoever serves; when there are none, that is said and never counted a
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import duckdb
 import numpy as np
@@ -301,7 +302,12 @@ def recheck_bundle(
     )
     findings = [*_objectives_left(hour_us, contract, measured, impressions)]
     if features.state == "failed":
-        findings += feature_findings(impressions.sides(logged), impressions.counts_at, settings)
+        findings += feature_findings(
+            impressions.sides(logged),
+            impressions.counts_at,
+            partial(impressions.counts_as_logged, columns),
+            settings,
+        )
     if scores.state == "failed":
         findings += _score_findings(
             deployment, bundle, keys, logged_scores, rescored, impressions, columns, counts
@@ -405,15 +411,30 @@ class _Impressions:
 
     def counts_at(self, hours: int, rows: np.ndarray) -> Mapping[str, np.ndarray] | None:
         """Return counts of some rows as of so many hours after the snapshot that they name."""
-        counts = EntityCounts.nothing(self.contract, len(rows))
-        moments = self.named_us[rows] + hours * HOUR_US
+        return self._counted(self.named_us[rows] + hours * HOUR_US, self.hashes[rows])
+
+    def counts_as_logged(
+        self, columns: Mapping[str, pa.Array], rows: np.ndarray
+    ) -> Mapping[str, np.ndarray]:
+        """Return the named snapshot's counts of the entities that the logged columns name."""
+        taken = pa.array(self.places.to_numpy()[rows])
+        logged = {name: values.take(taken) for name, values in columns.items()}
+        hashes = entity_hashes(self.contract, read_columns(self.contract, logged))
+        nothing = EntityCounts.nothing(self.contract, len(rows))
+        return self._counted(self.named_us[rows], hashes) or dict(
+            count_columns(self.contract, nothing)
+        )
+
+    def _counted(self, hours_us: np.ndarray, hashes: np.ndarray) -> Mapping[str, np.ndarray] | None:
+        """Return the counts that each row's hour has of its entities; None without any hour."""
+        counts = EntityCounts.nothing(self.contract, len(hours_us))
         found = False
-        for hour_us in np.unique(moments).tolist():
+        for hour_us in np.unique(hours_us).tolist():
             if is_pointed(self.deployment.snapshots, pointer(hour_us)):
                 found = True
                 snapshot = read_hour(self.deployment.snapshots, hour_us, verify=False)
-                chosen = np.flatnonzero(moments == hour_us)
-                of_rows = counts_of(self.contract, snapshot, self.hashes[rows[chosen]])
+                chosen = np.flatnonzero(hours_us == hour_us)
+                of_rows = counts_of(self.contract, snapshot, hashes[chosen])
                 counts.counts[chosen], counts.totals[chosen] = of_rows.counts, of_rows.totals
         return dict(count_columns(self.contract, counts)) if found else None
 
