@@ -7,6 +7,7 @@
 SELECT
     impressions.* EXCLUDE (request_id, occurred_us, received_us, logged_us),
     decisions.request_id,
+    decisions.received_us,
     decisions.occurred_us,
     decisions.bundle_hash,
     decisions.snapshot_hash,
