@@ -9,11 +9,12 @@ wherever it answers. Nothing here decides what is valid or what a value means.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import njit
+from numba import njit, types
 
 _NULL, _NUMBER, _DIGITS, _TEXT, _INFINITY = 0, 1, 2, 3, 4
 """What a value is; of ``_DIGITS``, a number, only the place is known yet."""
@@ -22,16 +23,23 @@ _KINDS = 5
 
 _UNEXPECTED = -1
 
-_QUOTE, _BACKSLASH, _COMMA, _COLON, _MINUS, _PLUS, _POINT = (ord(c) for c in '"\\,:-+.')
-_OPEN, _CLOSE, _ZERO, _NINE, _E, _CAPITAL_E, _N = (ord(c) for c in "{}09eEn")
+_QUOTE, _BACKSLASH, _MINUS, _PLUS, _POINT = (ord(c) for c in '"\\-+.')
+_CLOSE, _ZERO, _NINE, _E, _CAPITAL_E, _N = (ord(c) for c in "}09eEn")
 
 _POWERS = np.array([10.0**k for k in range(23)])
 """Powers of ten that float64 holds exactly."""
 
-_EXACT = 2**53
+_EXACT_DIGITS = 15
+"""Whole numbers of so many digits are below 2^53."""
 
 _INFINITY_BYTES = np.frombuffer(b"Infinity", np.uint8)
 _NULL_BYTES = np.frombuffer(b"null", np.uint8)
+
+SEPARATORS = ((", ", ": "), (",", ":"))
+"""Between members and behind labels: as Python writes them, and as nearly all others do."""
+
+# Of C's library, which every process has; an address is a whole number to it.
+_differ: Any = types.ExternalFunction("memcmp", types.int32(types.intp, types.intp, types.intp))
 
 LONGEST = 2**31 - 1
 """Bytes of a column of texts: Arrow's offsets are int32."""
@@ -56,8 +64,8 @@ def flat_columns(texts: pa.Array, names: Sequence[str]) -> dict[str, pa.Array] |
 
     Notes
     -----
-    A number of at most 2^53 without its point, times or divided by 10^22 at most, is one correctly
-    rounded operation on two exact float64 (W. Clinger, "How to read floating point numbers
+    A number of at most 15 digits, times or divided by 10^22 at most, is one correctly rounded
+    operation on two exact float64 (W. Clinger, "How to read floating point numbers
     accurately", PLDI 1990, section 3); Arrow reads the others.
     """
     if not names or len(set(names)) < len(names):
@@ -65,18 +73,24 @@ def flat_columns(texts: pa.Array, names: Sequence[str]) -> dict[str, pa.Array] |
     wide = texts.cast(pa.large_string())
     validity, offsets, data = (_view(buffer) for buffer in wide.buffers())
     offsets = offsets.view(np.int64)[wide.offset : wide.offset + len(wide) + 1]
-    labels = [f'"{name}"'.encode() for name in names]
-    label_ends = np.cumsum([len(label) for label in labels])
     n = len(wide)
     kinds = np.empty((len(names), n), np.uint8)
     numbers = np.empty((len(names), n))
     starts = np.empty((len(names), n), np.int64)
     sizes = np.empty((len(names), n), np.int32)
     found = np.zeros((len(names), _KINDS), np.int64)
-    if not _read_objects(
-        data, offsets, validity, wide.offset, np.frombuffer(b"".join(labels), np.uint8), label_ends,
-        kinds, numbers, starts, sizes, found,
-    ):  # fmt: skip
+
+    def read(between: str, behind: str) -> bool:
+        labels = [f'{between}"{name}"{behind}'.encode() for name in names]
+        labels[0] = b"{" + labels[0].removeprefix(between.encode())
+        ends = np.cumsum(list(map(len, labels)))
+        found[:] = 0
+        return _read_objects(
+            data, offsets, validity, wide.offset, np.frombuffer(b"".join(labels), np.uint8), ends,
+            kinds, numbers, starts, sizes, found,
+        )  # fmt: skip
+
+    if not any(read(*separators) for separators in SEPARATORS):
         return None
     columns: dict[str, pa.Array] = {}
     for place, name in enumerate(names):
@@ -154,20 +168,11 @@ def _gather(
 
 
 @njit(cache=True, inline="always")
-def _after_blanks(data: np.ndarray, at: int, end: int) -> int:
-    while at < end and (data[at] == 32 or data[at] == 10 or data[at] == 13 or data[at] == 9):
-        at += 1
-    return at
-
-
-@njit(cache=True, inline="always")
 def _stands_at(data: np.ndarray, at: int, end: int, expected: np.ndarray) -> bool:
-    if at + expected.size > end:
+    size = expected.size
+    if at + size > end:
         return False
-    for k in range(expected.size):
-        if data[at + k] != expected[k]:
-            return False
-    return True
+    return _differ(data.ctypes.data + at, expected.ctypes.data, size) == 0
 
 
 @njit(cache=True, inline="always")
@@ -186,27 +191,27 @@ def _read_number(
         at += 1
     if not _is_digit(data, at, end):
         return _UNEXPECTED, at
-    mantissa, power, exact = np.int64(0), 0, True
+    mantissa, power, digits = 0, 0, at
     if data[at] == _ZERO:
         at += 1
     else:
         while _is_digit(data, at, end):
-            exact = exact and mantissa < _EXACT // 10
-            if exact:
-                mantissa = mantissa * 10 + (data[at] - _ZERO)
+            mantissa = mantissa * 10 + (data[at] - _ZERO)
             at += 1
+    digits = at - digits
     is_whole = True
     if at < end and data[at] == _POINT:
         is_whole = False
         at += 1
         if not _is_digit(data, at, end):
             return _UNEXPECTED, at
+        point = at
         while _is_digit(data, at, end):
-            exact = exact and mantissa < _EXACT // 10
-            if exact:
-                mantissa = mantissa * 10 + (data[at] - _ZERO)
-                power -= 1
+            mantissa = mantissa * 10 + (data[at] - _ZERO)
             at += 1
+        power = point - at
+        digits -= power
+    exact = digits <= _EXACT_DIGITS
     if at < end and (data[at] == _E or data[at] == _CAPITAL_E):
         is_whole = False
         at += 1
@@ -258,21 +263,14 @@ def _read_objects(
                 kinds[place, row] = _NULL
                 found[place, _NULL] += 1
             continue
-        end = offsets[row + 1]
-        at = _after_blanks(data, offsets[row], end)
+        at, end = offsets[row], offsets[row + 1]
         label_start = 0
         for place in range(members):
-            if at == end or data[at] != (_OPEN if place == 0 else _COMMA):
-                return False
-            at = _after_blanks(data, at + 1, end)
             label = labels[label_start : label_ends[place]]
             label_start = label_ends[place]
             if not _stands_at(data, at, end, label):
                 return False
-            at = _after_blanks(data, at + label.size, end)
-            if at == end or data[at] != _COLON:
-                return False
-            at = _after_blanks(data, at + 1, end)
+            at += label.size
             if at == end:
                 return False
             start = at
@@ -304,7 +302,7 @@ def _read_objects(
             if kind >= _DIGITS:
                 starts[place, row] = start
                 sizes[place, row] = at - start
-            at = _after_blanks(data, after, end)
-        if at == end or data[at] != _CLOSE or _after_blanks(data, at + 1, end) != end:
+            at = after
+        if at + 1 != end or data[at] != _CLOSE:
             return False
     return True
