@@ -229,7 +229,20 @@ def _keys(table: pa.Table, names: Sequence[str]) -> pa.Array:
     return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
 
-def _check_identify(keys: pa.Array, names: Sequence[str]) -> None:
+def check_identify(keys: pa.Array, names: Sequence[str]) -> None:
+    """Refuse keys that do not identify a row each.
+
+    Parameters
+    ----------
+    keys : Arrow array of texts, shape (n,)
+    names : sequence of str
+        Of the columns that they were made of, for the message.
+
+    Raises
+    ------
+    RepeatedKey
+        If a key occurs twice, or is null.
+    """
     if len(keys.unique()) != len(keys) or keys.null_count:
         counted = [e for e in keys.value_counts().to_pylist() if e["counts"] > 1]
         first = counted[0]["values"] if counted else None
@@ -241,10 +254,10 @@ def _paired(
 ) -> tuple[pa.Array, Places, Places]:
     """Return all keys and where each stands on both sides."""
     ours, theirs = _keys(logged, names), _keys(recomputed, names)
-    _check_identify(ours, names)
+    check_identify(ours, names)
     if ours.equals(theirs):
         return ours, None, None
-    _check_identify(theirs, names)
+    check_identify(theirs, names)
     keys = pa.concat_arrays([ours, theirs]).unique().sort()
 
     def places_in(side: pa.Array) -> NDArray[np.int64]:

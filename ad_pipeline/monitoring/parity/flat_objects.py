@@ -94,7 +94,7 @@ def flat_columns(texts: pa.Array, names: Sequence[str]) -> dict[str, pa.Array] |
         return None
     columns: dict[str, pa.Array] = {}
     for place, name in enumerate(names):
-        nulls, plain, digits, quoted, infinities = found[place].tolist()
+        nulls, plain, digits, quoted, _ = found[place].tolist()
         where = kinds[place], starts[place], sizes[place]
         if nulls == n:
             columns[name] = pa.nulls(n)
@@ -103,9 +103,7 @@ def flat_columns(texts: pa.Array, names: Sequence[str]) -> dict[str, pa.Array] |
                 rows = np.flatnonzero(kinds[place] == _DIGITS)
                 numbers[place][rows] = _arrow_reads(data, starts[place][rows], sizes[place][rows])
             columns[name] = _laid(pa.float64(), kinds[place], nulls, [numbers[place]])
-        elif plain or digits:
-            return None
-        elif (length := int(_length(*where))) > LONGEST:
+        elif plain or digits or (length := int(_length(*where))) > LONGEST:
             return None
         else:
             ends, letters = np.zeros(n + 1, np.int32), np.empty(length, np.uint8)

@@ -40,7 +40,13 @@ from ad_pipeline.monitoring.parity.causes import (
     late_snapshot,
     score_finding,
 )
-from ad_pipeline.monitoring.parity.comparison import Parity, State, compare_features, compare_scores
+from ad_pipeline.monitoring.parity.comparison import (
+    Parity,
+    State,
+    check_identify,
+    compare_features,
+    compare_scores,
+)
 from ad_pipeline.monitoring.parity.decision_log import (
     features_of,
     listed,
@@ -244,6 +250,8 @@ def recheck_decisions(
 
     Raises
     ------
+    RepeatedKey
+        If a request was decided twice, or led to two impressions.
     MissingCheckpoint, CorruptBundle
         If a decision names a bundle or a snapshot that is not there or not intact.
     """
@@ -275,11 +283,25 @@ def _decisions_by_hour(
     for hours in _read_together(decisions, list(hours_between(start_us, end_us))):
         span = {"start_us": hours[0], "end_us": hours[-1] + HOUR_US}
         with warehouse.reader() as connection:
-            rows = rows_of(connection, select("monitoring.decisions_to_check"), span)
+            rows = _beside_impressions(
+                rows_of(connection, select("monitoring.decisions_to_check"), span),
+                rows_of(connection, select("monitoring.impressions_to_check"), span),
+            )
         first = 0
         for hour_us in hours:
             yield hour_us, rows.slice(first, decisions.get(hour_us, 0))
             first += decisions.get(hour_us, 0)
+
+
+def _beside_impressions(decisions: pa.Table, impressions: pa.Table) -> pa.Table:
+    """Lay the columns of the impressions beside those of the decisions."""
+    keys = impressions.column(KEY)
+    if not keys.equals(decisions.column(KEY)):
+        check_identify(keys.combine_chunks(), (KEY,))
+    for name in impressions.column_names:
+        if name != KEY:
+            decisions = decisions.append_column(name, impressions.column(name))
+    return decisions
 
 
 def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[list[int]]:
