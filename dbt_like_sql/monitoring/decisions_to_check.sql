@@ -1,21 +1,18 @@
--- The decisions of some hours beside the impression each led to, as our log has it.
+-- The decisions of some hours, as whoever served them logged them.
 -- grain: decision
 -- key: request_id
 -- clock: received_us of the decision
--- Not stored: production parity recomputes features from the impression's columns. impression_id is
--- null where our log has no impression of the request.
+-- Not stored: production parity checks them. impressions_to_check has as many rows in this order.
 SELECT
-    impressions.* EXCLUDE (request_id, occurred_us, received_us, logged_us),
-    decisions.request_id,
-    decisions.occurred_us,
-    decisions.bundle_hash,
-    decisions.snapshot_hash,
-    decisions.features,
-    decisions.ages_us,
-    decisions.fallbacks,
-    decisions.scores
-FROM events.decisions AS decisions
-LEFT JOIN events.impressions AS impressions
-    ON impressions.request_id = decisions.request_id
-WHERE decisions.received_us >= $start_us AND decisions.received_us < $end_us
-ORDER BY decisions.received_us, decisions.request_id
+    request_id,
+    received_us,
+    occurred_us,
+    bundle_hash,
+    snapshot_hash,
+    features,
+    ages_us,
+    fallbacks,
+    scores
+FROM events.decisions
+WHERE received_us >= $start_us AND received_us < $end_us
+ORDER BY received_us, request_id

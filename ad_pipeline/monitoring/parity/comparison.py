@@ -25,6 +25,9 @@ OFFENDERS = 5
 
 _SEPARATOR = "\x1f"
 
+Places = NDArray[np.int64] | None
+"""Rows of a side in the order of all keys, -1 for nowhere; None where that is its own order."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -129,7 +132,7 @@ def compare_features(logged: pa.Table, recomputed: pa.Table, key: str = "request
     """
     if not logged.num_rows:
         return _nothing_logged(recomputed.num_rows)
-    keys, at_logged, at_recomputed = _paired(_keys(logged, (key,)), _keys(recomputed, (key,)))
+    keys, at_logged, at_recomputed = _paired(logged, recomputed, (key,))
     names = sorted((set(logged.column_names) | set(recomputed.column_names)) - {key})
     compared = [
         _compare(
@@ -141,7 +144,7 @@ def compare_features(logged: pa.Table, recomputed: pa.Table, key: str = "request
         for name in names
     ]
     # A row without any value on either side still has to be there on both.
-    rows_agree = bool((at_logged >= 0).all() and (at_recomputed >= 0).all())
+    rows_agree = all(at is None or bool((at >= 0).all()) for at in (at_logged, at_recomputed))
     return _parity(compared, logged.num_rows, recomputed.num_rows, rows_agree=rows_agree)
 
 
@@ -176,7 +179,7 @@ def compare_scores(
     for goal in goals:
         ours = _of_goal(logged, goal)
         theirs = _of_goal(recomputed, goal)
-        keys, at_ours, at_theirs = _paired(_keys(ours, key), _keys(theirs, key))
+        keys, at_ours, at_theirs = _paired(ours, theirs, key)
         # A null score is a key that is there without a value: count it as a row of that side.
         compared.append(
             _compare(
@@ -223,35 +226,53 @@ def _keys(table: pa.Table, names: Sequence[str]) -> pa.Array:
         if len(parts) > 1
         else parts[0]
     )
-    keys = joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+
+
+def check_identify(keys: pa.Array, names: Sequence[str]) -> None:
+    """Refuse keys that do not identify a row each.
+
+    Parameters
+    ----------
+    keys : Arrow array of texts, shape (n,)
+    names : sequence of str
+        Of the columns that they were made of, for the message.
+
+    Raises
+    ------
+    RepeatedKey
+        If a key occurs twice, or is null.
+    """
     if len(keys.unique()) != len(keys) or keys.null_count:
         counted = [e for e in keys.value_counts().to_pylist() if e["counts"] > 1]
         first = counted[0]["values"] if counted else None
         raise RepeatedKey(f"{', '.join(names)} must identify a row; {first!r} does not")
-    return keys
 
 
 def _paired(
-    logged: pa.Array, recomputed: pa.Array
-) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
-    """Return all keys and where each stands on both sides, -1 for nowhere."""
-    if logged.equals(recomputed):
-        places = np.arange(len(logged))
-        return logged, places, places
-    keys = pa.concat_arrays([logged, recomputed]).unique().sort()
+    logged: pa.Table, recomputed: pa.Table, names: Sequence[str]
+) -> tuple[pa.Array, Places, Places]:
+    """Return all keys and where each stands on both sides."""
+    ours, theirs = _keys(logged, names), _keys(recomputed, names)
+    check_identify(ours, names)
+    if ours.equals(theirs):
+        return ours, None, None
+    check_identify(theirs, names)
+    keys = pa.concat_arrays([ours, theirs]).unique().sort()
 
     def places_in(side: pa.Array) -> NDArray[np.int64]:
         found = pc.call_function("index_in", [keys], pc.SetLookupOptions(value_set=side))
         return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    return keys, places_in(logged), places_in(recomputed)
+    return keys, places_in(ours), places_in(theirs)
 
 
-def _values(table: pa.Table, name: str, at: NDArray[np.int64]) -> pa.Array:
+def _values(table: pa.Table, name: str, at: Places) -> pa.Array:
     if name not in table.column_names or not table.num_rows:
-        return pa.nulls(len(at))
-    indices = pa.array(at, mask=at < 0)
-    column = table.column(name).take(indices)
+        return pa.nulls(table.num_rows if at is None else len(at))
+    column = table.column(name)
+    if at is not None:
+        column = column.take(pa.array(at, mask=at < 0))
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
@@ -272,6 +293,9 @@ def _compare(
     *,
     all_rows: bool = False,
 ) -> tuple[Rates, float]:
+    if _is_one(logged, recomputed):
+        smape = 0.0 if _is_number(logged.type) else math.nan
+        return Rates(name, len(keys), len(keys), 0, 0, 0, (), smape), 0.0
     has_logged = logged.is_valid().to_numpy(zero_copy_only=False)
     has_recomputed = recomputed.is_valid().to_numpy(zero_copy_only=False)
     both = has_logged & has_recomputed
@@ -296,6 +320,16 @@ def _compare(
         ),
         difference,
     )
+
+
+def _is_one(logged: pa.Array, recomputed: pa.Array) -> bool:
+    """Return whether both sides have every value, and the same: then nothing is to be told."""
+    if not len(logged) or logged.null_count or recomputed.null_count:
+        return False
+    if _is_number(logged.type) and _is_number(recomputed.type):
+        ours, theirs = logged.to_numpy(), recomputed.to_numpy()
+        return np.array_equal(ours.view(np.int64), theirs.view(np.int64))
+    return logged.type == recomputed.type and logged.equals(recomputed)
 
 
 def _smape(

@@ -14,16 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.features.encoding import EntityCounts, FeatureContract
+from ad_pipeline.monitoring.parity.flat_objects import flat_columns
 from ad_pipeline.serving.decisions import count_columns
+from ad_pipeline.warehouse import one_row
 
 INFINITIES = {'"Infinity"': "inf", '"-Infinity"': "-inf"}
 """JSON has no infinity, so a scorer writes these texts."""
 
+_LAYOUT = "SELECT json_keys($text)"
 _NAMES = "SELECT DISTINCT name FROM (SELECT unnest(json_keys(text)) AS name FROM logged) ORDER BY 1"
 _VALUES = "SELECT unnest(from_json(text, $structure)) FROM logged"
 _ELEMENTS = (
-    "SELECT element, count(*) AS rows FROM "
-    "(SELECT unnest(from_json(text, '[\"VARCHAR\"]')) AS element FROM logged) "
+    "SELECT element, sum(rows)::BIGINT AS rows FROM "
+    "(SELECT unnest(from_json(text, '[\"VARCHAR\"]')) AS element, rows FROM logged) "
     "GROUP BY ALL ORDER BY ALL"
 )
 
@@ -121,6 +124,18 @@ def logged_columns(
         float64, texts, or JSON texts where the types are mixed; null where an object lacks the
         member.
     """
+    first = next((text for text in texts if text.is_valid), None)
+    if first is None:
+        return {}
+    (layout,) = one_row(connection, _LAYOUT, {"text": first.as_py()})
+    flat = flat_columns(_one_array(texts), layout or ())
+    return exact_columns(connection, texts) if flat is None else flat
+
+
+def exact_columns(
+    connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray
+) -> dict[str, pa.Array]:
+    """Return the members of any JSON objects as columns; see :func:`logged_columns`."""
     connection.register("logged", pa.table({"text": texts}))
     names = [name for (name,) in connection.execute(_NAMES).fetchall()]
     if not names:
@@ -133,9 +148,18 @@ def logged_columns(
     }
 
 
+def _one_array(texts: pa.ChunkedArray) -> pa.Array:
+    """Return a column in one piece; its texts may be more than 2 GiB."""
+    return pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in texts.chunks])
+
+
 def listed(connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray) -> dict[str, int]:
-    """Count the elements of JSON lists of texts over all rows, by element."""
-    connection.register("logged", pa.table({"text": texts}))
+    """Count the elements of JSON lists of texts over all rows, by element.
+
+    A log has few different lists, so each is read once.
+    """
+    different, rows = texts.value_counts().flatten()
+    connection.register("logged", pa.table({"text": different, "rows": rows}))
     return dict(connection.execute(_ELEMENTS).fetchall())
 
 

@@ -7,7 +7,7 @@ serving keep its objectives? What differs gets a cause (:mod:`.causes`). Decisio
 written by whoever serves; when there are none, that is said and never counted as passed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.checkpoints import is_pointed
-from ad_pipeline.clocks import HOUR_US, hours_between, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_of, hours_between, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.encoding import (
     EntityCounts,
@@ -40,7 +40,13 @@ from ad_pipeline.monitoring.parity.causes import (
     late_snapshot,
     score_finding,
 )
-from ad_pipeline.monitoring.parity.comparison import Parity, State, compare_features, compare_scores
+from ad_pipeline.monitoring.parity.comparison import (
+    Parity,
+    State,
+    check_identify,
+    compare_features,
+    compare_scores,
+)
 from ad_pipeline.monitoring.parity.decision_log import (
     features_of,
     listed,
@@ -66,6 +72,9 @@ KEY = "request_id"
 
 OTHER_BUNDLES = 3
 """Bundles that served before, tried as the cause of a score that is not given again."""
+
+READ_TOGETHER = 200_000
+"""Decisions that are held at a time, unless one hour has more: some 400 MB of them."""
 
 
 @dataclass(frozen=True)
@@ -241,29 +250,71 @@ def recheck_decisions(
 
     Raises
     ------
+    RepeatedKey
+        If a request was decided twice, or led to two impressions.
     MissingCheckpoint, CorruptBundle
         If a decision names a bundle or a snapshot that is not there or not intact.
     """
     bundles: dict[str, Bundle] = {}
     with duckdb.connect() as parser:
-        for hour_us in hours_between(start_us, end_us):
-            with warehouse.reader() as connection:
-                decisions = _read(connection, hour_us)
+        for hour_us, decisions in _decisions_by_hour(warehouse, start_us, end_us):
             if not decisions.num_rows:
                 nothing = compare_scores(_no_scores(), _no_scores())
                 yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
                 continue
-            for digest in sorted(set(decisions.column("bundle_hash").to_pylist())):
+            for digest in sorted(decisions.column("bundle_hash").unique().to_pylist()):
                 if digest not in bundles:
                     bundles[digest] = open_bundle(deployment.bundles, digest)
                 of_bundle = _where(decisions, "bundle_hash", digest)
                 yield recheck_bundle(parser, deployment, bundles[digest], hour_us, of_bundle)
 
 
-def _read(connection: duckdb.DuckDBPyConnection, hour_us: int) -> pa.Table:
-    query = select("monitoring.decisions_to_check")
-    parameters = {"start_us": hour_us, "end_us": hour_us + HOUR_US}
-    return rows_of(connection, query, parameters)
+def _decisions_by_hour(
+    warehouse: Warehouse, start_us: int, end_us: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the decisions of each hour, in order.
+
+    Hours are read together as far as they fit: every reading looks through all impressions.
+    """
+    span = {"start_us": hour_of(start_us), "end_us": end_us}
+    with warehouse.reader() as connection:
+        counted = rows_of(connection, select("monitoring.decisions_by_hour"), span)
+    decisions = dict(zip(*(column.to_pylist() for column in counted.columns), strict=True))
+    for hours in _read_together(decisions, list(hours_between(start_us, end_us))):
+        span = {"start_us": hours[0], "end_us": hours[-1] + HOUR_US}
+        with warehouse.reader() as connection:
+            rows = _beside_impressions(
+                rows_of(connection, select("monitoring.decisions_to_check"), span),
+                rows_of(connection, select("monitoring.impressions_to_check"), span),
+            )
+        first = 0
+        for hour_us in hours:
+            yield hour_us, rows.slice(first, decisions.get(hour_us, 0))
+            first += decisions.get(hour_us, 0)
+
+
+def _beside_impressions(decisions: pa.Table, impressions: pa.Table) -> pa.Table:
+    """Lay the columns of the impressions beside those of the decisions."""
+    keys = impressions.column(KEY)
+    if not keys.equals(decisions.column(KEY)):
+        check_identify(keys.combine_chunks(), (KEY,))
+    for name in impressions.column_names:
+        if name != KEY:
+            decisions = decisions.append_column(name, impressions.column(name))
+    return decisions
+
+
+def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[list[int]]:
+    """Return the hours in groups of at most :data:`READ_TOGETHER` decisions, or of one hour."""
+    groups: list[list[int]] = []
+    rows = 0
+    for hour_us in hours:
+        rows += decisions.get(hour_us, 0)
+        if not groups or rows > READ_TOGETHER:
+            groups.append([])
+            rows = decisions.get(hour_us, 0)
+        groups[-1].append(hour_us)
+    return groups
 
 
 def recheck_bundle(
@@ -296,7 +347,7 @@ def recheck_bundle(
     )
     impressions = _Impressions.of(deployment, bundle, decisions)
     features = (
-        compare_features(logged.take(impressions.places), impressions.table(keys), KEY)
+        compare_features(_rows(logged, impressions.places), impressions.table(keys), KEY)
         if len(impressions.places)
         else compare_scores(_no_scores(), _no_scores())
     )
@@ -357,7 +408,8 @@ class _Impressions:
         """Read the impressions' columns and look their entities up in the named snapshots."""
         contract = bundle.contract
         there = np.flatnonzero(decisions.column("impression_id").is_valid().to_numpy())
-        found = decisions.take(pa.array(there))
+        wanted = [*contract.columns, "occurred_us", "snapshot_hash"]
+        found = _rows(decisions.select(wanted), pa.array(there))
         columns = {
             name: cast_column(found.column(name).combine_chunks(), name in contract.text_columns)
             for name in contract.columns
@@ -365,9 +417,9 @@ class _Impressions:
         hashes = entity_hashes(contract, read_columns(contract, columns))
         counts = EntityCounts.nothing(contract, len(there))
         occurred_us = found.column("occurred_us").to_numpy()
-        named_us = np.array(
-            [snapshot_hour(contract, moment) for moment in occurred_us.tolist()], np.int64
-        )
+        hours, hour_of_row = np.unique(occurred_us // HOUR_US, return_inverse=True)
+        due = [snapshot_hour(contract, hour * HOUR_US) for hour in hours.tolist()]
+        named_us = np.array(due, np.int64)[hour_of_row]
         named = found.column("snapshot_hash").combine_chunks().dictionary_encode()
         for code, digest in enumerate(named.dictionary.to_pylist()):
             rows = np.flatnonzero(named.indices.to_numpy() == code)
@@ -383,7 +435,8 @@ class _Impressions:
 
     def table(self, keys: pa.ChunkedArray) -> pa.Table:
         """Return the recomputed features beside the keys of the decisions."""
-        return pa.table({KEY: keys.take(self.places), **self.features})
+        found = _rows(pa.table({KEY: keys}), self.places)
+        return pa.table({KEY: found.column(KEY), **self.features})
 
     @property
     def features(self) -> dict[str, pa.Array]:
@@ -393,7 +446,7 @@ class _Impressions:
 
     def sides(self, logged: pa.Table) -> Sides:
         """Return the logged features beside the recomputed ones."""
-        found = logged.take(self.places)
+        found = _rows(logged, self.places)
         recomputed = {
             name: values.cast(pa.float64() if pa.types.is_floating(values.type) else pa.string())
             for name, values in self.features.items()
@@ -518,5 +571,12 @@ def _no_scores() -> pa.Table:
     return scores_table(pa.chunked_array([], pa.string()), {}, KEY)
 
 
+def _rows(table: pa.Table, places: pa.Array) -> pa.Table:
+    """Return some rows in their order; without copying, if they are all."""
+    return table if len(places) == len(table) else table.take(places)
+
+
 def _where(rows: pa.Table, column: str, value: str) -> pa.Table:
+    if rows.column(column).unique().to_pylist() == [value]:
+        return rows
     return rows.filter(pc.call_function("equal", [rows.column(column), pa.scalar(value)]))
