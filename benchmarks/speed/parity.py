@@ -173,8 +173,8 @@ def figures(rows: int, runs: int, *, linear: bool) -> list[Figure]:
                 f"re-check of {decisions:,} logged decisions beside one scoring pass over them",
                 RATIO,
                 "lower",
-                "the log is JSON text, of which parsing alone takes more than three scoring passes "
-                "do; a columnar log would be needed",
+                "reading the texts from the warehouse and their members takes more than scoring "
+                "does; scoring again, comparing and looking up features are the rest",
             ),
             Figure(
                 "log_sampled_share",
