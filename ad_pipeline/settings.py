@@ -81,13 +81,11 @@ WATCHING = frozenset(
         "performance_estimate",
         "serving_log",
         "stress",
-        "user_vectors",
     }
 )
 """Groups that decide what people are told, or what answers a request whose inputs are missing. No
 model follows from them, so that a threshold may be changed without one looking like another's.
-`label_quality` is one only while it does not act, `user_vectors` while no learner reads a user's
-vector."""
+`label_quality` is one only while it does not act."""
 
 
 class Group(BaseModel):
@@ -1001,80 +999,6 @@ class AlertSettings(Group):
     )
 
 
-class RefreshTier(Group):
-    """Users of some activity, and how old their vectors may grow while there is news of them."""
-
-    from_activities: Annotated[int, Field(ge=0)] = Field(
-        description="The tier begins with users of so many activities within the lookback."
-    )
-    interval_minutes: PositiveInt = Field(
-        description="A vector younger than this is not computed again, whatever the user does."
-    )
-
-    @property
-    def interval_us(self) -> int:
-        """The interval in microseconds."""
-        return self.interval_minutes * 60_000_000
-
-
-class UserVectorSettings(Group):
-    """How users' vectors are kept fresh and stored, and how similar users are found by them."""
-
-    tiers: tuple[RefreshTier, ...] = Field(
-        default=(
-            RefreshTier(from_activities=0, interval_minutes=7 * 24 * 60),
-            RefreshTier(from_activities=1, interval_minutes=24 * 60),
-            RefreshTier(from_activities=5, interval_minutes=60),
-            RefreshTier(from_activities=20, interval_minutes=5),
-        ),
-        description="By ascending activity, the first from 0: what is known of somebody who did "
-        "much lately ages fastest.",
-    )
-    averaged: Annotated[int, Field(ge=1, le=255)] = Field(
-        default=3,
-        description="Vectors of a user whose mean is read (SUM, arXiv 2311.09544: the last three).",
-    )
-    shard_bits: Annotated[int, Field(ge=0, le=16)] = Field(
-        default=4, description="2^bits shards: one is in memory at a time while they are written."
-    )
-    quantized_parts: PositiveInt | None = Field(
-        default=None,
-        description="Bytes a vector, product-quantized; must divide the dimension. None: float16.",
-    )
-    tolerated_rotation_error: Share = Field(
-        default=0.1,
-        description="Held-out error of a rotation between two versions, as a share of the squared "
-        "length, above which vectors are refused and not turned.",
-    )
-    neighbours: PositiveInt = Field(default=50, description="Similar users that are kept of each.")
-    exact_users: PositiveInt = Field(
-        default=4_096, description="Up to so many users all pairs are compared: it takes seconds."
-    )
-    clusters_per_root: Annotated[float, Field(gt=0)] = Field(
-        default=2.0,
-        description="Clusters, in square roots of the number of users: to find one's cluster and "
-        "to search some of them then cost alike.",
-    )
-    probes: PositiveInt = Field(
-        default=12, description="Clusters that are searched for a user: the own and the nearest."
-    )
-    half_life_hours: Annotated[float, Field(gt=0)] = Field(
-        default=72.0,
-        description="Hours after which what a similar user engaged with speaks half as loudly.",
-    )
-
-    @model_validator(mode="after")
-    def _check_tiers(self) -> Self:
-        """Refuse tiers of which a user could have none, or two."""
-        begins = [tier.from_activities for tier in self.tiers]
-        if not begins or begins[0] != 0 or begins != sorted(set(begins)):
-            raise ValueError(
-                f"tiers begin with {begins} activities; let the first begin with 0 and each other "
-                "with more than the one before"
-            )
-        return self
-
-
 class Settings(Group):
     """All settings of one deployment."""
 
@@ -1110,7 +1034,6 @@ class Settings(Group):
     label_quality: LabelQualitySettings = LabelQualitySettings()
     performance_estimate: PerformanceEstimateSettings = PerformanceEstimateSettings()
     alerts: AlertSettings = AlertSettings()
-    user_vectors: UserVectorSettings = UserVectorSettings()
 
     @model_validator(mode="after")
     def _check_mixture(self) -> Self:

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.embeddings.encoder_settings import Enrichment
 from ad_pipeline.embeddings.sequences import Window
+from ad_pipeline.embeddings.settings import Enrichment
 
 DAY_US = 24 * HOUR_US
 

@@ -13,7 +13,6 @@ caller to measure. (Wang et al., arXiv 2406.05898: K-means, then nearest neighbo
 What is done with similar users belongs to :mod:`ad_pipeline.embeddings.retrieval`.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,11 +20,12 @@ import numpy as np
 import pyarrow as pa
 
 from ad_pipeline import hashing
+from ad_pipeline.embeddings.faiss_runtime import has_faiss, in_one_thread
 from ad_pipeline.embeddings.nearest import NOBODY, Nearest, Units, nearest
+from ad_pipeline.embeddings.settings import UserVectorSettings
 from ad_pipeline.embeddings.tables import SIMILAR_USERS
 from ad_pipeline.embeddings.vectors import StoredVectors, places_of
 from ad_pipeline.embeddings.versions import MixedVersions
-from ad_pipeline.settings import UserVectorSettings
 
 POINTS_PER_CLUSTER = 16
 """Users that K-means is fitted to, for each cluster."""
@@ -178,18 +178,13 @@ def fit_clusters(users: Users, settings: UserVectorSettings, seed: int) -> Clust
     count = round(settings.clusters_per_root * n**0.5)
     if n <= settings.exact_users or count < 2 or not has_faiss():
         return Clusters(np.zeros((1, dimension), np.float32), 1, 0)
-    import faiss
-
     draws = hashing.uniform(seed, users.ids, "embeddings.graph.clusters")
     size = min(count * POINTS_PER_CLUSTER, n)
     sample = np.argpartition(draws, size - 1)[:size]
     # In the order of their draws: the first of them are where K-means begins.
     sample = sample[np.argsort(draws[sample], kind="stable")]
     vectors = users.units(sample)
-    threads = faiss.omp_get_max_threads()
-    # K-means adds up in the order of its threads.
-    faiss.omp_set_num_threads(1)
-    try:
+    with in_one_thread() as faiss:
         fitted = faiss.Kmeans(
             dimension,
             count,
@@ -200,8 +195,6 @@ def fit_clusters(users: Users, settings: UserVectorSettings, seed: int) -> Clust
             max_points_per_centroid=POINTS_PER_CLUSTER,
         )
         fitted.train(vectors, init_centroids=vectors[:count])
-    finally:
-        faiss.omp_set_num_threads(threads)
     return Clusters(
         np.asarray(fitted.centroids, np.float32),
         min(settings.probes, count),
@@ -393,11 +386,6 @@ def rows_of_graph(
         "as_of_us": pa.repeat(pa.scalar(as_of_us, pa.int64()), len(row)),
     }
     return pa.table({name: columns[name] for name in SIMILAR_USERS.column_names})
-
-
-def has_faiss() -> bool:
-    """Tell whether FAISS is installed; it is in the extra ``embeddings``."""
-    return importlib.util.find_spec("faiss") is not None
 
 
 def _to_find_cluster(clusters: Clusters) -> int:

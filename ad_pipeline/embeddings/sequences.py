@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.embeddings.encoder_settings import Modality
+from ad_pipeline.embeddings.settings import Modality
 from ad_pipeline.hashing import combine, hash_strings, seed_of
 
 NOTHING = 0

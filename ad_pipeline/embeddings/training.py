@@ -48,8 +48,8 @@ from ad_pipeline.embeddings.encoder import (
     user_vector,
     windows_of,
 )
-from ad_pipeline.embeddings.encoder_settings import EncoderSettings, TrainingSettings
 from ad_pipeline.embeddings.sequences import Batch, Sequences
+from ad_pipeline.embeddings.settings import EncoderSettings, TrainingSettings
 from ad_pipeline.hashing import combine, uniform
 from ad_pipeline.xla import jax_or
 
@@ -446,7 +446,7 @@ def loss_of(
     ----------
     settings : EncoderSettings
     contrastive, temperature : float
-        As in :class:`.encoder_settings.TrainingSettings`.
+        As in :class:`.settings.TrainingSettings`.
     parameters : Parameters
     content : dict of str to array of shape (b, L, h)
         Mean rows of the activities' slots, a modality each.

@@ -35,6 +35,7 @@ from ad_pipeline.checkpoints import (
     unswept,
     write_checkpoint,
 )
+from ad_pipeline.embeddings.faiss_runtime import in_one_thread
 from ad_pipeline.embeddings.refresh import mean_of_last, taken_in
 from ad_pipeline.embeddings.versions import MixedVersions
 
@@ -145,8 +146,6 @@ def product_quantized(sample: np.ndarray, ids: np.ndarray, parts: int, seed: int
     ModuleNotFoundError
         If FAISS is not there: it is in the extra ``embeddings``. Reading needs none.
     """
-    import faiss
-
     dimension = sample.shape[1]
     fitted = hashing.uniform(seed, ids, "embeddings.codec.fitted") < 0.8
     if dimension % parts or fitted.sum() < WORDS or fitted.all():
@@ -154,16 +153,12 @@ def product_quantized(sample: np.ndarray, ids: np.ndarray, parts: int, seed: int
             f"{int(fitted.sum())} vectors of {dimension} dimensions for {parts} parts; parts must "
             f"divide the dimension, and {2 * WORDS} vectors or more are needed"
         )
-    quantizer = faiss.ProductQuantizer(dimension, parts, 8)
-    quantizer.cp.seed = seed % 2**31
-    quantizer.cp.min_points_per_centroid = 1
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
+    with in_one_thread() as faiss:
+        quantizer = faiss.ProductQuantizer(dimension, parts, 8)
+        quantizer.cp.seed = seed % 2**31
+        quantizer.cp.min_points_per_centroid = 1
         quantizer.train(np.ascontiguousarray(sample[fitted], np.float32))
-    finally:
-        faiss.omp_set_num_threads(threads)
-    books = faiss.vector_to_array(quantizer.centroids).reshape(parts, WORDS, -1)
+        books = faiss.vector_to_array(quantizer.centroids).reshape(parts, WORDS, -1)
     return _measured(Codec(dimension, books, 0.0), sample[~fitted])
 
 

@@ -125,7 +125,7 @@ def matured_impressions(
     if asked is not None:
         span["start_us"] = end_us - asked.hours * HOUR_US
     with warehouse.reader() as connection:
-        labelled = rows_of(connection, select("serving.matured_labels"), span)
+        labelled = rows_of(connection, select("features.matured_impressions"), span)
     if asked is not None and labelled.num_rows > asked.maximum_rows:
         draws = uniform(settings.seed, labelled.column("impression_id"), FALLBACK_ROWS)
         labelled = labelled.filter(pa.array(draws < asked.maximum_rows / labelled.num_rows))

@@ -40,7 +40,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtrc, chdtrc, stdtrit
 
 from ad_pipeline.evaluation.metrics import logits_of, probabilities_of
 
@@ -246,6 +245,8 @@ class PastErrors:
         Student's t, the squared errors of the past beside a prior of as many right ones as
         :data:`PRIOR_ESTIMATES`: intervals become wider than the model says, never narrower.
         """
+        from scipy.special import stdtrit
+
         squares = self.deviations[measure] ** 2
         freedom = PRIOR_ESTIMATES + len(squares)
         inflation = np.sqrt(max(1.0, (PRIOR_ESTIMATES + squares.sum()) / freedom))
@@ -256,6 +257,8 @@ class PastErrors:
 
         Of two intervals, either is missed twice as often as one, at most.
         """
+        from scipy.special import bdtrc
+
         if not self.missed:
             return 1.0
         return float(bdtrc(self.missed - 1, self.judged, min(1.0, 2 * (1 - level))))
@@ -353,6 +356,8 @@ def departure(reference: Recalibration, anchors: Anchors) -> Departure:
         From other anchors.
     anchors : Anchors
     """
+    from scipy.special import chdtrc
+
     due = anchors.due()
     score, information = _score(reference, anchors, due)
     variance = (

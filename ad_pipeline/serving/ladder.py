@@ -26,6 +26,7 @@ import numpy as np
 from numba import njit
 
 from ad_pipeline.checkpoints import read_checkpoint, write_checkpoint
+from ad_pipeline.evaluation.metrics import log_loss
 from ad_pipeline.features.encoding import EntityCounts, FeatureContract, ReadColumns
 from ad_pipeline.hashing import hashes_of_missing
 from ad_pipeline.learners.ensemble.calibration import fit_kind
@@ -300,20 +301,15 @@ def _held_out_loss(hashes: np.ndarray, labels: np.ndarray) -> tuple[float, float
     older, newer = labels[:half], labels[half:]
     if not 0 < older.sum() < half:
         return math.inf, None
-    best, chosen = _loss(newer, np.full(len(newer), older.mean())), None
+    best, chosen = log_loss(newer, np.full(len(newer), older.mean())), None
     for strength in _STRENGTHS:
         values, rates = _rates(hashes[:half], older, strength)
         place = np.minimum(np.searchsorted(values, hashes[half:]), len(values) - 1)
         known = values[place] == hashes[half:]
-        loss = _loss(newer, np.where(known, rates[place], older.mean()))
+        loss = log_loss(newer, np.where(known, rates[place], older.mean()))
         if loss < best:
             best, chosen = loss, strength
     return best, chosen
-
-
-def _loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    within = np.clip(probabilities, _NEAREST, 1.0 - _NEAREST)
-    return float(-(labels * np.log(within) + (1.0 - labels) * np.log1p(-within)).mean())
 
 
 @njit(cache=True, nogil=True)

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -48,6 +49,31 @@ def test_the_graph_is_the_one_that_was_reviewed(loaded: dict[str, dict], dataset
         f"if it should be so: AD_PIPELINE_DATASET={dataset} "
         "python -m ad_pipeline_tests.defs.graph_shape --write"
     )
+
+
+HEAVY = {
+    "evidently", "faiss", "jax", "lightgbm", "matplotlib", "pandas", "river", "scipy.special",
+    "scipy.stats", "sklearn",
+}  # fmt: skip
+"""A fifth of a second to two seconds each: imported where they are used."""
+
+
+@pytest.mark.parametrize(("first", "found"), [("", set()), ("import scipy.stats", {"scipy.stats"})])
+def test_definitions_load_without_what_only_a_step_needs(
+    first: str, found: set[str], tmp_path: Path
+):
+    """The second case is the control: what is imported is seen."""
+    code = f"import sys; from ad_pipeline.definitions import defs; defs(); {first}"
+    said = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(*sorted({HEAVY!r} & set(sys.modules)))"],
+        env=os.environ | {"AD_PIPELINE_DATASET": "marketplace", "AD_PIPELINE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    loaded = set(said.splitlines()[-1].split()) if said.strip() else set()
+    assert loaded >= found
+    assert found or not loaded
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -10,9 +10,9 @@ import pytest
 
 from ad_pipeline.embeddings.content import id_tokens
 from ad_pipeline.embeddings.encoder import Encoder, flat_of, laid_out
-from ad_pipeline.embeddings.encoder_settings import EncoderSettings, Enrichment, Modality
 from ad_pipeline.embeddings.enrichment import DAY_US
 from ad_pipeline.embeddings.sequences import History, Sequences
+from ad_pipeline.embeddings.settings import EncoderSettings, Enrichment, Modality
 
 needs_jax = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None,

@@ -25,9 +25,9 @@ from ad_pipeline.embeddings.encoder import (
     user_vector,
     windows_of,
 )
-from ad_pipeline.embeddings.encoder_settings import EncoderSettings, Enrichment, Mixing, Modality
 from ad_pipeline.embeddings.enrichment import DAY_US, waves_of
 from ad_pipeline.embeddings.sequences import Activities, Batch, History, Sequences
+from ad_pipeline.embeddings.settings import EncoderSettings, Enrichment, Mixing, Modality
 from ad_pipeline_tests.embeddings.made_worlds import (
     BITS,
     NO_ENRICHMENT,

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from ad_pipeline.embeddings.encoder_settings import Modality
 from ad_pipeline.embeddings.sequences import (
     NOTHING,
     SHORTEST,
@@ -17,6 +16,7 @@ from ad_pipeline.embeddings.sequences import (
     Sequences,
     padded_length,
 )
+from ad_pipeline.embeddings.settings import Modality
 
 MODALITIES = (Modality(name="clicks", tokens=2), Modality(name="looks", tokens=1, vector=2))
 

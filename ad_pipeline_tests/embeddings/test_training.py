@@ -20,9 +20,9 @@ import pytest
 
 from ad_pipeline.checkpoints import CorruptCheckpoint
 from ad_pipeline.embeddings.encoder import Encoder, flat_of, laid_out, user_vector, windows_of
-from ad_pipeline.embeddings.encoder_settings import EncoderSettings, TrainingSettings
 from ad_pipeline.embeddings.enrichment import DAY_US
 from ad_pipeline.embeddings.sequences import Batch, Sequences
+from ad_pipeline.embeddings.settings import EncoderSettings, TrainingSettings
 from ad_pipeline.embeddings.training import (
     LabelledAds,
     LeakedLabel,

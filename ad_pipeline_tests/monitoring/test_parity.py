@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.monitoring import tables
 from ad_pipeline.monitoring.parity import comparison as parity
-from ad_pipeline.monitoring.parity.decision_log import features_of, scores_of
+from ad_pipeline.monitoring.parity.decision_log import (
+    features_of,
+    logged_columns,
+    scores_table,
+)
 
 
 def features(**columns: list) -> pa.Table:
@@ -182,9 +186,10 @@ def test_scores_survive_the_json_of_the_log_bit_for_bit(values: list[float]):
         for k, value in enumerate(values)
     ]
     recomputed = scores(*((f"r{k}", "click", value) for k, value in enumerate(values)))
-    assert parity.compare_scores(
-        scores_of(duckdb.connect(), pa.Table.from_pylist(decisions)), recomputed
-    ).passed
+    table = pa.Table.from_pylist(decisions)
+    logged = logged_columns(duckdb.connect(), table.column("scores"))
+    keys = table.column("request_id")
+    assert parity.compare_scores(scores_table(keys, logged), recomputed).passed
 
 
 def test_logged_features_become_columns_of_one_type_each():

@@ -26,14 +26,14 @@ import pyarrow as pa
 
 from ad_pipeline.embeddings.content import id_tokens
 from ad_pipeline.embeddings.encoder import Encoder
-from ad_pipeline.embeddings.encoder_settings import (
+from ad_pipeline.embeddings.enrichment import DAY_US
+from ad_pipeline.embeddings.sequences import History
+from ad_pipeline.embeddings.settings import (
     EncoderSettings,
     Mixing,
     Modality,
     TrainingSettings,
 )
-from ad_pipeline.embeddings.enrichment import DAY_US
-from ad_pipeline.embeddings.sequences import History
 from ad_pipeline.embeddings.training import LabelledAds, Training
 from ad_pipeline.evaluation.metrics import roc_auc
 from benchmarks.figures import Figure, print_figures

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import chdtrc, chdtri, fdtrc
 
 NOISE_LEVEL = 0.001
 """Chance that noise alone lifts one unchanged column above its noise limit."""
@@ -65,6 +64,8 @@ def psi_noise_limit(
     Under no change the index times ``1 / (1/n + 1/m)`` is about chi-squared with ``cells - 1``
     degrees of freedom (Yurdakul and Naranjo, Journal of Risk Model Validation 2020).
     """
+    from scipy.special import chdtri
+
     if cells < 2 or not reference_rows or not current_rows:
         return 0.0
     return float(chdtri(cells - 1, level)) * (1 / reference_rows + 1 / current_rows)
@@ -103,6 +104,8 @@ def block_p_value(
     float
         In [0, 1]; 1 where there is nothing to compare.
     """
+    from scipy.special import chdtrc, fdtrc
+
     blocks = reference_blocks[reference_blocks.sum(axis=1) > 0]
     before, rows = blocks.sum(axis=0), int(current.sum())
     total = int(before.sum())
@@ -211,6 +214,8 @@ def unseen_share(before: NDArray[np.int64], unseen: int, rows: int) -> tuple[flo
     ----------
     Good, The population frequencies of species, Biometrika 40, 1953.
     """
+    from scipy.special import chdtrc
+
     total = int(before.sum())
     if not total or not rows:
         return float("nan"), float("nan"), 1.0

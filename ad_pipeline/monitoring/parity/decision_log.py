@@ -1,9 +1,10 @@
 """The JSON of the serving log as columns: what was logged, value by value, with its type.
 
-A million decisions are parsed by DuckDB's JSON reader, a text a value, and typed column by column:
-no Python object is made for a value. Types are kept as they were logged, since a number that
-arrives as a text is a fault to be found and not a detail of reading. How a scorer writes these
-texts stands in :mod:`ad_pipeline.serving.decisions`; what they are compared with, elsewhere.
+Texts of one layout are read by compiled code (:mod:`.flat_objects`), all others by DuckDB's JSON
+reader, a text a value, typed column by column: no Python object is made for a value. Types are kept
+as they were logged, since a number that arrives as a text is a fault to be found and not a detail
+of reading. How a scorer writes these texts stands in :mod:`ad_pipeline.serving.decisions`; what
+they are compared with, elsewhere.
 """
 
 import json
@@ -54,29 +55,6 @@ def features_of(
     return pa.table({key: decisions.column(key).cast(pa.string()), **columns})
 
 
-def scores_of(
-    connection: duckdb.DuckDBPyConnection, decisions: pa.Table, key: str = "request_id"
-) -> pa.Table:
-    """Lay the logged scores of decisions out, one row per decision and goal.
-
-    Parameters
-    ----------
-    connection : DuckDBPyConnection
-        Any: it only parses.
-    decisions : pyarrow.Table
-        Rows of ``events.decisions``: ``key`` and ``scores``, a JSON object goal -> probability.
-    key : str
-
-    Returns
-    -------
-    pyarrow.Table
-        ``key``, goal, probability (float64), null where a goal has no number. JSON keeps a float64
-        exactly when its writer gives 17 digits or the shortest that reads back, as Python's does.
-    """
-    keys = decisions.column(key).cast(pa.string())
-    return scores_table(keys, logged_columns(connection, decisions.column("scores")), key)
-
-
 def scores_table(
     keys: pa.ChunkedArray, probabilities: dict[str, pa.Array], key: str = "request_id"
 ) -> pa.Table:
@@ -86,7 +64,8 @@ def scores_table(
     ----------
     keys : Arrow column of shape (n,)
     probabilities : dict of str to Arrow array of shape (n,)
-        What is not float64 is no probability, and null.
+        What is not float64 is no probability, and null. JSON keeps a float64 exactly when its
+        writer gives 17 digits or the shortest that reads back, as Python's does.
     key : str
         Name of the keys' column.
     """

@@ -74,7 +74,7 @@ OTHER_BUNDLES = 3
 """Bundles that served before, tried as the cause of a score that is not given again."""
 
 READ_TOGETHER = 200_000
-"""Decisions that are held at a time, unless one hour has more: some 400 MB of them."""
+"""Decisions that are held at a time, unless one hour has more: 321 MB where it was measured."""
 
 
 @dataclass(frozen=True)
