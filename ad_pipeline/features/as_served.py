@@ -16,7 +16,7 @@ from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.features.encoding import (
-    EntityCounts,
+    LookedUp,
     FeatureContract,
     ReadColumns,
     entity_hashes,
@@ -137,7 +137,7 @@ def matured_impressions(
 
 def read_as_served(
     deployment: Deployment, contract: FeatureContract, rows: pa.Table
-) -> tuple[ReadColumns, EntityCounts]:
+) -> tuple[ReadColumns, LookedUp]:
     """Read impressions for encoding, each with the counts in force when it occurred.
 
     Parameters
@@ -150,7 +150,7 @@ def read_as_served(
 
     Returns
     -------
-    ReadColumns, EntityCounts
+    ReadColumns, LookedUp
         Of n rows each, as :mod:`ad_pipeline.features.encoding` takes them.
 
     Raises
@@ -165,7 +165,7 @@ def read_as_served(
 
 def counts_as_served(
     deployment: Deployment, contract: FeatureContract, read: ReadColumns, occurred_us: np.ndarray
-) -> EntityCounts:
+) -> LookedUp:
     """Look up the counts that were in force at some moments, int64 (n,), for rows that were read.
 
     Raises

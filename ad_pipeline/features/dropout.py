@@ -19,7 +19,7 @@ import pyarrow as pa
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.as_served import counts_as_served
-from ad_pipeline.features.encoding import EntityCounts, FeatureContract, ReadColumns, read_columns
+from ad_pipeline.features.encoding import LookedUp, FeatureContract, ReadColumns, read_columns
 from ad_pipeline.hashing import hashes_of_missing, uniform
 from ad_pipeline.settings import FeatureDropoutSettings
 
@@ -87,7 +87,7 @@ def dropped(
 
 def read_to_learn(
     deployment: Deployment, contract: FeatureContract, rows: pa.Table
-) -> tuple[ReadColumns, EntityCounts]:
+) -> tuple[ReadColumns, LookedUp]:
     """Read impressions for learning: as they were served, but for what the settings drop.
 
     Parameters
@@ -100,7 +100,7 @@ def read_to_learn(
 
     Returns
     -------
-    ReadColumns, EntityCounts
+    ReadColumns, LookedUp
         Of n rows each, as :func:`ad_pipeline.features.as_served.read_as_served` returns them, and
         to the bit the same without the setting.
 

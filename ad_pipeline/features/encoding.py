@@ -2,8 +2,9 @@
 
 One contract travels from the dataset file through training into the bundle, and one code path reads
 Arrow columns of a million impressions or of one request: explicit scalar loops, no fast-math, so
-that a row's encoding does not depend on the batch it came in. Counts of entities are looked up by
-:mod:`ad_pipeline.features.rates` and handed in; nothing here knows about hours, snapshots or
+that a row's encoding does not depend on the batch it came in. What is published by the hour, counts
+of entities and vectors of users, is looked up by :mod:`ad_pipeline.features.rates` and
+:mod:`ad_pipeline.features.vectors` and handed in; nothing here knows about hours, snapshots or
 tables, and neither DuckDB nor pandas is imported, since a scorer runs this.
 
 Tokens of the linear learner, in the order of :attr:`FeatureContract.token_names`:
@@ -12,7 +13,8 @@ Tokens of the linear learner, in the order of :attr:`FeatureContract.token_names
 - each categorical: the hash of its value;
 - each numeric: the hash of its log bucket, sign and ``floor(log2(1 + |x|) * 4)``;
 - each cross: the hash of its two values' hashes;
-- each entity and goal: the buckets of its smoothed rate (in logit space) and of its count (log2).
+- each entity and goal: the buckets of its smoothed rate (in logit space) and of its count (log2);
+- each number of the user's vector: the bucket of its cosine, see :func:`words_of_vectors`.
 """
 
 import hashlib
@@ -43,6 +45,12 @@ CROSS = "\u00d7"
 IMPRESSION = "impression"
 """The anchor of goals that are anchored on no other goal."""
 
+VECTOR = "user_vector"
+"""Before the dot in the name of whatever comes out of a user's vector."""
+
+VECTORS_USED = f"{VECTOR}.published"
+"""Name under which decisions log which published vectors they used: a digest, null for none."""
+
 
 @dataclass(frozen=True)
 class RateGoal:
@@ -57,6 +65,31 @@ class RateGoal:
 
     name: str
     anchor: str
+
+
+@dataclass(frozen=True)
+class VectorFeatures:
+    """Numbers of an impression that are looked up in published vectors.
+
+    Attributes
+    ----------
+    dimension : int
+        d, numbers of a user's vector.
+    lag_hours : int
+        Hours between the end of an hour and its vectors being served.
+    user, ad : str
+        Text columns that say whose vector, and which ad's engagers.
+    """
+
+    dimension: int
+    lag_hours: int
+    user: str = "user_id"
+    ad: str = "ad_id"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the d components, and of the cosine of the user with the ad's engagers."""
+        return (*(f"{VECTOR}.{place}" for place in range(self.dimension)), f"{VECTOR}.engagers")
 
 
 @dataclass(frozen=True)
@@ -79,6 +112,8 @@ class FeatureContract:
         Hours that a snapshot counts; hours between its last hour's end and its being served.
     bits : int
         Slots are in ``[0, 2^bits)``.
+    vectors : VectorFeatures or None
+        None: no vectors of users are read.
     """
 
     categorical: tuple[str, ...]
@@ -90,6 +125,7 @@ class FeatureContract:
     rate_window_hours: int
     rate_lag_hours: int
     bits: int
+    vectors: VectorFeatures | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be encoded.
@@ -100,7 +136,7 @@ class FeatureContract:
             If two features have one name, a column is both text and number, or an anchor is
             unknown.
         """
-        names = self.token_names
+        names = (*self.token_names, *self.logged_columns[len(self.columns) :])
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"features named twice: {', '.join(twice)}; name each once")
@@ -115,6 +151,7 @@ class FeatureContract:
     @classmethod
     def from_dataset(cls, dataset: "Dataset") -> Self:
         """Read the contract out of a dataset file and its settings."""
+        vectors = dataset.settings.user_vectors
         return cls(
             categorical=tuple(dataset.features.categorical),
             numeric=tuple(dataset.features.numeric),
@@ -125,12 +162,19 @@ class FeatureContract:
             rate_window_hours=dataset.settings.rates.window_hours,
             rate_lag_hours=dataset.settings.rates.publication_lag_hours,
             bits=dataset.settings.online.bits,
+            vectors=None if vectors is None else VectorFeatures(
+                vectors.encoder.dimension, vectors.publication_lag_hours
+            ),
         )
 
     def to_json(self) -> str:
         """Return the contract as canonical JSON; :meth:`from_json` gives it back exactly."""
+        fields = asdict(self)
+        # A contract without vectors is, to the byte, what it was before there were any.
+        if self.vectors is None:
+            del fields["vectors"]
         return json.dumps(
-            asdict(self) | {"format": FORMAT},
+            fields | {"format": FORMAT},
             sort_keys=True,
             separators=(",", ":"),
             ensure_ascii=False,
@@ -149,16 +193,19 @@ class FeatureContract:
         fields = json.loads(text)
         if fields.pop("format", None) != FORMAT:
             raise ValueError(f"this feature contract is not of format {FORMAT}; train a new bundle")
+        fields.setdefault("vectors", None)
         expected = set(cls.__dataclass_fields__)
         if set(fields) != expected:
             difference = ", ".join(sorted(set(fields) ^ expected))
             raise ValueError(f"feature contract and code disagree about: {difference}")
+        vectors = fields["vectors"]
         return cls(
             **fields
             | {name: tuple(fields[name]) for name in ("categorical", "numeric", "entities")}
             | {
                 "crosses": tuple((left, right) for left, right in fields["crosses"]),
                 "goals": tuple(RateGoal(**goal) for goal in fields["goals"]),
+                "vectors": None if vectors is None else VectorFeatures(**vectors),
             }
         )
 
@@ -182,14 +229,26 @@ class FeatureContract:
 
     @cached_property
     def text_columns(self) -> tuple[str, ...]:
-        """Columns that are hashed, once each: categoricals, entities, members of crosses."""
+        """Columns that are hashed, once each: of categoricals, entities, crosses and vectors."""
         members = (member for pair in self.crosses for member in pair)
-        return tuple(dict.fromkeys((*self.categorical, *self.entities, *members)))
+        return tuple(
+            dict.fromkeys((*self.categorical, *self.entities, *members, *self.vector_columns))
+        )
+
+    @property
+    def vector_columns(self) -> tuple[str, ...]:
+        """Columns by which vectors are looked up: the user's and the ad's, or none."""
+        return () if self.vectors is None else (self.vectors.user, self.vectors.ad)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Every column that encoding reads."""
         return self.text_columns + self.numeric
+
+    @cached_property
+    def logged_columns(self) -> tuple[str, ...]:
+        """The columns, and which published vectors were used: what decisions log beside counts."""
+        return self.columns + (() if self.vectors is None else (VECTORS_USED,))
 
     @cached_property
     def cross_names(self) -> tuple[str, ...]:
@@ -206,15 +265,23 @@ class FeatureContract:
             for what in ("rate", "anchors")
         )
 
+    @property
+    def vector_names(self) -> tuple[str, ...]:
+        """Names of the numbers that come out of a user's vector, last in both encodings."""
+        return () if self.vectors is None else self.vectors.names
+
     @cached_property
     def token_names(self) -> tuple[str, ...]:
         """Feature of each column of :func:`slots`."""
-        return (BIAS, *self.categorical, *self.numeric, *self.cross_names, *self.rate_names)
+        return (
+            BIAS, *self.categorical, *self.numeric, *self.cross_names, *self.rate_names,
+            *self.vector_names,
+        )  # fmt: skip
 
     @cached_property
     def dense_names(self) -> tuple[str, ...]:
         """Feature of each column of :func:`dense`."""
-        return self.numeric + self.rate_names
+        return self.numeric + self.rate_names + self.vector_names
 
     @cached_property
     def entity_positions(self) -> np.ndarray:
@@ -246,12 +313,12 @@ class FeatureContract:
 
     @cached_property
     def word_seeds(self) -> np.ndarray:
-        """Hash seeds of the bias, the numerics and the rates, uint64 of shape (1 + N + 2EG,)."""
-        return _seeds((BIAS, *self.numeric, *self.rate_names))
+        """Hash seeds of bias, numerics, rates and vectors, uint64 of shape (1 + N + 2EG + V,)."""
+        return _seeds((BIAS, *self.numeric, *self.rate_names, *self.vector_names))
 
     @cached_property
     def word_slots(self) -> hashing.WordSlots:
-        """Slots of the bias, the numerics and the rates, in the order of :attr:`word_seeds`."""
+        """Slots of whatever is hashed as a word, in the order of :attr:`word_seeds`."""
         return hashing.WordSlots(self.word_seeds, self.bits)
 
     @cached_property
@@ -322,8 +389,8 @@ class ReadColumns:
 
 
 @dataclass(frozen=True)
-class EntityCounts:
-    """What the snapshots in force say about the entities of each row.
+class LookedUp:
+    """What was published when each row occurred, of its entities, its user and its ad.
 
     Attributes
     ----------
@@ -331,27 +398,45 @@ class EntityCounts:
         Per entity and goal: anchors, engagements.
     totals : ndarray of shape (n, 2G), int64
         The same over all impressions: the prior.
+    vectors : ndarray of shape (n, V), float64
+        The contract's ``vector_names``; NaN is unknown. V is 0 without vectors.
     """
 
     counts: np.ndarray
     totals: np.ndarray
+    vectors: np.ndarray
 
     @classmethod
     def nothing(cls, contract: FeatureContract, n: int) -> Self:
-        """Return the counts of ``n`` rows before anything was counted."""
+        """Return what ``n`` rows find before anything was published."""
         width = 2 * len(contract.goals)
-        return cls(
-            np.zeros((n, len(contract.entities), width), np.int64), np.zeros((n, width), np.int64)
-        )
+        counts = np.zeros((n, len(contract.entities), width), np.int64)
+        return cls.counted(contract, counts, np.zeros((n, width), np.int64))
+
+    @classmethod
+    def counted(cls, contract: FeatureContract, counts: np.ndarray, totals: np.ndarray) -> Self:
+        """Return counts of n rows, whose vectors are unknown."""
+        return cls(counts, totals, np.full((len(counts), len(contract.vector_names)), np.nan))
 
     def forget(self, rows: np.ndarray | slice) -> None:
-        """Make some rows, int or bool or a slice of them, those of nothing counted yet."""
+        """Make some rows, int or bool or a slice of them, those of nothing published yet."""
         self.counts[rows] = 0
         self.totals[rows] = 0
+        self.vectors[rows] = np.nan
 
-    def rows(self, start: int, end: int) -> "EntityCounts":
+    def take(self, rows: np.ndarray | slice) -> "LookedUp":
+        """Return some rows, int or bool or a slice of them."""
+        return LookedUp(self.counts[rows], self.totals[rows], self.vectors[rows])
+
+    def rows(self, start: int, end: int) -> "LookedUp":
         """Return the rows ``[start, end)``."""
-        return EntityCounts(self.counts[start:end], self.totals[start:end])
+        return self.take(slice(start, end))
+
+    def put(self, rows: np.ndarray, found: "LookedUp") -> None:
+        """Write what was looked up for some rows, int or bool, in their place."""
+        self.counts[rows] = found.counts
+        self.totals[rows] = found.totals
+        self.vectors[rows] = found.vectors
 
 
 def read_columns(contract: FeatureContract, columns: Columns) -> ReadColumns:
@@ -480,6 +565,22 @@ def entity_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -> 
     return np.column_stack(hashed) if hashed else np.empty((_rows_of(columns), 0), np.uint64)
 
 
+def vector_hashes(contract: FeatureContract, read: ReadColumns) -> np.ndarray:
+    """Return the keys under which published vectors hold each row's user and ad.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    read : ReadColumns of n rows
+
+    Returns
+    -------
+    ndarray of shape (n, 2), uint64; (n, 0) of a contract without vectors
+    """
+    positions = [contract.text_columns.index(name) for name in contract.vector_columns]
+    return np.ascontiguousarray(read.hashes[:, positions])
+
+
 def category_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -> np.ndarray:
     """Return the hash of each categorical, for learners that code their categories themselves.
 
@@ -501,7 +602,7 @@ def category_hashes(contract: FeatureContract, columns: Columns | ReadColumns) -
 def slots(
     contract: FeatureContract,
     columns: Columns | ReadColumns,
-    counts: EntityCounts | None = None,
+    looked_up: LookedUp | None = None,
 ) -> np.ndarray:
     """Encode rows for the linear learner: one slot a feature.
 
@@ -510,8 +611,8 @@ def slots(
     contract : FeatureContract
     columns : mapping or ReadColumns of n rows
         See :func:`read_columns`.
-    counts : EntityCounts of n rows, optional
-        From :mod:`ad_pipeline.features.rates`; None stands for nothing counted yet.
+    looked_up : LookedUp of n rows, optional
+        None stands for nothing published yet.
 
     Returns
     -------
@@ -521,17 +622,17 @@ def slots(
     Raises
     ------
     ValueError
-        If rows and counts differ in number.
+        If rows and what was looked up differ in number.
     """
     read = columns if isinstance(columns, ReadColumns) else _OpenedColumns(contract, columns)
-    counts = _counts(contract, len(read), counts)
+    looked_up = _checked(contract, len(read), looked_up)
     encoded = np.empty((len(read), len(contract.token_names)), np.uint32)
-    _lay_slots(contract, read, counts, 0, encoded)
+    _lay_slots(contract, read, looked_up, 0, encoded)
     return encoded
 
 
 def slot_blocks(
-    contract: FeatureContract, columns: Columns, rows: int, counts: EntityCounts | None = None
+    contract: FeatureContract, columns: Columns, rows: int, looked_up: LookedUp | None = None
 ) -> Iterator[np.ndarray]:
     """Encode as :func:`slots` does, so many rows at a time and all into the same memory.
 
@@ -543,7 +644,7 @@ def slot_blocks(
     columns : mapping of str to Arrow column of shape (n,)
     rows : int
         Of a block.
-    counts : EntityCounts of n rows, optional
+    looked_up : LookedUp of n rows, optional
 
     Yields
     ------
@@ -553,29 +654,29 @@ def slot_blocks(
     Raises
     ------
     ValueError
-        If rows and counts differ in number.
+        If rows and what was looked up differ in number.
     """
     opened = _OpenedColumns(contract, columns)
-    counts = _counts(contract, len(opened), counts)
+    looked_up = _checked(contract, len(opened), looked_up)
     encoded = np.empty((min(rows, len(opened)), len(contract.token_names)), np.uint32)
     for start in range(0, len(opened), rows):
         block = encoded[: len(opened) - start]
-        _lay_slots(contract, opened, counts, start, block)
+        _lay_slots(contract, opened, looked_up, start, block)
         yield block
 
 
 def dense(
-    contract: FeatureContract, columns: Columns | ReadColumns, counts: EntityCounts | None = None
+    contract: FeatureContract, columns: Columns | ReadColumns, looked_up: LookedUp | None = None
 ) -> np.ndarray:
-    """Encode rows for the tree learner: raw numbers, logits of rates, log counts.
+    """Encode rows for the tree learner: raw numbers, logits of rates, log counts, vectors.
 
     Parameters
     ----------
     contract : FeatureContract
     columns : mapping or ReadColumns of n rows
         See :func:`read_columns`.
-    counts : EntityCounts of n rows, optional
-        From :mod:`ad_pipeline.features.rates`; None stands for nothing counted yet.
+    looked_up : LookedUp of n rows, optional
+        None stands for nothing published yet.
 
     Returns
     -------
@@ -585,12 +686,16 @@ def dense(
     Raises
     ------
     ValueError
-        If rows and counts differ in number.
+        If rows and what was looked up differ in number.
     """
     read = _read(contract, columns)
-    counts = _counts(contract, len(read), counts)
+    looked_up = _checked(contract, len(read), looked_up)
     matrix = np.empty((len(read), len(contract.dense_names)), np.float64)
-    kernels.dense_rows(read.numbers, counts.counts, counts.totals, contract.rate_strength, matrix)
+    kernels.dense_rows(
+        read.numbers, looked_up.counts, looked_up.totals, contract.rate_strength, matrix
+    )
+    if contract.vector_names:
+        matrix[:, -len(contract.vector_names) :] = looked_up.vectors
     return matrix
 
 
@@ -740,46 +845,85 @@ def anchor_words() -> dict[int, str]:
     return {word: f"{2**word - 1} to {2 ** (word + 1) - 2}" for word in range(32)}
 
 
-def words_of_rates(contract: FeatureContract, counts: EntityCounts) -> np.ndarray:
+def words_of_rates(contract: FeatureContract, looked_up: LookedUp) -> np.ndarray:
     """Return the buckets of each row's rates and counts of anchors: what their tokens hash.
 
     Parameters
     ----------
     contract : FeatureContract
-    counts : EntityCounts of n rows
+    looked_up : LookedUp of n rows
 
     Returns
     -------
     ndarray of shape (n, 2EG), int64
         In the order of ``contract.rate_names``; see :func:`rate_words` and :func:`anchor_words`.
     """
-    words = np.empty((len(counts.totals), len(contract.rate_names)), np.int64)
-    kernels.rate_words(counts.counts, counts.totals, contract.rate_strength, words)
+    words = np.empty((len(looked_up.totals), len(contract.rate_names)), np.int64)
+    kernels.rate_words(looked_up.counts, looked_up.totals, contract.rate_strength, words)
     return words
+
+
+def words_of_vectors(contract: FeatureContract, looked_up: LookedUp) -> np.ndarray:
+    """Return the buckets of each row's numbers of vectors: what their tokens hash.
+
+    A component is taken at unit length, where it is the cosine of the vector with an axis: what an
+    encoder's next training does to lengths leaves the buckets alone. Cosines in d dimensions
+    scatter by 1 / sqrt(d), so a bucket is a share of that: ``floor(2 * sqrt(d) * cosine)``, about
+    ten buckets that are met often, whatever d is.
+
+    Parameters
+    ----------
+    contract : FeatureContract
+    looked_up : LookedUp of n rows
+
+    Returns
+    -------
+    ndarray of shape (n, V), int64
+        In the order of ``contract.vector_names``; see :func:`vector_words`.
+    """
+    words = np.empty(looked_up.vectors.shape, np.int64)
+    kernels.vector_words(looked_up.vectors, words)
+    return words
+
+
+def vector_words(dimension: int) -> dict[int, str]:
+    """Return every bucket that a number of a d-dimensional vector can fall into, and its range.
+
+    Ranges are of cosines.
+    """
+    steps = kernels.VECTOR_STEPS * math.sqrt(dimension)
+    found = {
+        word: f"[{max(word / steps, -1.0):.3g}, {min((word + 1) / steps, 1.0):.3g})"
+        for word in range(math.floor(-steps), math.floor(steps) + 1)
+    }
+    return {kernels.MISSING_WORD: hashing.MISSING_LABEL} | found
 
 
 def _read(contract: FeatureContract, columns: Columns | ReadColumns) -> ReadColumns:
     return columns if isinstance(columns, ReadColumns) else read_columns(contract, columns)
 
 
-def _counts(contract: FeatureContract, n: int, counts: EntityCounts | None) -> EntityCounts:
-    if counts is None:
-        return EntityCounts.nothing(contract, n)
-    expected = (n, len(contract.entities), 2 * len(contract.goals))
-    if counts.counts.shape != expected or counts.totals.shape != (expected[0], expected[2]):
+def _checked(contract: FeatureContract, n: int, looked_up: LookedUp | None) -> LookedUp:
+    if looked_up is None:
+        return LookedUp.nothing(contract, n)
+    found = (looked_up.counts.shape, looked_up.totals.shape, looked_up.vectors.shape)
+    width = 2 * len(contract.goals)
+    expected = ((n, len(contract.entities), width), (n, width), (n, len(contract.vector_names)))
+    if found != expected:
         raise ValueError(
-            f"counts have shapes {counts.counts.shape} and {counts.totals.shape}; "
-            f"these rows need {expected} and {(expected[0], expected[2])}"
+            f"counts, totals and vectors have shapes {found}; these rows need {expected}"
         )
-    return EntityCounts(
-        np.ascontiguousarray(counts.counts, np.int64), np.ascontiguousarray(counts.totals, np.int64)
+    return LookedUp(
+        np.ascontiguousarray(looked_up.counts, np.int64),
+        np.ascontiguousarray(looked_up.totals, np.int64),
+        np.ascontiguousarray(looked_up.vectors, np.float64),
     )
 
 
 def _lay_slots(
     contract: FeatureContract,
     read: "ReadColumns | _OpenedColumns",
-    counts: EntityCounts,
+    looked_up: LookedUp,
     first_row: int,
     encoded: np.ndarray,
 ) -> None:
@@ -797,11 +941,11 @@ def _lay_slots(
             contract.word_slots.lay(words, 1, block, 1 + places.size)
         else:
             hashes = read.lay_features(low, high, block)
-        _lay_derived_slots(contract, hashes, counts.rows(low, high), block)
+        _lay_derived_slots(contract, hashes, looked_up.rows(low, high), block)
 
 
 def _lay_derived_slots(
-    contract: FeatureContract, hashes: np.ndarray, counts: EntityCounts, encoded: np.ndarray
+    contract: FeatureContract, hashes: np.ndarray, looked_up: LookedUp, encoded: np.ndarray
 ) -> None:
     """Write the slots of a block of rows beside those of its categories and numbers.
 
@@ -819,8 +963,12 @@ def _lay_derived_slots(
         hashing.lay_slots(of_crosses, every, contract.bits, encoded, first + every)
         first += left.size
     if contract.rate_names:
-        words = words_of_rates(contract, counts)
+        words = words_of_rates(contract, looked_up)
         of_words.lay(words, 1 + len(contract.numeric), encoded, first)
+        first += len(contract.rate_names)
+    if contract.vector_names:
+        seeds = 1 + len(contract.numeric) + len(contract.rate_names)
+        of_words.lay(words_of_vectors(contract, looked_up), seeds, encoded, first)
 
 
 def _texts(name: str, requests: Sequence[Mapping[str, str | float | None]]) -> list[str | None]:

@@ -25,6 +25,7 @@ _PRIOR_ANCHORS = 100.0
 LOWEST_RATE = 1e-6
 RATE_STEPS = 4
 NUMBER_STEPS = 4
+VECTOR_STEPS = 2
 _COUNTS_KNOWN = 1_024
 
 _ALL_MISSING, _FLOAT64, _INT64, _INT32 = range(4)
@@ -256,3 +257,41 @@ def dense_rows(
                 )
                 matrix[i, at + 1] = math.log1p(np.float64(anchors))
                 at += 2
+
+
+@njit(cache=True, nogil=True)
+def vector_numbers(users: np.ndarray, engagers: np.ndarray, numbers: np.ndarray) -> None:
+    """Write users' vectors, (n, d), and their cosines with others, (n, d + 1); NaN is unknown."""
+    dimension = users.shape[1]
+    for i in range(users.shape[0]):
+        product, of_user, of_engagers = 0.0, 0.0, 0.0
+        for j in range(dimension):
+            mine, theirs = np.float64(users[i, j]), np.float64(engagers[i, j])
+            numbers[i, j] = mine
+            product += mine * theirs
+            of_user += mine * mine
+            of_engagers += theirs * theirs
+        # A vector without length has no direction.
+        numbers[i, dimension] = math.nan
+        lengths = math.sqrt(of_user) * math.sqrt(of_engagers)
+        if lengths > 0.0:
+            numbers[i, dimension] = min(max(product / lengths, -1.0), 1.0)
+
+
+@njit(cache=True, nogil=True)
+def vector_words(numbers: np.ndarray, words: np.ndarray) -> None:
+    """Write the buckets of :func:`vector_numbers`, the components taken at unit length."""
+    dimension = numbers.shape[1] - 1
+    scale = VECTOR_STEPS * math.sqrt(np.float64(dimension))
+    for i in range(numbers.shape[0]):
+        squares = 0.0
+        for j in range(dimension):
+            squares += numbers[i, j] * numbers[i, j]
+        length = math.sqrt(squares)
+        for j in range(numbers.shape[1]):
+            divisor = length if j < dimension and length > 0.0 else 1.0
+            cosine = numbers[i, j] / divisor
+            if math.isnan(cosine):
+                words[i, j] = MISSING_WORD
+            else:
+                words[i, j] = np.int64(math.floor(min(max(cosine, -1.0), 1.0) * scale))

@@ -35,7 +35,7 @@ from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
 from ad_pipeline.features.encoding import (
     IMPRESSION,
     Columns,
-    EntityCounts,
+    LookedUp,
     FeatureContract,
     entity_hashes,
 )
@@ -322,7 +322,7 @@ def lookup(snapshot: RateSnapshot, hashes: np.ndarray) -> np.ndarray:
 
 def counts_of(
     contract: FeatureContract, snapshot: RateSnapshot, hashes: np.ndarray
-) -> EntityCounts:
+) -> LookedUp:
     """Return one snapshot's counts for rows that all use it.
 
     Parameters
@@ -334,7 +334,7 @@ def counts_of(
 
     Returns
     -------
-    EntityCounts
+    LookedUp
 
     Raises
     ------
@@ -344,7 +344,7 @@ def counts_of(
     check_contract(contract, snapshot)
     n, entities = hashes.shape
     counts = lookup(snapshot, hashes.reshape(-1)).reshape(n, entities, snapshot.totals.size)
-    return EntityCounts(counts, np.tile(snapshot.totals, (n, 1)))
+    return LookedUp(counts, np.tile(snapshot.totals, (n, 1)))
 
 
 def counts_at(
@@ -353,7 +353,7 @@ def counts_at(
     dataset_start_us: int,
     hashes: np.ndarray,
     occurred_us: np.ndarray,
-) -> EntityCounts:
+) -> LookedUp:
     """Return, for each row, the counts of the snapshot that was in force when it occurred.
 
     Parameters
@@ -370,14 +370,14 @@ def counts_at(
 
     Returns
     -------
-    EntityCounts
+    LookedUp
 
     Raises
     ------
     MissingCheckpoint
         If a snapshot that was due is not there.
     """
-    result = EntityCounts.nothing(contract, len(hashes))
+    result = LookedUp.nothing(contract, len(hashes))
     if not len(hashes):
         return result
     hours = occurred_us - occurred_us % HOUR_US

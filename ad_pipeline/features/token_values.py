@@ -7,7 +7,7 @@ For people who read a score: which value stood behind each slot. The same words 
 from ad_pipeline.features.encoding import (
     CROSS,
     Columns,
-    EntityCounts,
+    LookedUp,
     FeatureContract,
     anchor_words,
     number_label,
@@ -20,7 +20,7 @@ from ad_pipeline.hashing import MISSING_LABEL
 
 
 def token_values(
-    contract: FeatureContract, columns: Columns, counts: EntityCounts
+    contract: FeatureContract, columns: Columns, counts: LookedUp
 ) -> list[tuple[str, ...]]:
     """Return the value of every token of some rows.
 
@@ -29,7 +29,7 @@ def token_values(
     contract : FeatureContract
     columns : mapping of str to Arrow column of shape (n,)
         See :func:`ad_pipeline.features.encoding.read_columns`.
-    counts : EntityCounts of n rows
+    counts : LookedUp of n rows
 
     Returns
     -------

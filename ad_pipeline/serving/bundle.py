@@ -24,7 +24,7 @@ from ad_pipeline.checkpoints import (
 )
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features.encoding import (
-    EntityCounts,
+    LookedUp,
     FeatureContract,
     ReadColumns,
     category_hashes,
@@ -159,13 +159,13 @@ class Bundle:
     fitted_ranges: dict[str, Any]
     manifest: dict[str, Any]
 
-    def score(self, read: ReadColumns, counts: EntityCounts) -> Scores:
+    def score(self, read: ReadColumns, counts: LookedUp) -> Scores:
         """Score rows; a row's scores do not depend on the others, to the bit.
 
         Parameters
         ----------
         read : ReadColumns of n rows
-        counts : EntityCounts of n rows
+        counts : LookedUp of n rows
 
         Returns
         -------
@@ -328,7 +328,7 @@ def export_bundle(
     columns = request_columns(contract, [*canaries, *uncounted, *poor])
     read = read_columns(contract, columns)
     counts = (
-        EntityCounts.nothing(contract, len(read))
+        LookedUp.nothing(contract, len(read))
         if snapshot is None or not contract.entities
         else counts_of(contract, snapshot, entity_hashes(contract, read))
     )

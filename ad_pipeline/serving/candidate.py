@@ -22,7 +22,7 @@ from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.features.as_served import read_as_served
-from ad_pipeline.features.encoding import EntityCounts, FeatureContract, read_columns
+from ad_pipeline.features.encoding import LookedUp, FeatureContract, read_columns
 from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform
@@ -364,7 +364,7 @@ def ladder_of(
     """
     read = read_columns(contract, {name: matured.column(name) for name in contract.columns})
     alone = Bundle("", Path(), contract, (models,), "", 0, {}, {})
-    uncounted = alone.score(read, EntityCounts.nothing(contract, len(read)))
+    uncounted = alone.score(read, LookedUp.nothing(contract, len(read)))
     labels = matured.column("label").to_numpy()
     return fit_ladder(contract, read, labels, uncounted.probabilities[models.goal], least_share)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.features.encoding import EntityCounts, FeatureContract, request_columns
+from ad_pipeline.features.encoding import LookedUp, FeatureContract, request_columns
 from ad_pipeline.hashing import string_array, uniform
 
 EVERYTHING = "(all)"
@@ -90,7 +90,7 @@ class Decisions:
         When each request was made, microseconds; None if the requests did not say.
     columns : dict of str to Arrow array of length n
         The contract's columns, as used.
-    counts : EntityCounts of n rows
+    counts : LookedUp of n rows
         The snapshot's integers, as used.
     probabilities : dict of str to ndarray of shape (n,), float64
         By goal.
@@ -111,7 +111,7 @@ class Decisions:
     identity: dict[str, pa.Array]
     occurred_us: np.ndarray | None
     columns: dict[str, pa.Array]
-    counts: EntityCounts
+    counts: LookedUp
     probabilities: dict[str, np.ndarray]
     logits: dict[str, dict[str, np.ndarray]]
     snapshot_end_us: int | None
@@ -182,7 +182,7 @@ class Decisions:
             identity={name: column.take(places) for name, column in self.identity.items()},
             occurred_us=None if self.occurred_us is None else self.occurred_us[rows],
             columns={name: column.take(places) for name, column in self.columns.items()},
-            counts=EntityCounts(self.counts.counts[rows], self.counts.totals[rows]),
+            counts=LookedUp(self.counts.counts[rows], self.counts.totals[rows]),
             probabilities={goal: p[rows] for goal, p in self.probabilities.items()},
             logits={
                 goal: {expert: logit[rows] for expert, logit in experts.items()}
@@ -252,7 +252,7 @@ def feature_names(contract: FeatureContract) -> tuple[str, ...]:
     )
 
 
-def count_columns(contract: FeatureContract, counts: EntityCounts) -> list[tuple[str, np.ndarray]]:
+def count_columns(contract: FeatureContract, counts: LookedUp) -> list[tuple[str, np.ndarray]]:
     """Return each count under the name it is logged by, int64 of shape (n,)."""
     columns = [
         (name, counts.counts[:, place, cell])
@@ -267,7 +267,7 @@ def count_columns(contract: FeatureContract, counts: EntityCounts) -> list[tuple
 
 
 def features_json(
-    contract: FeatureContract, columns: Mapping[str, pa.Array], counts: EntityCounts
+    contract: FeatureContract, columns: Mapping[str, pa.Array], counts: LookedUp
 ) -> list[str]:
     """Return each row's features as used, a JSON object of :func:`feature_names`.
 
@@ -276,7 +276,7 @@ def features_json(
     contract : FeatureContract
     columns : mapping of str to Arrow array of length n
         The contract's columns: texts, and numbers as float64.
-    counts : EntityCounts of n rows
+    counts : LookedUp of n rows
     """
     members: list[list[str]] = []
     for name in contract.columns:
@@ -294,7 +294,7 @@ def features_json(
 
 def logged_inputs(
     contract: FeatureContract, features: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, pa.Array], EntityCounts]:
+) -> tuple[dict[str, pa.Array], LookedUp]:
     """Read logged features back into what a scorer needs to give the same scores again.
 
     Parameters
@@ -307,7 +307,7 @@ def logged_inputs(
     -------
     columns : dict of str to Arrow array of length n
         The contract's columns.
-    counts : EntityCounts of n rows
+    counts : LookedUp of n rows
 
     Raises
     ------
@@ -322,7 +322,7 @@ def logged_inputs(
         }
         for row in features
     ]
-    counts = EntityCounts.nothing(contract, len(features))
+    counts = LookedUp.nothing(contract, len(features))
     for name, values in count_columns(contract, counts):
         values[:] = [int(row[name]) for row in features]
     return request_columns(contract, requests), counts

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features.encoding import (
-    EntityCounts,
+    LookedUp,
     FeatureContract,
     entity_hashes,
     read_columns,
@@ -287,7 +287,7 @@ class Scorer:
         everywhere = np.ones(n, np.bool_)
         read = read_columns(contract, columns)
         end_us = None
-        counts = EntityCounts.nothing(contract, n)
+        counts = LookedUp.nothing(contract, n)
         if self.snapshot is None:
             if contract.entities:
                 fallbacks.append(Fallback("no snapshot: every count is 0", everywhere))

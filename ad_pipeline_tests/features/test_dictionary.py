@@ -42,7 +42,7 @@ def test_every_slot_of_an_encoded_row_is_named_under_its_feature(log: Log) -> No
     contract = FeatureContract.from_dataset(tiny_dataset())
     columns = column_table(log)
     generator = np.random.default_rng(len(log.impressions))
-    counts = encoding.EntityCounts(
+    counts = encoding.LookedUp(
         generator.integers(0, 1000, (len(log.impressions), 2, 4)),
         generator.integers(0, 1000, (len(log.impressions), 4)),
     )

@@ -14,7 +14,7 @@ from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.as_served import counts_as_served, read_as_served
 from ad_pipeline.features.dropout import dropped, read_to_learn, without
-from ad_pipeline.features.encoding import EntityCounts, FeatureContract, read_columns, slots
+from ad_pipeline.features.encoding import LookedUp, FeatureContract, read_columns, slots
 from ad_pipeline.learners.delayed.shown_examples import shown_examples
 from ad_pipeline.learners.delayed.shown_hours import ShownRows, shown_rows
 from ad_pipeline.settings import FeatureDropoutSettings
@@ -88,7 +88,7 @@ def test_what_is_lost_is_encoded_as_the_null_that_a_server_would_have_answered(
         )
         for place, name in enumerate(CONTRACT.columns)
     }
-    counts = EntityCounts.nothing(CONTRACT, n)
+    counts = LookedUp.nothing(CONTRACT, n)
     found = without(CONTRACT, read_columns(CONTRACT, columns), lost)
     expected = read_columns(CONTRACT, nulled)
     assert slots(CONTRACT, found, counts).tolist() == slots(CONTRACT, expected, counts).tolist()

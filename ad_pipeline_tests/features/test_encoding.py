@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from ad_pipeline import hashing
 from ad_pipeline.datasets import Features
 from ad_pipeline.features import encoding, encoding_kernels
-from ad_pipeline.features.encoding import EntityCounts, FeatureContract, RateGoal
+from ad_pipeline.features.encoding import LookedUp, FeatureContract, RateGoal
 from ad_pipeline_tests.features.logs import CLICK, Log, column_table, logs, tiny_dataset
 
 CONTRACT = FeatureContract.from_dataset(tiny_dataset())
 
 
-def drawn_counts(n: int, seed: int) -> EntityCounts:
+def drawn_counts(n: int, seed: int) -> LookedUp:
     generator = np.random.default_rng(seed)
-    return EntityCounts(
+    return LookedUp(
         generator.integers(0, 1000, (n, 2, 4)), generator.integers(0, 10**6, (n, 4))
     )
 
@@ -235,7 +235,7 @@ def test_rates_are_the_stated_formula_within_their_bounds(
         rate_strength=strength,
     )
     columns = {"user_id": pa.array(["u"]), "ad_id": pa.array(["a"]), "price": pa.array([1.0])}
-    held = EntityCounts(counts, np.array([everyone]))
+    held = LookedUp(counts, np.array([everyone]))
     _, logit, log_count = encoding.dense(contract, columns, held)[0]
     assert math.isclose(logit, math.log(rate / (1 - rate)), rel_tol=1e-12, abs_tol=1e-12)
     assert math.isclose(log_count, math.log1p(anchors), rel_tol=1e-12)

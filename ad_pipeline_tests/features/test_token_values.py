@@ -15,7 +15,7 @@ def test_every_token_is_called_what_the_dictionary_calls_it(log: Log) -> None:
     contract = FeatureContract.from_dataset(tiny_dataset())
     columns = column_table(log)
     generator = np.random.default_rng(len(log.impressions))
-    counts = encoding.EntityCounts(
+    counts = encoding.LookedUp(
         generator.integers(0, 1000, (len(log.impressions), 2, 4)),
         generator.integers(0, 1000, (len(log.impressions), 4)),
     )

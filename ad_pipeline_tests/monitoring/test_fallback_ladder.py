@@ -17,7 +17,7 @@ from ad_pipeline.features.as_served import (
     newest_requests,
     read_as_served,
 )
-from ad_pipeline.features.encoding import EntityCounts, read_columns
+from ad_pipeline.features.encoding import LookedUp, read_columns
 from ad_pipeline.features.rates import pointer
 from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.monitoring.parity.recheck import recheck_bundle, record_parity
@@ -275,7 +275,7 @@ def test_under_load_the_share_of_each_rung_is_reported(built: Built) -> None:
     requests = requests.select(["occurred_us", *contract.columns])
     answered = replay_under_load(Scorer(built.bundle), requests, 1e9)
     read = read_columns(contract, {name: requests.column(name) for name in contract.columns})
-    expected = built.bundle.score(read, EntityCounts.nothing(contract, len(read)))
+    expected = built.bundle.score(read, LookedUp.nothing(contract, len(read)))
     for goal, rungs in expected.rungs.items():
         for rung in (NO_AGGREGATES, SIMPLE, PRIOR):
             said = [

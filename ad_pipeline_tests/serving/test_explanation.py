@@ -12,7 +12,7 @@ import pytest
 
 from ad_pipeline import cli
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.features.encoding import EntityCounts, request_columns, slots
+from ad_pipeline.features.encoding import LookedUp, request_columns, slots
 from ad_pipeline.serving.audit import Audit
 from ad_pipeline.serving.bundle import Bundle, open_bundle
 from ad_pipeline.serving.explanation import (
@@ -99,7 +99,7 @@ def test_every_slot_has_its_weight_its_history_and_all_others_in_it(world: world
     own = slots(
         worlds.CONTRACT,
         request_columns(worlds.CONTRACT, [request]),
-        EntityCounts.nothing(worlds.CONTRACT, 1),
+        LookedUp.nothing(worlds.CONTRACT, 1),
     )[0]
     assert [each.slot for each in found.contributions] == own.tolist()
     shared = 0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ad_pipeline.checkpoints import write_checkpoint
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features.encoding import (
-    EntityCounts,
+    LookedUp,
     FeatureContract,
     RateGoal,
     read_columns,
@@ -341,7 +341,7 @@ def test_a_contract_without_entities_has_no_rung_without_aggregates(
     ladder = fit_ladder(contract, read, labels, np.full(len(labels), 0.3), 0.6)
     assert ladder is not None
     assert ladder.slope is None
-    assert set(ladder.rungs(read, EntityCounts.nothing(contract, len(read))).tolist()) <= {
+    assert set(ladder.rungs(read, LookedUp.nothing(contract, len(read))).tolist()) <= {
         FULL,
         SIMPLE,
     }
@@ -359,7 +359,7 @@ def test_a_column_that_is_often_null_is_missed_by_nobody() -> None:
     ladder = fit_ladder(contract, read, labels.astype(np.uint8), np.full(400, 0.3), 1.0)
     assert ladder is not None
     assert ladder.usual == ("site",)
-    rungs = ladder.rungs(read, EntityCounts.nothing(contract, 400))
+    rungs = ladder.rungs(read, LookedUp.nothing(contract, 400))
     assert not rungs.any()
 
 

@@ -28,7 +28,7 @@ from ad_pipeline.checkpoints import (
     write_checkpoint,
 )
 from ad_pipeline.features.encoding import (
-    EntityCounts,
+    LookedUp,
     FeatureContract,
     RateGoal,
     category_hashes,
@@ -114,7 +114,7 @@ def small_bundle(bundles: Path, draw: np.random.Generator) -> Bundle:
     ]
     columns = request_columns(CONTRACT, requests)
     read = read_columns(CONTRACT, columns)
-    counts = EntityCounts.nothing(CONTRACT, ROWS)
+    counts = LookedUp.nothing(CONTRACT, ROWS)
     hashed = slots(CONTRACT, read, counts)
     labels = (draw.random(ROWS) < 0.1 + 0.02 * (hashed[:, 0] % 20)).astype(np.uint8)
     expert = FTRLExpert(CONTRACT.bits, [Configuration(alpha=0.3, l1=0.05, l2=0.1)])

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.features.encoding import EntityCounts, FeatureContract
+from ad_pipeline.features.encoding import LookedUp, FeatureContract
 from ad_pipeline.monitoring.parity.flat_objects import flat_columns
 from ad_pipeline.serving.decisions import count_columns
 from ad_pipeline.warehouse import one_row
@@ -144,7 +144,7 @@ def listed(connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray) -> dic
 
 def logged_inputs_of(
     contract: FeatureContract, logged: pa.Table
-) -> tuple[dict[str, pa.Array], EntityCounts]:
+) -> tuple[dict[str, pa.Array], LookedUp]:
     """Return what a scorer needs to give the logged scores again.
 
     Parameters
@@ -158,12 +158,12 @@ def logged_inputs_of(
     columns : dict of str to Arrow array of shape (n,)
         The contract's columns. What was not logged, or with another type, is null: its scores then
         differ from the logged ones, and its own comparison says why.
-    counts : EntityCounts of n rows
+    counts : LookedUp of n rows
         0 where nothing was logged.
     """
     columns: dict[str, pa.Array] = {name: _text(logged, name) for name in contract.text_columns}
     columns |= {name: pa.array(_number(logged, name)) for name in contract.numeric}
-    counts = EntityCounts.nothing(contract, logged.num_rows)
+    counts = LookedUp.nothing(contract, logged.num_rows)
     for name, values in count_columns(contract, counts):
         values[:] = np.nan_to_num(_number(logged, name))
     return columns, counts

@@ -20,7 +20,7 @@ from ad_pipeline.checkpoints import is_pointed
 from ad_pipeline.clocks import HOUR_US, hour_of, hours_between, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.encoding import (
-    EntityCounts,
+    LookedUp,
     FeatureContract,
     entity_hashes,
     read_columns,
@@ -387,7 +387,7 @@ class _Impressions:
         Their rows among the decisions.
     columns : dict of str to Arrow array of shape (m,)
     hashes : ndarray of shape (m, E), uint64
-    counts : EntityCounts of m rows
+    counts : LookedUp of m rows
         Of the snapshot that each decision names.
     named_us : ndarray of shape (m,), int64
         Hour of that snapshot; of the one that was due where none is named.
@@ -399,7 +399,7 @@ class _Impressions:
     places: pa.Array
     columns: dict[str, pa.Array]
     hashes: np.ndarray
-    counts: EntityCounts
+    counts: LookedUp
     named_us: np.ndarray
     occurred_us: np.ndarray
 
@@ -415,7 +415,7 @@ class _Impressions:
             for name in contract.columns
         }
         hashes = entity_hashes(contract, read_columns(contract, columns))
-        counts = EntityCounts.nothing(contract, len(there))
+        counts = LookedUp.nothing(contract, len(there))
         occurred_us = found.column("occurred_us").to_numpy()
         hours, hour_of_row = np.unique(occurred_us // HOUR_US, return_inverse=True)
         due = [snapshot_hour(contract, hour * HOUR_US) for hour in hours.tolist()]
@@ -473,14 +473,14 @@ class _Impressions:
         taken = pa.array(self.places.to_numpy()[rows])
         logged = {name: values.take(taken) for name, values in columns.items()}
         hashes = entity_hashes(self.contract, read_columns(self.contract, logged))
-        nothing = EntityCounts.nothing(self.contract, len(rows))
+        nothing = LookedUp.nothing(self.contract, len(rows))
         return self._counted(self.named_us[rows], hashes) or dict(
             count_columns(self.contract, nothing)
         )
 
     def _counted(self, hours_us: np.ndarray, hashes: np.ndarray) -> Mapping[str, np.ndarray] | None:
         """Return the counts that each row's hour has of its entities; None without any hour."""
-        counts = EntityCounts.nothing(self.contract, len(hours_us))
+        counts = LookedUp.nothing(self.contract, len(hours_us))
         found = False
         for hour_us in np.unique(hours_us).tolist():
             if is_pointed(self.deployment.snapshots, pointer(hour_us)):
@@ -532,7 +532,7 @@ def _score_findings(
     rescored: Mapping[str, pa.Array],
     impressions: _Impressions,
     columns: dict[str, pa.Array],
-    counts: EntityCounts,
+    counts: LookedUp,
 ) -> Iterator[Finding]:
     """Yield a finding for each goal whose logged scores the named bundle does not give again."""
     settings = deployment.dataset.settings.parity
