@@ -571,6 +571,11 @@ class Deployment:
         return self.home / "snapshots"
 
     @property
+    def vectors(self) -> Path:
+        """Folder of the published vectors of users and of ads' engagers."""
+        return self.home / "vectors"
+
+    @property
     def serving(self) -> Path:
         """Folder of the pointers ``current`` and ``snapshot``."""
         return self.home / "serving"
@@ -1170,6 +1175,7 @@ def _check_goals_named(place: _Place, dataset: Dataset) -> None:
     """Refuse a setting for a goal that there is not."""
     settings = dataset.settings
     of_deep = {} if settings.deep is None else settings.deep.by_goal
+    vectors = settings.user_vectors
     for group, setting, goals in (
         ("examples", "negative_rate_by_goal", settings.examples.negative_rate_by_goal),
         ("online", "by_goal", settings.online.by_goal),
@@ -1180,6 +1186,11 @@ def _check_goals_named(place: _Place, dataset: Dataset) -> None:
                 raise place.at([group, setting, name]).error(
                     f"there is no goal {name!r}", f"write one of {', '.join(dataset.goal_names)}"
                 )
+    for number, name in enumerate(() if vectors is None else vectors.encoder.tasks):
+        if name not in dataset.goal_names:
+            raise place.at(["user_vectors", "encoder", "tasks", number]).error(
+                f"there is no goal {name!r}", f"write some of {', '.join(dataset.goal_names)}"
+            )
 
 
 def _setting_names(location: Iterable[int | str]) -> list[str]:

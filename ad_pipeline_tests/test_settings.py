@@ -48,3 +48,12 @@ def test_thresholds_of_labels_enter_the_digest_only_when_models_follow_from_them
     other_acted = Settings.model_validate({"label_quality": {"act": True, "jump_factor": 9.0}})
     assert told.digest() == other.digest()
     assert len({told.digest(), acted.digest(), other_acted.digest()}) == 3
+
+
+def test_vectors_of_users_enter_the_digest_only_where_there_are_some() -> None:
+    none = Settings.model_validate({"user_vectors": None})
+    some = Settings.model_validate({"user_vectors": {}})
+    others = Settings.model_validate({"user_vectors": {"averaged": 1}})
+    assert none.digest() == Settings().digest()
+    assert "user_vectors" in none.model_dump()
+    assert len({none.digest(), some.digest(), others.digest()}) == 3

@@ -37,9 +37,9 @@ import numpy as np
 from ad_pipeline.checkpoints import read_checkpoint
 from ad_pipeline.embeddings import enrichment
 from ad_pipeline.embeddings.sequences import Batch, Sequences, Window
-from ad_pipeline.embeddings.settings import EncoderSettings, Mixing
 from ad_pipeline.embeddings.slot_table import SlotTable
 from ad_pipeline.hashing import uniform
+from ad_pipeline.settings import EncoderSettings, Mixing
 from ad_pipeline.xla import jax_or
 
 Parameters = dict[str, Any]

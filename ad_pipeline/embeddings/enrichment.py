@@ -31,7 +31,7 @@ import numpy as np
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.embeddings.sequences import Window
-from ad_pipeline.embeddings.settings import Enrichment
+from ad_pipeline.settings import Enrichment
 
 DAY_US = 24 * HOUR_US
 

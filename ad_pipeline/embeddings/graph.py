@@ -22,10 +22,10 @@ import pyarrow as pa
 from ad_pipeline import hashing
 from ad_pipeline.embeddings.faiss_runtime import has_faiss, in_one_thread
 from ad_pipeline.embeddings.nearest import NOBODY, Nearest, Units, nearest
-from ad_pipeline.embeddings.settings import UserVectorSettings
 from ad_pipeline.embeddings.tables import SIMILAR_USERS
 from ad_pipeline.embeddings.vectors import StoredVectors, places_of
 from ad_pipeline.embeddings.versions import MixedVersions
+from ad_pipeline.settings import UserVectorSettings
 
 POINTS_PER_CLUSTER = 16
 """Users that K-means is fitted to, for each cluster."""

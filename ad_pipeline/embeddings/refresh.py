@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ad_pipeline.embeddings.settings import RefreshTier
+from ad_pipeline.settings import RefreshTier
 
 NEVER = np.iinfo(np.int64).min
 """Moment of what has not happened: a user's vector, or a user's activity."""

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.embeddings.settings import Modality
 from ad_pipeline.hashing import combine, hash_strings, seed_of
+from ad_pipeline.settings import Modality
 
 NOTHING = 0
 """The slot of no token, which pads an activity's tokens."""

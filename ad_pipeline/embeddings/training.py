@@ -49,8 +49,8 @@ from ad_pipeline.embeddings.encoder import (
     windows_of,
 )
 from ad_pipeline.embeddings.sequences import Batch, Sequences
-from ad_pipeline.embeddings.settings import EncoderSettings, TrainingSettings
 from ad_pipeline.hashing import combine, uniform
+from ad_pipeline.settings import EncoderSettings, TrainingSettings
 from ad_pipeline.xla import jax_or
 
 KIND = "embeddings.encoder"

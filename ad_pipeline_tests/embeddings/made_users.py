@@ -3,7 +3,7 @@
 import numpy as np
 
 from ad_pipeline.embeddings.graph import Users
-from ad_pipeline.embeddings.settings import UserVectorSettings
+from ad_pipeline.settings import UserVectorSettings
 
 VERSION = "encoder-a"
 

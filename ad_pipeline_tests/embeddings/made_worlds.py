@@ -12,7 +12,7 @@ from ad_pipeline.embeddings.content import id_tokens
 from ad_pipeline.embeddings.encoder import Encoder, flat_of, laid_out
 from ad_pipeline.embeddings.enrichment import DAY_US
 from ad_pipeline.embeddings.sequences import History, Sequences
-from ad_pipeline.embeddings.settings import EncoderSettings, Enrichment, Modality
+from ad_pipeline.settings import EncoderSettings, Enrichment, Modality
 
 needs_jax = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None,
@@ -20,6 +20,7 @@ needs_jax = pytest.mark.skipif(
 )
 
 BITS = 10
+TASKS = ("click", "conversion")
 NOW_US = 1_700_000_000_000_000 // DAY_US * DAY_US
 NO_ENRICHMENT = Enrichment(
     absolute_position=False, temporal_decay=False, cyclic_pattern=False, relative_position=False
@@ -29,7 +30,7 @@ NO_ENRICHMENT = Enrichment(
 def settings_of(*modalities: str, **others: Any) -> EncoderSettings:
     """Return a small encoder's settings."""
     kinds = tuple(Modality(name=name, tokens=1, longest=16) for name in modalities)
-    small: dict[str, Any] = {"bits": BITS, "width": 8, "dimension": 8, "heads": 2}
+    small: dict[str, Any] = {"bits": BITS, "width": 8, "dimension": 8, "heads": 2, "tasks": TASKS}
     return EncoderSettings(modalities=kinds, **(small | others))
 
 

@@ -27,11 +27,12 @@ from ad_pipeline.embeddings.encoder import (
 )
 from ad_pipeline.embeddings.enrichment import DAY_US, waves_of
 from ad_pipeline.embeddings.sequences import Activities, Batch, History, Sequences
-from ad_pipeline.embeddings.settings import EncoderSettings, Enrichment, Mixing, Modality
+from ad_pipeline.settings import EncoderSettings, Enrichment, Mixing, Modality
 from ad_pipeline_tests.embeddings.made_worlds import (
     BITS,
     NO_ENRICHMENT,
     NOW_US,
+    TASKS,
     activities,
     history_at_random,
     needs_jax,
@@ -44,7 +45,7 @@ TWO_KINDS = EncoderSettings(
         Modality(name="clicks", tokens=1, longest=16),
         Modality(name="looks", tokens=1, vector=3, longest=16),
     ),
-    bits=BITS, width=8, dimension=6, heads=2,
+    bits=BITS, width=8, dimension=6, heads=2, tasks=TASKS,
 )  # fmt: skip
 PARTS = tuple(Enrichment.model_fields)
 

@@ -23,10 +23,10 @@ from ad_pipeline.embeddings.graph import (
     updated_graph,
 )
 from ad_pipeline.embeddings.nearest import NOBODY, Nearest, nearest
-from ad_pipeline.embeddings.settings import UserVectorSettings
 from ad_pipeline.embeddings.tables import SIMILAR_USERS
 from ad_pipeline.embeddings.vectors import Codec, Layout, Shard, StoredVectors, refreshed
 from ad_pipeline.embeddings.versions import MixedVersions
+from ad_pipeline.settings import UserVectorSettings
 from ad_pipeline.warehouse import Warehouse, rows_of
 from ad_pipeline_tests.embeddings.made_users import (
     CLUSTERED,

@@ -13,7 +13,7 @@ from ad_pipeline.embeddings.refresh import (
     mean_of_last,
     taken_in,
 )
-from ad_pipeline.embeddings.settings import RefreshTier, UserVectorSettings
+from ad_pipeline.settings import RefreshTier, UserVectorSettings
 
 MINUTE_US = 60_000_000
 TIERS = (

@@ -19,7 +19,7 @@ from ad_pipeline.embeddings.retrieval import (
     random_of_cluster,
     recall_at,
 )
-from ad_pipeline.embeddings.settings import UserVectorSettings
+from ad_pipeline.settings import UserVectorSettings
 from ad_pipeline_tests.embeddings.made_users import VERSION, made_ids
 
 HOUR_US = 3_600_000_000

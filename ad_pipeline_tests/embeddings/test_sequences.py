@@ -16,7 +16,7 @@ from ad_pipeline.embeddings.sequences import (
     Sequences,
     padded_length,
 )
-from ad_pipeline.embeddings.settings import Modality
+from ad_pipeline.settings import Modality
 
 MODALITIES = (Modality(name="clicks", tokens=2), Modality(name="looks", tokens=1, vector=2))
 

@@ -22,7 +22,6 @@ from ad_pipeline.checkpoints import CorruptCheckpoint
 from ad_pipeline.embeddings.encoder import Encoder, flat_of, laid_out, user_vector, windows_of
 from ad_pipeline.embeddings.enrichment import DAY_US
 from ad_pipeline.embeddings.sequences import Batch, Sequences
-from ad_pipeline.embeddings.settings import EncoderSettings, TrainingSettings
 from ad_pipeline.embeddings.training import (
     LabelledAds,
     LeakedLabel,
@@ -31,6 +30,7 @@ from ad_pipeline.embeddings.training import (
     train,
 )
 from ad_pipeline.evaluation.metrics import roc_auc
+from ad_pipeline.settings import EncoderSettings, TrainingSettings
 from ad_pipeline_tests.embeddings.made_worlds import (
     NO_ENRICHMENT,
     NOW_US,

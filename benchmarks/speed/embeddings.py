@@ -28,14 +28,14 @@ from ad_pipeline.embeddings.content import id_tokens
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.enrichment import DAY_US
 from ad_pipeline.embeddings.sequences import History
-from ad_pipeline.embeddings.settings import (
+from ad_pipeline.embeddings.training import LabelledAds, Training
+from ad_pipeline.evaluation.metrics import roc_auc
+from ad_pipeline.settings import (
     EncoderSettings,
     Mixing,
     Modality,
     TrainingSettings,
 )
-from ad_pipeline.embeddings.training import LabelledAds, Training
-from ad_pipeline.evaluation.metrics import roc_auc
 from benchmarks.figures import Figure, print_figures
 
 MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
@@ -55,7 +55,10 @@ QUICK = TrainingSettings(dense_rate=0.01, table_rate=0.3, batch_sequences=32, ep
 def settings_of(mixing: Mixing, longest: int, width: int = 32) -> EncoderSettings:
     """Return an encoder of two modalities, one slot an activity."""
     kinds = tuple(Modality(name=name, tokens=1, longest=longest) for name in MODALITIES)
-    return EncoderSettings(modalities=kinds, mixing=mixing, width=width, dimension=width)
+    tasks = ("click", "conversion")
+    return EncoderSettings(
+        modalities=kinds, mixing=mixing, width=width, dimension=width, tasks=tasks
+    )
 
 
 def history_of(users: int, length: int) -> History:

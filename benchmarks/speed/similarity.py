@@ -36,8 +36,8 @@ from ad_pipeline.embeddings.graph import (
     graph_blocks,
     updated_graph,
 )
-from ad_pipeline.embeddings.settings import UserVectorSettings
 from ad_pipeline.embeddings.vectors import Codec, Layout, read_named, write_vectors
+from ad_pipeline.settings import UserVectorSettings
 from ad_pipeline.simulation.streams import random_stream
 from benchmarks.figures import Figure, print_figures
 

@@ -1,0 +1,172 @@
+"""What impressions of one hour may read of users: a pair of stores under one name.
+
+Each log hour publishes the vectors of users, and for each ad the mean direction of the users who
+engaged with it lately (its *engagers*), both of one encoder, so that a ranker may compare a user
+with an ad's engagers. The pair has one digest, which names to the byte what a model has read. Until
+an encoder was trained, both stores are empty and of the version :data:`NO_ENCODER`: a reader finds
+everybody absent, and an hour that was never published still is an error.
+
+Who writes the stores belongs to :mod:`ad_pipeline.embeddings.vector_hours`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ad_pipeline.checkpoints import (
+    Checkpoint,
+    point,
+    read_checkpoint,
+    resolve,
+    unswept,
+    write_checkpoint,
+)
+from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
+from ad_pipeline.embeddings.vectors import StoredVectors, WrongVectors, read_vectors
+from ad_pipeline.embeddings.versions import MixedVersions
+
+KIND = "embeddings.published"
+
+NO_ENCODER = "none"
+"""Version of the stores of hours before the first encoder; nobody is in them."""
+
+
+@dataclass(frozen=True)
+class PublishedVectors:
+    """What impressions of one hour may read.
+
+    Attributes
+    ----------
+    hour_us : int
+        Start of the log hour whose end the stores know.
+    users : StoredVectors
+        By ``hash_strings(user_id, seed_of("user_id"))``, the hash of the feature contract.
+    engagers : StoredVectors
+        By ``hash_strings(ad_id, seed_of("ad_id"))``: for each ad the mean of its engagers' vectors,
+        each at length 1. Of the users' version.
+    digest : str
+        Of the checkpoint that names the pair.
+    """
+
+    hour_us: int
+    users: StoredVectors
+    engagers: StoredVectors
+    digest: str
+
+    @property
+    def version(self) -> str:
+        """Digest of the encoder's checkpoint, or :data:`NO_ENCODER`."""
+        return self.users.version
+
+
+def pointer(hour_us: int) -> str:
+    """Return the name of the checkpoint pointer of an hour's pair."""
+    return f"{KIND}/{hour_key(hour_us)}"
+
+
+def published_hour(publication_lag_hours: int, occurred_us: int) -> int:
+    """Return the hour whose vectors an impression may read.
+
+    Parameters
+    ----------
+    publication_lag_hours : int
+        Hours between the end of an hour and its vectors being served.
+    occurred_us : int
+        When the impression occurred.
+
+    Returns
+    -------
+    int
+        Start of the hour: the one before the impression's, less the lag.
+    """
+    return hour_of(occurred_us) - (1 + publication_lag_hours) * HOUR_US
+
+
+def write_published(
+    root: Path, hour_us: int, users: Checkpoint, engagers: Checkpoint
+) -> Checkpoint:
+    """Name a pair of stores and point the hour at it.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds the stores, :attr:`ad_pipeline.datasets.Deployment.vectors`.
+    hour_us : int
+        Start of the hour whose end the stores know.
+    users, engagers : Checkpoint
+        From :func:`ad_pipeline.embeddings.vectors.write_vectors`.
+
+    Returns
+    -------
+    Checkpoint
+        Equal for equal stores and hour.
+
+    Raises
+    ------
+    MixedVersions
+        If the stores are of two encoders.
+    WrongVectors
+        If one of them knows more of the log than the hour's end.
+    """
+    versions = [store.manifest["version"] for store in (users, engagers)]
+    if versions[0] != versions[1]:
+        raise MixedVersions(
+            f"users of version {versions[0]} were to be published with ads' engagers of version "
+            f"{versions[1]}; write both stores of {hour_key(hour_us)} with one encoder"
+        )
+    for name, store in (("users", users), ("engagers", engagers)):
+        watermark_us = store.manifest["watermark_us"]
+        if watermark_us > hour_us + HOUR_US:
+            raise WrongVectors(
+                f"the store of {name} of {hour_key(hour_us)} knows the log up to "
+                f"{timestamp(watermark_us)}, after the hour's end; write it as of the hour"
+            )
+    facts = {
+        "hour_us": hour_us,
+        "version": versions[0],
+        "users": users.digest,
+        "engagers": engagers.digest,
+    }
+    with unswept(root):
+        pair = write_checkpoint(root, KIND, {}, facts)
+        point(root, pointer(hour_us), pair.digest)
+    return pair
+
+
+def read_published(root: Path, digest: str, *, verify: bool = True) -> PublishedVectors:
+    """Open a pair by its digest, arrays memory-mapped.
+
+    Parameters
+    ----------
+    root : Path
+        As for :func:`write_published`.
+    digest : str
+        Of the pair's checkpoint.
+    verify : bool
+        Check the SHA-256 of every file first.
+
+    Raises
+    ------
+    MissingCheckpoint, CorruptCheckpoint
+        If the pair, a store or a shard is not there, or has other bytes.
+    WrongVectors
+        If the checkpoint is of another kind.
+    """
+    pair = read_checkpoint(root, digest, verify=verify)
+    facts = pair.manifest
+    if facts["kind"] != KIND:
+        raise WrongVectors(f"{pair.path} is a {facts['kind']}, not a {KIND}")
+    users, engagers = (
+        read_vectors(root, facts[name], verify=verify) for name in ("users", "engagers")
+    )
+    return PublishedVectors(facts["hour_us"], users, engagers, digest)
+
+
+def read_hour(root: Path, hour_us: int, *, verify: bool = True) -> PublishedVectors:
+    """Open what an hour published; see :func:`read_published`.
+
+    Raises
+    ------
+    MissingCheckpoint
+        If the hour was never published.
+    """
+    return read_published(root, resolve(root, pointer(hour_us)), verify=verify)
