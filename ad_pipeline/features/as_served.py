@@ -1,8 +1,8 @@
 """Rows of the warehouse as the learner saw them when they were served.
 
-The join of an impression's own columns with the counts that were published when it occurred, for
-every step that trains, scores or checks on logged rows. A request that is being served now goes
-through ``serving.scorer`` instead, with the snapshot that is published now.
+The join of an impression's own columns with the counts and vectors that were published when it
+occurred, for every step that trains, scores or checks on logged rows. A request that is being
+served now goes through ``serving.scorer`` instead, with what is published now.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,15 @@ from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.events.ledger import sealed_until
 from ad_pipeline.features.encoding import (
-    LookedUp,
     FeatureContract,
+    LookedUp,
     ReadColumns,
     entity_hashes,
     read_columns,
+    vector_hashes,
 )
 from ad_pipeline.features.rates import counts_at
+from ad_pipeline.features.vectors import vectors_at
 from ad_pipeline.hashing import uniform
 from ad_pipeline.settings import Settings
 from ad_pipeline.warehouse import Warehouse, rows_of, select
@@ -138,12 +140,12 @@ def matured_impressions(
 def read_as_served(
     deployment: Deployment, contract: FeatureContract, rows: pa.Table
 ) -> tuple[ReadColumns, LookedUp]:
-    """Read impressions for encoding, each with the counts in force when it occurred.
+    """Read impressions for encoding, each with what was published when it occurred.
 
     Parameters
     ----------
     deployment : Deployment
-        Its snapshots are looked up.
+        Its snapshots and vectors are looked up.
     contract : FeatureContract
     rows : pyarrow.Table
         The contract's columns and ``occurred_us``, n rows.
@@ -156,27 +158,33 @@ def read_as_served(
     Raises
     ------
     MissingCheckpoint
-        If a snapshot that was due is not there: materialize ``features.rates`` first.
+        As :func:`look_up_as_served`.
     """
     read = read_columns(contract, {name: rows.column(name) for name in contract.columns})
     occurred_us = rows.column("occurred_us").to_numpy()
-    return read, counts_as_served(deployment, contract, read, occurred_us)
+    return read, look_up_as_served(deployment, contract, read, occurred_us)
 
 
-def counts_as_served(
+def look_up_as_served(
     deployment: Deployment, contract: FeatureContract, read: ReadColumns, occurred_us: np.ndarray
 ) -> LookedUp:
-    """Look up the counts that were in force at some moments, int64 (n,), for rows that were read.
+    """Look up what was published at some moments, int64 (n,), for rows that were read.
 
     Raises
     ------
     MissingCheckpoint
-        If a snapshot that was due is not there: materialize ``features.rates`` first.
+        If a snapshot that was due is not there: materialize ``features.rates`` first. Or if vectors
+        are not: ``embeddings/user_vectors``.
+    WrongVectors, MixedVersions
+        If vectors do not fit the contract.
     """
-    return counts_at(
-        contract,
-        deployment.snapshots,
-        deployment.dataset.start_us,
-        entity_hashes(contract, read),
-        occurred_us,
+    start_us = deployment.dataset.start_us
+    looked_up = counts_at(
+        contract, deployment.snapshots, start_us, entity_hashes(contract, read), occurred_us
     )
+    if contract.vectors is not None:
+        hashes = vector_hashes(contract, read)
+        looked_up.vectors[:] = vectors_at(
+            contract.vectors, deployment.vectors, start_us, hashes, occurred_us
+        )
+    return looked_up

@@ -24,6 +24,7 @@ from ad_pipeline.features.encoding import (
     number_words,
     rate_words,
     read_columns,
+    vector_words,
 )
 from ad_pipeline.features.tables import INVERSE_DICTIONARY, TABLES
 from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select
@@ -106,7 +107,7 @@ def new_tokens(contract: FeatureContract, columns: Columns) -> pa.Table:
 
 
 def standing_tokens(contract: FeatureContract, hour_us: int) -> pa.Table:
-    """Return the tokens that no impression brings: the bias, and every bucket of every rate.
+    """Return the tokens that no impression brings: the bias, every bucket of rates and of vectors.
 
     Parameters
     ----------
@@ -124,6 +125,9 @@ def standing_tokens(contract: FeatureContract, hour_us: int) -> pa.Table:
     for feature in contract.rate_names:
         what = feature.rpartition(".")[2]
         parts.append(_standing(contract, feature, labels[what], hour_us))
+    if contract.vectors is not None:
+        words = vector_words(contract.vectors.dimension)
+        parts += [_standing(contract, name, words, hour_us) for name in contract.vector_names]
     return pa.concat_tables(parts)
 
 

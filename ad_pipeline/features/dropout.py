@@ -2,9 +2,10 @@
 
 A learner that has never seen a null gives it no weight: when a server answers nothing for two
 minutes, every score of these minutes is what is left of a sum that was fitted to be whole. A small
-share of what is learnt therefore loses columns, all of them or some, and another has the counts of
-an older snapshot, or none. Which ones is a hash of the impression: all copies of one lose the same,
-and a re-run the same again. What is *scored* is never touched, in training as in serving.
+share of what is learnt therefore loses columns, all of them or some, and another has counts and
+vectors that were published hours before, or none. Which ones is a hash of the impression: all
+copies of one lose the same, and a re-run the same again. What is *scored* is never touched, in
+training as in serving.
 
 Unlike the dropout that McMahan et al. (KDD 2013, section 9.2) found harmful, it acts on few rows
 and takes whole columns away, as servers do; what it costs on a healthy day and saves on a bad one
@@ -18,8 +19,8 @@ import pyarrow as pa
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.features.as_served import counts_as_served
-from ad_pipeline.features.encoding import LookedUp, FeatureContract, ReadColumns, read_columns
+from ad_pipeline.features.as_served import look_up_as_served
+from ad_pipeline.features.encoding import FeatureContract, LookedUp, ReadColumns, read_columns
 from ad_pipeline.hashing import hashes_of_missing, uniform
 from ad_pipeline.settings import FeatureDropoutSettings
 
@@ -33,14 +34,14 @@ class Dropped:
     columns : ndarray of shape (n, T + N), bool
         Of the contract's ``text_columns``, then of its ``numeric``.
     hours : ndarray of shape (n,), int64
-        By which their counts are older than those that were served; 0 for most.
-    counts : ndarray of shape (n,), bool
-        Those that have no counts at all.
+        By which what they look up is older than what was served; 0 for most.
+    looked_up : ndarray of shape (n,), bool
+        Those that find nothing published at all.
     """
 
     columns: np.ndarray
     hours: np.ndarray
-    counts: np.ndarray
+    looked_up: np.ndarray
 
 
 def dropped(
@@ -81,7 +82,7 @@ def dropped(
     return Dropped(
         columns=lost,
         hours=np.where(aged, hours, 0),
-        counts=aged & (drawn("no counts") < settings.whole),
+        looked_up=aged & (drawn("no counts") < settings.whole),
     )
 
 
@@ -93,7 +94,7 @@ def read_to_learn(
     Parameters
     ----------
     deployment : Deployment
-        Its snapshots are looked up; ``settings.feature_dropout`` says what is lost.
+        Its snapshots and vectors are looked up; ``settings.feature_dropout`` says what is lost.
     contract : FeatureContract
     rows : pyarrow.Table
         The contract's columns, ``impression_id`` and ``occurred_us``, n rows.
@@ -107,20 +108,20 @@ def read_to_learn(
     Raises
     ------
     MissingCheckpoint
-        If a snapshot that was due is not there.
+        If what was due is not there.
     """
     read = read_columns(contract, {name: rows.column(name) for name in contract.columns})
     occurred_us = rows.column("occurred_us").to_numpy()
     settings = deployment.dataset.settings.feature_dropout
     if settings is None:
-        return read, counts_as_served(deployment, contract, read, occurred_us)
+        return read, look_up_as_served(deployment, contract, read, occurred_us)
     lost = dropped(
         contract, rows.column("impression_id"), settings, deployment.dataset.settings.seed
     )
     read = without(contract, read, lost.columns)
-    counts = counts_as_served(deployment, contract, read, occurred_us - lost.hours * HOUR_US)
-    counts.forget(lost.counts)
-    return read, counts
+    looked_up = look_up_as_served(deployment, contract, read, occurred_us - lost.hours * HOUR_US)
+    looked_up.forget(lost.looked_up)
+    return read, looked_up
 
 
 def without(contract: FeatureContract, read: ReadColumns, lost: np.ndarray) -> ReadColumns:

@@ -162,9 +162,9 @@ class FeatureContract:
             rate_window_hours=dataset.settings.rates.window_hours,
             rate_lag_hours=dataset.settings.rates.publication_lag_hours,
             bits=dataset.settings.online.bits,
-            vectors=None if vectors is None else VectorFeatures(
-                vectors.encoder.dimension, vectors.publication_lag_hours
-            ),
+            vectors=None
+            if vectors is None
+            else VectorFeatures(vectors.encoder.dimension, vectors.publication_lag_hours),
         )
 
     def to_json(self) -> str:

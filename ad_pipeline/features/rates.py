@@ -35,8 +35,8 @@ from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
 from ad_pipeline.features.encoding import (
     IMPRESSION,
     Columns,
-    LookedUp,
     FeatureContract,
+    LookedUp,
     entity_hashes,
 )
 
@@ -320,9 +320,7 @@ def lookup(snapshot: RateSnapshot, hashes: np.ndarray) -> np.ndarray:
     return found
 
 
-def counts_of(
-    contract: FeatureContract, snapshot: RateSnapshot, hashes: np.ndarray
-) -> LookedUp:
+def counts_of(contract: FeatureContract, snapshot: RateSnapshot, hashes: np.ndarray) -> LookedUp:
     """Return one snapshot's counts for rows that all use it.
 
     Parameters
@@ -344,7 +342,7 @@ def counts_of(
     check_contract(contract, snapshot)
     n, entities = hashes.shape
     counts = lookup(snapshot, hashes.reshape(-1)).reshape(n, entities, snapshot.totals.size)
-    return LookedUp(counts, np.tile(snapshot.totals, (n, 1)))
+    return LookedUp.counted(contract, counts, np.tile(snapshot.totals, (n, 1)))
 
 
 def counts_at(
@@ -386,9 +384,8 @@ def counts_at(
     for hour, rows in zip(distinct, np.split(order, starts[1:]), strict=True):
         due = snapshot_hour(contract, int(hour))
         if due >= hour_of(dataset_start_us):
-            found = counts_of(contract, read_hour(root, due, verify=False), hashes[rows])
-            result.counts[rows] = found.counts
-            result.totals[rows] = found.totals
+            snapshot = read_hour(root, due, verify=False)
+            result.put(rows, counts_of(contract, snapshot, hashes[rows]))
     return result
 
 

@@ -7,20 +7,22 @@ For people who read a score: which value stood behind each slot. The same words 
 from ad_pipeline.features.encoding import (
     CROSS,
     Columns,
-    LookedUp,
     FeatureContract,
+    LookedUp,
     anchor_words,
     number_label,
     number_words,
     rate_words,
     read_columns,
+    vector_words,
     words_of_rates,
+    words_of_vectors,
 )
 from ad_pipeline.hashing import MISSING_LABEL
 
 
 def token_values(
-    contract: FeatureContract, columns: Columns, counts: LookedUp
+    contract: FeatureContract, columns: Columns, looked_up: LookedUp
 ) -> list[tuple[str, ...]]:
     """Return the value of every token of some rows.
 
@@ -29,7 +31,7 @@ def token_values(
     contract : FeatureContract
     columns : mapping of str to Arrow column of shape (n,)
         See :func:`ad_pipeline.features.encoding.read_columns`.
-    counts : LookedUp of n rows
+    looked_up : LookedUp of n rows
 
     Returns
     -------
@@ -44,7 +46,9 @@ def token_values(
     words = number_words(read.numbers)
     labels = {"rate": rate_words(), "anchors": anchor_words()}
     whats = [name.rpartition(".")[2] for name in contract.rate_names]
-    rates = words_of_rates(contract, counts)
+    rates = words_of_rates(contract, looked_up)
+    vectors = words_of_vectors(contract, looked_up)
+    of_vectors = {} if contract.vectors is None else vector_words(contract.vectors.dimension)
     return [
         (
             "",
@@ -52,6 +56,7 @@ def token_values(
             *map(number_label, words[row].tolist()),
             *(CROSS.join(texts[name][row] for name in pair) for pair in contract.crosses),
             *(labels[what][word] for what, word in zip(whats, rates[row].tolist(), strict=True)),
+            *map(of_vectors.__getitem__, vectors[row].tolist()),
         )
         for row in range(len(read))
     ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ad_pipeline.checkpoints import (
     Checkpoint,
@@ -23,9 +24,11 @@ from ad_pipeline.checkpoints import (
     write_checkpoint,
 )
 from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.embeddings.published import PublishedVectors
 from ad_pipeline.features.encoding import (
-    LookedUp,
+    VECTORS_USED,
     FeatureContract,
+    LookedUp,
     ReadColumns,
     category_hashes,
     dense,
@@ -34,8 +37,11 @@ from ad_pipeline.features.encoding import (
     request_columns,
     slots,
     text_hashes,
+    vector_hashes,
 )
 from ad_pipeline.features.rates import RateSnapshot, counts_of
+from ad_pipeline.features.vectors import vector_numbers
+from ad_pipeline.hashing import string_array
 from ad_pipeline.learners.batch.batch_model import ExportedBatch
 from ad_pipeline.learners.deep.exported_deep import ExportedDeep
 from ad_pipeline.learners.ensemble.ensemble import Ensemble, mixed_probabilities
@@ -159,21 +165,21 @@ class Bundle:
     fitted_ranges: dict[str, Any]
     manifest: dict[str, Any]
 
-    def score(self, read: ReadColumns, counts: LookedUp) -> Scores:
+    def score(self, read: ReadColumns, looked_up: LookedUp) -> Scores:
         """Score rows; a row's scores do not depend on the others, to the bit.
 
         Parameters
         ----------
         read : ReadColumns of n rows
-        counts : LookedUp of n rows
+        looked_up : LookedUp of n rows
 
         Returns
         -------
         Scores
         """
-        hashed = checked_slots(slots(self.contract, read, counts), 1 << self.contract.bits)
+        hashed = checked_slots(slots(self.contract, read, looked_up), 1 << self.contract.bits)
         has_batch = any(models.batch is not None for models in self.goals)
-        numbers = dense(self.contract, read, counts) if has_batch else np.empty((len(read), 0))
+        numbers = dense(self.contract, read, looked_up) if has_batch else np.empty((len(read), 0))
         categories = category_hashes(self.contract, read)
         logits: dict[str, dict[str, np.ndarray]] = {}
         probabilities: dict[str, np.ndarray] = {}
@@ -193,7 +199,7 @@ class Bundle:
                 text_hashes(self.contract, read, models.sliced_by),
             )
             if models.ladder is not None:
-                rungs[models.goal] = models.ladder.rungs(read, counts)
+                rungs[models.goal] = models.ladder.rungs(read, looked_up)
                 mixed = models.ladder.answers(rungs[models.goal], read, mixed)
             probabilities[models.goal] = mixed
         return Scores(logits, probabilities, rungs)
@@ -249,6 +255,7 @@ def export_bundle(
     label_watermark_us: int,
     canaries: Sequence[Mapping[str, Any]],
     snapshot: RateSnapshot | None = None,
+    vectors: PublishedVectors | None = None,
     fitted_ranges: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     audit: Audit | None = None,
@@ -271,6 +278,8 @@ def export_bundle(
         A few real requests, each with all of ``contract.columns``.
     snapshot : RateSnapshot, optional
         Gives the canaries their counts; without it they have none.
+    vectors : PublishedVectors, optional
+        Gives them the numbers of their users' vectors.
     fitted_ranges : mapping, optional
         JSON-serialisable: for each goal, the ranges of maturity time that fitted what; those of the
         ensembles unless given.
@@ -332,6 +341,12 @@ def export_bundle(
         if snapshot is None or not contract.entities
         else counts_of(contract, snapshot, entity_hashes(contract, read))
     )
+    used = None
+    if contract.vectors is not None and vectors is not None:
+        counts.vectors[:] = vector_numbers(contract.vectors, vectors, vector_hashes(contract, read))
+        used = vectors.digest
+    if contract.vectors is not None:
+        columns[VECTORS_USED] = string_array([used] * len(read))
     counts.forget(slice(len(canaries), len(canaries) + len(uncounted)))
     manifest = {
         "contract": json.loads(contract.to_json()),
@@ -343,7 +358,7 @@ def export_bundle(
         "facts": dict(facts or {}),
         "audit": None if audit is None else audit.to_json(),
         "canaries": {
-            "features": [json.loads(text) for text in features_json(contract, columns, counts)],
+            "features": _canary_features(contract, columns, counts),
             "scores": _listed(draft.score(read, counts)),
         },
         # A bundle that logs everything is, to the byte, what it was before there was a share.
@@ -353,6 +368,21 @@ def export_bundle(
     files = {} if audit is None else audit.files()
     written = write_checkpoint(root, KIND, arrays, manifest, files)
     return open_bundle(root, written.digest)
+
+
+def _canary_features(
+    contract: FeatureContract, columns: Mapping[str, pa.Array], looked_up: LookedUp
+) -> list[dict[str, Any]]:
+    """Return what canaries are scored with: as a decision logs it, with the numbers of vectors.
+
+    A bundle is opened where the vectors themselves may not be.
+    """
+    logged = features_json(contract, columns, looked_up)
+    numbers = np.where(np.isnan(looked_up.vectors), None, looked_up.vectors).tolist()
+    return [
+        json.loads(text) | dict(zip(contract.vector_names, row, strict=True))
+        for text, row in zip(logged, numbers, strict=True)
+    ]
 
 
 def _poor_canaries(

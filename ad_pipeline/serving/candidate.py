@@ -22,7 +22,7 @@ from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.features.as_served import read_as_served
-from ad_pipeline.features.encoding import LookedUp, FeatureContract, read_columns
+from ad_pipeline.features.encoding import FeatureContract, LookedUp, read_columns
 from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import read_snapshot
 from ad_pipeline.hashing import uniform

@@ -16,14 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.features.encoding import LookedUp, FeatureContract, request_columns
+from ad_pipeline.features.encoding import FeatureContract, LookedUp, request_columns
 from ad_pipeline.hashing import string_array, uniform
 
 EVERYTHING = "(all)"
 """Stands for an entity in the names of the overall counts."""
 
 RATES_AGE = "rates"
-"""Name of the one age that a decision has: of every rate and count it used."""
+"""Name of the age of every rate and count that a decision used."""
+
+VECTORS_AGE = "user_vectors"
+"""Name of the age of the vectors that a decision used."""
 
 LOGGED = "serving log"
 """Purpose of the draw that decides whether a request's decision is logged."""
@@ -45,8 +48,8 @@ class Decision:
     features : dict of str to (str, float, int or None)
         As used; see :func:`feature_names`.
     ages_us : dict of str to int
-        Microseconds from the end of the counted hours to the request; empty without a snapshot or
-        a request time.
+        Microseconds from the end of the known hours to the request, of counts and of vectors; what
+        was not there has none, and no age is known without a request time.
     fallbacks : tuple of str
         What was missing and what stood in for it.
     bundle_hash, snapshot_hash : str
@@ -89,9 +92,10 @@ class Decisions:
     occurred_us : ndarray of shape (n,), int64, or None
         When each request was made, microseconds; None if the requests did not say.
     columns : dict of str to Arrow array of length n
-        The contract's columns, as used.
+        The contract's ``logged_columns``, as used.
     counts : LookedUp of n rows
-        The snapshot's integers, as used.
+        The snapshot's integers and the vectors' numbers, as used; of the latter the log has only
+        the name of what they were looked up in.
     probabilities : dict of str to ndarray of shape (n,), float64
         By goal.
     logits : dict of str to dict of str to ndarray of shape (n,), float64
@@ -105,6 +109,8 @@ class Decisions:
     rungs : dict of str to ndarray of shape (n,), uint8
         Which rung of the ladder answered, by goal with a ladder; the log has it in words, in the
         fallbacks.
+    vectors_end_us : int or None
+        End of the hours that the published vectors know, microseconds.
     """
 
     contract: FeatureContract
@@ -120,25 +126,27 @@ class Decisions:
     snapshot_hash: str
     log_share: float = 1.0
     rungs: dict[str, np.ndarray] = field(default_factory=dict)
+    vectors_end_us: int | None = None
 
     def __len__(self) -> int:
         """Return the number of decisions."""
         return len(self.counts.totals)
 
     @property
-    def ages_us(self) -> np.ndarray | None:
-        """Microseconds from the end of the counted hours to each request, int64 of shape (n,)."""
-        if self.snapshot_end_us is None or self.occurred_us is None:
-            return None
-        return self.occurred_us - self.snapshot_end_us
+    def ages_us(self) -> dict[str, np.ndarray]:
+        """Microseconds from the end of the known hours to each request, int64 of shape (n,)."""
+        ends_us = {RATES_AGE: self.snapshot_end_us, VECTORS_AGE: self.vectors_end_us}
+        moments = self.occurred_us
+        if moments is None:
+            return {}
+        return {name: moments - end for name, end in ends_us.items() if end is not None}
 
     def one(self, row: int) -> Decision:
         """Return the decision of one row."""
         features: dict[str, Any] = {
-            name: _value(self.columns[name][row].as_py()) for name in self.contract.columns
+            name: _value(self.columns[name][row].as_py()) for name in self.contract.logged_columns
         } | {name: int(values[row]) for name, values in count_columns(self.contract, self.counts)}
         identity = self.identity.get("request_id")
-        ages = self.ages_us
         return Decision(
             request_id=None if identity is None else identity[row].as_py(),
             probabilities={goal: float(p[row]) for goal, p in self.probabilities.items()},
@@ -147,7 +155,7 @@ class Decisions:
                 for goal, experts in self.logits.items()
             },
             features=features,
-            ages_us={} if ages is None else {RATES_AGE: int(ages[row])},
+            ages_us={name: int(ages[row]) for name, ages in self.ages_us.items()},
             fallbacks=tuple(found.reason for found in self.fallbacks if found.rows[row]),
             bundle_hash=self.bundle_hash,
             snapshot_hash=self.snapshot_hash,
@@ -182,7 +190,7 @@ class Decisions:
             identity={name: column.take(places) for name, column in self.identity.items()},
             occurred_us=None if self.occurred_us is None else self.occurred_us[rows],
             columns={name: column.take(places) for name, column in self.columns.items()},
-            counts=LookedUp(self.counts.counts[rows], self.counts.totals[rows]),
+            counts=self.counts.take(rows),
             probabilities={goal: p[rows] for goal, p in self.probabilities.items()},
             logits={
                 goal: {expert: logit[rows] for expert, logit in experts.items()}
@@ -211,8 +219,10 @@ class Decisions:
         ages = self.ages_us
         columns["ages_us"] = (
             _repeated("{}", n)
-            if ages is None
-            else string_array(_objects({RATES_AGE: list(map(str, ages.tolist()))}))
+            if not ages
+            else string_array(
+                _objects({name: list(map(str, found.tolist())) for name, found in ages.items()})
+            )
         )
         columns["scores"] = string_array(
             _objects({goal: number_texts(p) for goal, p in self.probabilities.items()})
@@ -242,10 +252,11 @@ class Decisions:
 def feature_names(contract: FeatureContract) -> tuple[str, ...]:
     """Return the names under which a decision logs its features.
 
-    The contract's columns, then ``<entity>.<goal>.anchors`` and ``<entity>.<goal>.engagements`` of
-    every entity and goal, then the overall counts under :data:`EVERYTHING`.
+    The contract's ``logged_columns``, then ``<entity>.<goal>.anchors`` and
+    ``<entity>.<goal>.engagements`` of every entity and goal, then the overall counts under
+    :data:`EVERYTHING`.
     """
-    return contract.columns + tuple(
+    return contract.logged_columns + tuple(
         name
         for entity in (*contract.entities, EVERYTHING)
         for name in _count_names(contract, entity)
@@ -275,11 +286,11 @@ def features_json(
     ----------
     contract : FeatureContract
     columns : mapping of str to Arrow array of length n
-        The contract's columns: texts, and numbers as float64.
+        The contract's ``logged_columns``: texts, and numbers as float64.
     counts : LookedUp of n rows
     """
     members: list[list[str]] = []
-    for name in contract.columns:
+    for name in contract.logged_columns:
         column = columns[name]
         if pa.types.is_float64(column.type):
             label = _label(name)
@@ -301,13 +312,15 @@ def logged_inputs(
     ----------
     contract : FeatureContract
     features : sequence of mappings, length n
-        Parsed ``events.decisions.features``.
+        Parsed ``events.decisions.features``. Numbers of vectors are not in the log: a row that has
+        them has them under the contract's ``vector_names``, beside the others.
 
     Returns
     -------
     columns : dict of str to Arrow array of length n
         The contract's columns.
     counts : LookedUp of n rows
+        Numbers of vectors are unknown in rows without them.
 
     Raises
     ------
@@ -325,6 +338,9 @@ def logged_inputs(
     counts = LookedUp.nothing(contract, len(features))
     for name, values in count_columns(contract, counts):
         values[:] = [int(row[name]) for row in features]
+    for place, name in enumerate(contract.vector_names):
+        given = [row.get(name) for row in features]
+        counts.vectors[:, place] = [math.nan if value is None else value for value in given]
     return request_columns(contract, requests), counts
 
 

@@ -27,7 +27,7 @@ from numba import njit
 
 from ad_pipeline.checkpoints import read_checkpoint, write_checkpoint
 from ad_pipeline.evaluation.metrics import log_loss
-from ad_pipeline.features.encoding import LookedUp, FeatureContract, ReadColumns
+from ad_pipeline.features.encoding import FeatureContract, LookedUp, ReadColumns
 from ad_pipeline.hashing import hashes_of_missing
 from ad_pipeline.learners.ensemble.calibration import fit_kind
 from ad_pipeline.learners.ensemble.ensemble import sigmoid
@@ -96,11 +96,11 @@ class Ladder:
     hashes: np.ndarray
     rates: np.ndarray
 
-    def rungs(self, read: ReadColumns, counts: LookedUp) -> np.ndarray:
+    def rungs(self, read: ReadColumns, looked_up: LookedUp) -> np.ndarray:
         """Return the rung that answers each row, uint8 (n,): its place in :data:`RUNGS`."""
         rungs = np.empty(len(read), np.uint8)
         _choose(
-            read.hashes, read.numbers, counts.totals, self.slope is None, self._missing,
+            read.hashes, read.numbers, looked_up.totals, self.slope is None, self._missing,
             self._usual_texts, self._usual_numbers, self._ranked, self.least, rungs,
         )  # fmt: skip
         return rungs

@@ -1,9 +1,10 @@
-"""The two pointers that a serving process follows, and nothing that moves the first of them.
+"""The pointers that a serving process follows, and nothing that moves the first of them.
 
 ``serving/current`` names the bundle that serves, ``serving/snapshot`` the newest published rate
-snapshot. Both are small files replaced atomically: a reader sees the old name or the new one, never
-half of either. The bundle's pointer is moved only by :mod:`ad_pipeline.serving.promotion`; which
-snapshot is newest is decided here, by the end of the hours it counts.
+snapshot, ``serving/user_vectors`` the newest published vectors, if there are any. They are small
+files replaced atomically: a reader sees the old name or the new one, never half of either. The
+bundle's pointer is moved only by :mod:`ad_pipeline.serving.promotion`; which snapshot and which
+vectors are newest is decided here, by the end of the hours they know.
 """
 
 import fcntl
@@ -18,6 +19,7 @@ from ad_pipeline.checkpoints import replace_file
 
 CURRENT = "current"
 SNAPSHOT = "snapshot"
+USER_VECTORS = "user_vectors"
 
 
 class NothingServed(LookupError):
@@ -31,10 +33,10 @@ class Pointer:
     Attributes
     ----------
     digest : str
-        Bundle or snapshot.
+        Bundle, snapshot or published vectors.
     position : int
         What the pointer's move was: the sequence number in the history of promotions for
-        ``current``, the end of the counted hours in microseconds for ``snapshot``.
+        ``current``, the end of the known hours in microseconds for the others.
     """
 
     digest: str
@@ -48,7 +50,7 @@ def read_pointer(serving: Path, name: str) -> Pointer | None:
     ----------
     serving : Path
         The deployment's serving folder.
-    name : {"current", "snapshot"}
+    name : {"current", "snapshot", "user_vectors"}
 
     Raises
     ------
@@ -74,9 +76,6 @@ def move_pointer(serving: Path, name: str, pointer: Pointer) -> None:
 def publish_snapshot(serving: Path, digest: str, end_us: int) -> bool:
     """Point serving at a rate snapshot, unless a later one is already served.
 
-    A backfill publishes old hours again; serving must not go back in time with it. A snapshot of
-    the same hour replaces the one that is there: a late file may have changed its counts.
-
     Parameters
     ----------
     serving : Path
@@ -90,12 +89,40 @@ def publish_snapshot(serving: Path, digest: str, end_us: int) -> bool:
     bool
         Whether the snapshot is served now.
     """
+    return _publish(serving, SNAPSHOT, Pointer(digest, end_us))
+
+
+def publish_vectors(serving: Path, digest: str, end_us: int) -> bool:
+    """Point serving at published vectors, unless later ones are already served.
+
+    Parameters
+    ----------
+    serving : Path
+    digest : str
+        Of :func:`ad_pipeline.embeddings.published.write_published`.
+    end_us : int
+        End of the hour they know, microseconds.
+
+    Returns
+    -------
+    bool
+        Whether the vectors are served now.
+    """
+    return _publish(serving, USER_VECTORS, Pointer(digest, end_us))
+
+
+def _publish(serving: Path, name: str, pointer: Pointer) -> bool:
+    """Move a pointer, but never back in time.
+
+    A backfill publishes old hours again; serving must not go back in time with it. What is
+    published of the same hour replaces what is there: a late file may have changed it.
+    """
     with only_mover(serving):
-        served = read_pointer(serving, SNAPSHOT)
-        if served is not None and served.position > end_us:
+        served = read_pointer(serving, name)
+        if served is not None and served.position > pointer.position:
             return False
-        if served != Pointer(digest, end_us):
-            move_pointer(serving, SNAPSHOT, Pointer(digest, end_us))
+        if served != pointer:
+            move_pointer(serving, name, pointer)
         return True
 
 

@@ -2,7 +2,8 @@
 
 ``python -m ad_pipeline.serving.replay --bundle DIR --requests FILE --snapshots DIR --out FILE``
 opens a bundle by its folder and scores Parquet rows with the very :class:`Scorer` that serves. Each
-row names, in ``snapshot_hash``, the rate snapshot to use (empty or null: none). What comes out is
+row names, in ``snapshot_hash``, the rate snapshot to use (empty or null: none), and, of a bundle
+that reads vectors, in ``user_vector.published`` those (``--vectors DIR``). What comes out is
 compared with the batch path elsewhere (:mod:`ad_pipeline.monitoring`); it is a report, never
 ``events.decisions``. Like the scorer it imports neither Dagster nor DuckDB, and ends with an error
 if something made it.
@@ -17,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ad_pipeline.embeddings.published import read_published
+from ad_pipeline.features.encoding import VECTORS_USED
 from ad_pipeline.serving.bundle import Bundle, open_bundle_folder
 from ad_pipeline.serving.decisions import Decisions, numbers_array
 from ad_pipeline.serving.scorer import PublishedSnapshot, Scorer
@@ -32,17 +35,22 @@ def foreign_modules() -> tuple[str, ...]:
     return tuple(name for name in FOREIGN if name in sys.modules)
 
 
-def replay(bundle: Bundle, requests: pa.Table, snapshots: Path) -> pa.Table:
-    """Score requests, each with the snapshot that its row names.
+def replay(
+    bundle: Bundle, requests: pa.Table, snapshots: Path, vectors: Path | None = None
+) -> pa.Table:
+    """Score requests, each with the snapshot and the vectors that its row names.
 
     Parameters
     ----------
     bundle : Bundle
     requests : pa.Table of n rows
-        The bundle's columns, ``snapshot_hash``, and ``request_id``, ``impression_id``,
-        ``occurred_us`` as far as known.
+        The bundle's columns, ``snapshot_hash``, of a bundle that reads vectors
+        ``user_vector.published``, and ``request_id``, ``impression_id``, ``occurred_us`` as far as
+        known.
     snapshots : Path
         Root of the snapshots.
+    vectors : Path, optional
+        Root of the published vectors.
 
     Returns
     -------
@@ -53,32 +61,42 @@ def replay(bundle: Bundle, requests: pa.Table, snapshots: Path) -> pa.Table:
     Raises
     ------
     KeyError
-        If the requests do not name their snapshots.
+        If the requests do not name their snapshots, or vectors.
+    ValueError
+        If vectors are named and their root is not.
     MissingCheckpoint, CorruptCheckpoint
-        If a snapshot is not there or not intact.
+        If a snapshot or vectors are not there or not intact.
     """
-    if SNAPSHOT_COLUMN not in requests.column_names:
-        raise KeyError(f"requests have no column {SNAPSHOT_COLUMN}; name each row's snapshot in it")
-    named = requests[SNAPSHOT_COLUMN].combine_chunks().dictionary_encode()
-    if isinstance(named, pa.ChunkedArray):
-        named = named.combine_chunks()
-    digests = named.dictionary.to_pylist()
-    codes = named.indices.to_pylist()
-    code_of = np.array([-1 if code is None else code for code in codes], np.int64)
+    named = [_named(requests, SNAPSHOT_COLUMN)]
+    if bundle.contract.vectors is not None:
+        named.append(_named(requests, VECTORS_USED))
+    rows_of: dict[tuple[str, ...], list[int]] = {}
+    for row, names in enumerate(zip(*named, strict=True)):
+        rows_of.setdefault(names, []).append(row)
     parts: list[pa.Table] = []
-    order: list[np.ndarray] = []
-    for code in np.unique(code_of).tolist():
-        digest = "" if code < 0 else digests[code]
-        rows = np.flatnonzero(code_of == code)
-        snapshot = PublishedSnapshot.read(snapshots, digest) if digest else None
-        decisions = Scorer(bundle, snapshot).score_many(requests.take(numbers_array(rows)))
+    for names, rows in rows_of.items():
+        snapshot, used = (*names, "")[:2]
+        if used and vectors is None:
+            raise ValueError(f"the requests name vectors {used[:12]}; say their root by --vectors")
+        scorer = Scorer(
+            bundle,
+            PublishedSnapshot.read(snapshots, snapshot) if snapshot else None,
+            read_published(vectors, used) if used and vectors is not None else None,
+        )
+        decisions = scorer.score_many(requests.take(numbers_array(np.array(rows, np.int64))))
         parts.append(_with_bits(decisions))
-        order.append(rows)
     if not parts:
         return _with_bits(Scorer(bundle).score_many(requests))
     places = np.empty(len(requests), np.int64)
-    places[np.concatenate(order)] = np.arange(len(requests))
+    places[np.concatenate(list(rows_of.values()))] = np.arange(len(requests))
     return pa.concat_tables(parts).take(numbers_array(places))
+
+
+def _named(requests: pa.Table, column: str) -> list[str]:
+    """Return what each request names in a column; '' for nothing."""
+    if column not in requests.column_names:
+        raise KeyError(f"requests have no column {column}; name in it what each row is to use")
+    return [name or "" for name in requests[column].to_pylist()]
 
 
 def _with_bits(decisions: Decisions) -> pa.Table:
@@ -103,12 +121,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--requests", type=Path, required=True, help="Parquet file of raw requests")
     parser.add_argument("--snapshots", type=Path, required=True, help="root of the rate snapshots")
+    parser.add_argument("--vectors", type=Path, help="root of the published vectors, if any")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     options = parser.parse_args(arguments)
     bundle = open_bundle_folder(options.bundle)
     # ParquetFile and not read_table, which imports pandas.
     requests = pq.ParquetFile(options.requests).read()
-    scored = replay(bundle, requests, options.snapshots)
+    scored = replay(bundle, requests, options.snapshots, options.vectors)
     scratch = options.out.with_name(f".{options.out.name}.writing")
     pq.write_table(scored, scratch)
     scratch.replace(options.out)

@@ -1,4 +1,4 @@
-"""Probabilities for requests, from a bundle and the last published counts.
+"""Probabilities for requests, from a bundle and the last published counts and vectors.
 
 What a bidder or an ad server embeds: it imports NumPy, Numba and Arrow, but neither Dagster nor
 DuckDB, pandas, scikit-learn or River (a test starts a fresh process and looks). Many requests go
@@ -20,22 +20,39 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.embeddings.published import PublishedVectors, read_published
 from ad_pipeline.features.encoding import (
+    VECTORS_USED,
     LookedUp,
-    FeatureContract,
+    ReadColumns,
     entity_hashes,
     read_columns,
+    vector_hashes,
 )
 from ad_pipeline.features.rates import RateSnapshot, check_contract, counts_of, read_snapshot
+from ad_pipeline.features.vectors import check_vectors, vector_numbers
 from ad_pipeline.hashing import string_array
 from ad_pipeline.serving.bundle import Bundle, Scores, open_bundle
 from ad_pipeline.serving.decisions import Decision, Decisions, Fallback, numbers_array
 from ad_pipeline.serving.heartbeat import Heartbeat, beat
 from ad_pipeline.serving.ladder import MEANS, RUNGS
-from ad_pipeline.serving.pointers import CURRENT, SNAPSHOT, NothingServed, read_pointer
+from ad_pipeline.serving.pointers import (
+    CURRENT,
+    SNAPSHOT,
+    USER_VECTORS,
+    NothingServed,
+    read_pointer,
+)
 
 IDENTITY = ("request_id", "impression_id")
 OCCURRED = "occurred_us"
+
+UNTIMELY_SNAPSHOT = "stale snapshot: a later one was due", "early snapshot: it was not due yet"
+UNTIMELY_VECTORS = (
+    "stale user vectors: later ones were due",
+    "early user vectors: they were not due yet",
+)
+"""What a decision says of counts, or vectors, that training would not have used for it."""
 
 Requests = pa.Table | Mapping[str, pa.Array | pa.ChunkedArray]
 
@@ -69,10 +86,11 @@ class _Folders:
     serving: Path
     bundles: Path
     snapshots: Path
+    vectors: Path
 
 
 class Scorer:
-    """Scores requests with one bundle and one snapshot.
+    """Scores requests with one bundle, and one snapshot and the vectors of one hour.
 
     Parameters
     ----------
@@ -80,32 +98,47 @@ class Scorer:
     snapshot : PublishedSnapshot, optional
         Without one every count is 0, as it is for an impression at the start of a log, and each
         decision says so.
+    vectors : PublishedVectors, optional
+        Without them every number of a vector is unknown, and each decision of a bundle that reads
+        them says so.
 
     Raises
     ------
     WrongSnapshot
         If the snapshot counts other entities, goals or hours than the bundle's feature contract.
+    WrongVectors, MixedVersions
+        If the vectors have another dimension than the contract, or are of two encoders.
     """
 
-    def __init__(self, bundle: Bundle, snapshot: PublishedSnapshot | None = None) -> None:
-        if snapshot is not None:
-            check_contract(bundle.contract, snapshot.counts)
+    def __init__(
+        self,
+        bundle: Bundle,
+        snapshot: PublishedSnapshot | None = None,
+        vectors: PublishedVectors | None = None,
+    ) -> None:
+        _check_fits(bundle, snapshot, vectors)
         self.bundle = bundle
         self.snapshot = snapshot
+        self.vectors = vectors
         self._folders: _Folders | None = None
 
     @classmethod
     def current(
-        cls, serving: Path, *, bundles: Path | None = None, snapshots: Path | None = None
+        cls,
+        serving: Path,
+        *,
+        bundles: Path | None = None,
+        snapshots: Path | None = None,
+        vectors: Path | None = None,
     ) -> Self:
-        """Open what the pointers ``serving/current`` and ``serving/snapshot`` name.
+        """Open what the pointers in ``serving`` name; see :mod:`ad_pipeline.serving.pointers`.
 
         Parameters
         ----------
         serving : Path
             The deployment's serving folder.
-        bundles, snapshots : Path, optional
-            Roots of the bundles and snapshots; beside ``serving`` unless given.
+        bundles, snapshots, vectors : Path, optional
+            Roots of the bundles, snapshots and published vectors; beside ``serving`` unless given.
 
         Raises
         ------
@@ -118,12 +151,13 @@ class Scorer:
             serving,
             bundles or serving.parent / "bundles",
             snapshots or serving.parent / "snapshots",
+            vectors or serving.parent / "vectors",
         )
         pointer = read_pointer(serving, CURRENT)
         if pointer is None:
             raise NothingServed(f"{serving / CURRENT} does not exist; promote a bundle first")
         bundle = open_bundle(folders.bundles, pointer.digest, to_score=True)
-        scorer = cls(bundle, _published(folders))
+        scorer = cls(bundle, _published(folders), _published_vectors(folders, bundle))
         scorer._folders = folders
         return scorer
 
@@ -141,7 +175,7 @@ class Scorer:
         ------
         NothingServed
             If this scorer was not made by :meth:`current`, or the pointer is gone.
-        MissingCheckpoint, CorruptBundle, CorruptCheckpoint, WrongSnapshot
+        MissingCheckpoint, CorruptBundle, CorruptCheckpoint, WrongSnapshot, WrongVectors
             If what a pointer names is not there, not intact, or does not fit together.
         """
         if self._folders is None:
@@ -153,11 +187,11 @@ class Scorer:
         if pointer.digest != bundle.digest:
             bundle = open_bundle(self._folders.bundles, pointer.digest, to_score=True)
         snapshot = _published(self._folders, self.snapshot)
-        if bundle is self.bundle and snapshot is self.snapshot:
+        vectors = _published_vectors(self._folders, bundle, self.vectors)
+        if bundle is self.bundle and snapshot is self.snapshot and vectors is self.vectors:
             return False
-        if snapshot is not None:
-            check_contract(bundle.contract, snapshot.counts)
-        self.bundle, self.snapshot = bundle, snapshot
+        _check_fits(bundle, snapshot, vectors)
+        self.bundle, self.snapshot, self.vectors = bundle, snapshot, vectors
         return True
 
     def report(self, at_us: int, name: str = "scorer") -> Heartbeat:
@@ -181,8 +215,8 @@ class Scorer:
         return beat(self._folders.serving, name, self.bundle.digest, snapshot, at_us)
 
     def with_snapshot(self, snapshot: PublishedSnapshot | None) -> "Scorer":
-        """Return a scorer of the same opened bundle with another snapshot."""
-        return Scorer(self.bundle, snapshot)
+        """Return a scorer of the same opened bundle and vectors with another snapshot."""
+        return Scorer(self.bundle, snapshot, self.vectors)
 
     def score(self, request: Mapping[str, Any]) -> Decision:
         """Score one request.
@@ -286,32 +320,50 @@ class Scorer:
         contract = self.bundle.contract
         everywhere = np.ones(n, np.bool_)
         read = read_columns(contract, columns)
-        end_us = None
-        counts = LookedUp.nothing(contract, n)
+        looked_up = self._looked_up(read)
+        end_us, vectors_end_us = None, None
+        too_old = np.zeros(n, np.bool_)
         if self.snapshot is None:
             if contract.entities:
                 fallbacks.append(Fallback("no snapshot: every count is 0", everywhere))
         else:
-            if n and contract.entities:
-                counts = counts_of(contract, self.snapshot.counts, entity_hashes(contract, read))
             end_us = self.snapshot.end_us
-            fallbacks.extend(_untimely(contract, end_us, occurred_us, n))
-            if occurred_us is not None:
+            if occurred_us is None:
+                fallbacks.append(
+                    Fallback("no request time: the age of the counts is unknown", everywhere)
+                )
+            else:
+                lag_hours = contract.rate_lag_hours
+                fallbacks.extend(_untimely(UNTIMELY_SNAPSHOT, lag_hours, end_us, occurred_us))
                 too_old = self.bundle.too_old(end_us, occurred_us)
                 if too_old.any():
-                    counts.forget(too_old)
+                    looked_up.forget(too_old)
                     fallbacks.append(
                         Fallback("counts too old to be taken: every one is 0", too_old)
                     )
+        if contract.vectors is not None:
+            if self.vectors is None:
+                fallbacks.append(Fallback("no user vectors: every one is unknown", everywhere))
+            else:
+                vectors_end_us = self.vectors.hour_us + HOUR_US
+                if occurred_us is not None:
+                    lag_hours = contract.vectors.lag_hours
+                    fallbacks.extend(
+                        _untimely(UNTIMELY_VECTORS, lag_hours, vectors_end_us, occurred_us)
+                    )
+            used = "" if self.vectors is None else self.vectors.digest
+            columns[VECTORS_USED] = string_array(
+                [used if used and not old else None for old in too_old.tolist()]
+            )
         fallbacks.extend(Fallback(reason, everywhere) for reason in self.bundle.missing())
-        scores = self.bundle.score(read, counts)
+        scores = self.bundle.score(read, looked_up)
         fallbacks.extend(_lower_rungs(scores))
         return Decisions(
             contract=contract,
             identity=identity,
             occurred_us=occurred_us,
             columns=columns,
-            counts=counts,
+            counts=looked_up,
             probabilities=scores.probabilities,
             logits=scores.logits,
             rungs=scores.rungs,
@@ -320,7 +372,19 @@ class Scorer:
             bundle_hash=self.bundle.digest,
             snapshot_hash="" if self.snapshot is None else self.snapshot.digest,
             log_share=self.bundle.log_share,
+            vectors_end_us=vectors_end_us,
         )
+
+    def _looked_up(self, read: ReadColumns) -> LookedUp:
+        contract = self.bundle.contract
+        looked_up = LookedUp.nothing(contract, len(read))
+        if len(read) and contract.entities and self.snapshot is not None:
+            hashes = entity_hashes(contract, read)
+            looked_up = counts_of(contract, self.snapshot.counts, hashes)
+        if contract.vectors is not None and self.vectors is not None:
+            hashes = vector_hashes(contract, read)
+            looked_up.vectors[:] = vector_numbers(contract.vectors, self.vectors, hashes)
+        return looked_up
 
 
 def cast_column(column: pa.Array, is_text: bool) -> pa.Array:
@@ -344,18 +408,35 @@ def _published(
     return PublishedSnapshot.read(folders.snapshots, pointer.digest)
 
 
+def _published_vectors(
+    folders: _Folders, bundle: Bundle, opened: PublishedVectors | None = None
+) -> PublishedVectors | None:
+    """Open what the pointer names, if the bundle reads vectors."""
+    pointer = read_pointer(folders.serving, USER_VECTORS)
+    if pointer is None or bundle.contract.vectors is None:
+        return None
+    if opened is not None and opened.digest == pointer.digest:
+        return opened
+    return read_published(folders.vectors, pointer.digest)
+
+
+def _check_fits(
+    bundle: Bundle, snapshot: PublishedSnapshot | None, vectors: PublishedVectors | None
+) -> None:
+    if snapshot is not None:
+        check_contract(bundle.contract, snapshot.counts)
+    if vectors is not None and bundle.contract.vectors is not None:
+        check_vectors(bundle.contract.vectors, vectors)
+
+
 def _untimely(
-    contract: FeatureContract, end_us: int, occurred_us: np.ndarray | None, n: int
-) -> list[Fallback]:
-    """Say where a snapshot is not the one that training would have used for the request."""
-    if occurred_us is None:
-        return [Fallback("no request time: the age of the counts is unknown", np.ones(n, np.bool_))]
-    due_us = occurred_us - occurred_us % HOUR_US - contract.rate_lag_hours * HOUR_US
-    found = [
-        Fallback("stale snapshot: a later one was due", end_us < due_us),
-        Fallback("early snapshot: it was not due yet", end_us > due_us),
-    ]
-    return [fallback for fallback in found if fallback.rows.any()]
+    what: tuple[str, str], lag_hours: int, end_us: int, occurred_us: np.ndarray
+) -> Iterator[Fallback]:
+    """Say where something is not what training would have used for the request."""
+    due_us = occurred_us - occurred_us % HOUR_US - lag_hours * HOUR_US
+    for reason, rows in zip(what, (end_us < due_us, end_us > due_us), strict=True):
+        if rows.any():
+            yield Fallback(reason, rows)
 
 
 def _lower_rungs(scores: Scores) -> Iterator[Fallback]:

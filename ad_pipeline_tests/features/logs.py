@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US, hour_start
 from ad_pipeline.datasets import Dataset, Features, Goal
+from ad_pipeline.features.encoding import FeatureContract, LookedUp
 from ad_pipeline.settings import Settings
 from ad_pipeline.warehouse import Column, Table, Warehouse, replace_hours
 
@@ -149,3 +151,18 @@ def logs(draw: st.DrawFn) -> Log:
         )
     )
     return Log(tuple(impressions), tuple(engagements))
+
+
+def drawn_lookups(contract: FeatureContract, n: int, seed: int) -> LookedUp:
+    """Draw what ``n`` rows of a contract look up, unknown vectors among it."""
+    generator = np.random.default_rng(seed)
+    width = 2 * len(contract.goals)
+    vectors = generator.normal(size=(n, len(contract.vector_names)))
+    vectors[:, -1:] = np.tanh(vectors[:, -1:])  # the last is a cosine
+    vectors[generator.random(n) < 0.2] = np.nan
+    vectors[generator.random(n) < 0.2, -1:] = np.nan
+    return LookedUp(
+        generator.integers(0, 1000, (n, len(contract.entities), width)),
+        generator.integers(0, 10**6, (n, width)),
+        vectors,
+    )

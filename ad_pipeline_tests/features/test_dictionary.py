@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US, hour_of
 from ad_pipeline.features import dictionary, encoding
-from ad_pipeline.features.encoding import FeatureContract
+from ad_pipeline.features.encoding import FeatureContract, VectorFeatures
 from ad_pipeline.features.tables import INVERSE_DICTIONARY
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.features.logs import (
@@ -20,6 +20,7 @@ from ad_pipeline_tests.features.logs import (
     Impression,
     Log,
     column_table,
+    drawn_lookups,
     logs,
     tiny_dataset,
     warehouse_of,
@@ -39,13 +40,9 @@ def rows_of(warehouse: Warehouse) -> list[tuple[int, str, str, int]]:
 @settings(deadline=None, max_examples=15)
 @given(logs())
 def test_every_slot_of_an_encoded_row_is_named_under_its_feature(log: Log) -> None:
-    contract = FeatureContract.from_dataset(tiny_dataset())
+    contract = replace(FeatureContract.from_dataset(tiny_dataset()), vectors=VectorFeatures(3, 1))
     columns = column_table(log)
-    generator = np.random.default_rng(len(log.impressions))
-    counts = encoding.LookedUp(
-        generator.integers(0, 1000, (len(log.impressions), 2, 4)),
-        generator.integers(0, 1000, (len(log.impressions), 4)),
-    )
+    counts = drawn_lookups(contract, len(log.impressions), len(log.impressions))
     tokens = dictionary.new_tokens(contract, columns)
     standing = dictionary.standing_tokens(contract, START_US)
     named = {

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.features.as_served import counts_as_served, read_as_served
+from ad_pipeline.features.as_served import look_up_as_served, read_as_served
 from ad_pipeline.features.dropout import dropped, read_to_learn, without
-from ad_pipeline.features.encoding import LookedUp, FeatureContract, read_columns, slots
+from ad_pipeline.features.encoding import FeatureContract, LookedUp, read_columns, slots
 from ad_pipeline.learners.delayed.shown_examples import shown_examples
 from ad_pipeline.learners.delayed.shown_hours import ShownRows, shown_rows
 from ad_pipeline.settings import FeatureDropoutSettings
@@ -45,9 +45,9 @@ def test_shares_are_those_of_the_settings() -> None:
     assert near(int(found.columns.all(axis=1).sum()), 0.04 * (0.25 + all_by_chance))
     assert near(int(found.columns.any(axis=1).sum()), 0.04 * (1 - all_by_chance))
     assert near(int((found.hours > 0).sum()), 0.02)
-    assert near(int(found.counts.sum()), 0.02 * 0.25)
+    assert near(int(found.looked_up.sum()), 0.02 * 0.25)
     assert set(found.hours.tolist()) == {0, 1, 2, 3, 4}
-    assert not (found.counts & (found.hours == 0)).any(), "they have no counts, or old ones"
+    assert not (found.looked_up & (found.hours == 0)).any(), "they have no counts, or old ones"
 
 
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 99), min_size=1, max_size=5, unique=True))
@@ -56,7 +56,7 @@ def test_an_impression_loses_the_same_whatever_its_company(seed: int, chosen: li
     alone = dropped(CONTRACT, ids(100).take(pa.array(chosen)), OFTEN, seed)
     assert np.array_equal(alone.columns, among_all.columns[chosen])
     assert np.array_equal(alone.hours, among_all.hours[chosen])
-    assert np.array_equal(alone.counts, among_all.counts[chosen])
+    assert np.array_equal(alone.looked_up, among_all.looked_up[chosen])
 
 
 @given(st.data())
@@ -133,13 +133,13 @@ def test_old_counts_are_those_that_were_published_so_many_hours_before(market: M
     read, served = read_as_served(deployment, contract, rows)
     _, learnt = read_to_learn(deployment, contract, rows)
 
-    assert not learnt.counts[lost.counts].any()
-    assert not learnt.totals[lost.counts].any()
+    assert not learnt.counts[lost.looked_up].any()
+    assert not learnt.totals[lost.looked_up].any()
     occurred_us = rows.column("occurred_us").to_numpy()
     differ = 0
     for hours in range(4):
-        of_age = (lost.hours == hours) & ~lost.counts
-        then = counts_as_served(deployment, contract, read, occurred_us - hours * HOUR_US)
+        of_age = (lost.hours == hours) & ~lost.looked_up
+        then = look_up_as_served(deployment, contract, read, occurred_us - hours * HOUR_US)
         assert np.array_equal(learnt.counts[of_age], then.counts[of_age])
         assert np.array_equal(learnt.totals[of_age], then.totals[of_age])
         differ += int((then.totals[of_age] != served.totals[of_age]).any(axis=1).sum()) * (

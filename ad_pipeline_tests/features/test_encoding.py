@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 from ad_pipeline import hashing
 from ad_pipeline.datasets import Features
 from ad_pipeline.features import encoding, encoding_kernels
-from ad_pipeline.features.encoding import LookedUp, FeatureContract, RateGoal
-from ad_pipeline_tests.features.logs import CLICK, Log, column_table, logs, tiny_dataset
+from ad_pipeline.features.encoding import FeatureContract, LookedUp, RateGoal, VectorFeatures
+from ad_pipeline_tests.features.logs import (
+    CLICK,
+    Log,
+    column_table,
+    drawn_lookups,
+    logs,
+    tiny_dataset,
+)
 
 CONTRACT = FeatureContract.from_dataset(tiny_dataset())
-
-
-def drawn_counts(n: int, seed: int) -> LookedUp:
-    generator = np.random.default_rng(seed)
-    return LookedUp(
-        generator.integers(0, 1000, (n, 2, 4)), generator.integers(0, 10**6, (n, 4))
-    )
+WITH_VECTORS = replace(CONTRACT, vectors=VectorFeatures(5, 1))
+of_both = pytest.mark.parametrize("contract", [CONTRACT, WITH_VECTORS], ids=["plain", "vectors"])
 
 
 def bits_of(matrix: np.ndarray) -> list[list[int]]:
@@ -33,29 +35,35 @@ def bits_of(matrix: np.ndarray) -> list[list[int]]:
     return matrix.view(np.uint64).tolist()
 
 
+@of_both
 @settings(deadline=None, max_examples=30)
-@given(logs(), st.integers(0, 99))
-def test_a_row_alone_is_encoded_as_in_its_batch_bit_for_bit(log: Log, seed: int) -> None:
+@given(log=logs(), seed=st.integers(0, 99))
+def test_a_row_alone_is_encoded_as_in_its_batch_bit_for_bit(
+    contract: FeatureContract, log: Log, seed: int
+) -> None:
     """In training a row stands among a million, in serving alone."""
     columns = column_table(log)
-    counts = drawn_counts(len(log.impressions), seed)
-    slots = encoding.slots(CONTRACT, columns, counts)
-    dense = encoding.dense(CONTRACT, columns, counts)
-    categories = encoding.category_hashes(CONTRACT, columns)
+    looked_up = drawn_lookups(contract, len(log.impressions), seed)
+    slots = encoding.slots(contract, columns, looked_up)
+    dense = encoding.dense(contract, columns, looked_up)
+    categories = encoding.category_hashes(contract, columns)
     for i, row in enumerate(log.impressions):
-        one = counts.rows(i, i + 1)
+        one = looked_up.rows(i, i + 1)
         request = {"user_id": row.user, "ad_id": row.ad, "price": row.price}
         for read in (
-            encoding.read_columns(CONTRACT, {k: v.slice(i, 1) for k, v in columns.items()}),
-            encoding.read_columns(CONTRACT, encoding.request_columns(CONTRACT, [request])),
-            encoding.read_requests(CONTRACT, [request]),
+            encoding.read_columns(contract, {k: v.slice(i, 1) for k, v in columns.items()}),
+            encoding.read_columns(contract, encoding.request_columns(contract, [request])),
+            encoding.read_requests(contract, [request]),
         ):
-            assert encoding.slots(CONTRACT, read, one).tolist() == slots[i : i + 1].tolist()
-            assert bits_of(encoding.dense(CONTRACT, read, one)) == bits_of(dense[i : i + 1])
-            assert encoding.category_hashes(CONTRACT, read).tolist() == [categories[i].tolist()]
+            assert encoding.slots(contract, read, one).tolist() == slots[i : i + 1].tolist()
+            assert bits_of(encoding.dense(contract, read, one)) == bits_of(dense[i : i + 1])
+            assert encoding.category_hashes(contract, read).tolist() == [categories[i].tolist()]
 
 
-def test_long_batches_are_encoded_as_their_rows_across_every_inner_edge() -> None:
+@of_both
+def test_long_batches_are_encoded_as_their_rows_across_every_inner_edge(
+    contract: FeatureContract,
+) -> None:
     """Also where the encoder cuts its work, and in the tail that a vector unit would leave."""
     n = 65_536 + 13
     generator = np.random.default_rng(5)
@@ -63,16 +71,16 @@ def test_long_batches_are_encoded_as_their_rows_across_every_inner_edge() -> Non
         generator.integers(0, 2**63, (n, 2), dtype=np.uint64),
         generator.standard_cauchy((n, 1)) * 10.0 ** generator.integers(-9, 9, (n, 1)),
     )
-    counts = drawn_counts(n, 6)
-    slots = encoding.slots(CONTRACT, read, counts)
-    dense = encoding.dense(CONTRACT, read, counts)
+    looked_up = drawn_lookups(contract, n, 6)
+    slots = encoding.slots(contract, read, looked_up)
+    dense = encoding.dense(contract, read, looked_up)
     assert slots.flags.c_contiguous
     assert dense.flags.c_contiguous
     rows = [*range(40), *range(n - 40, n), *generator.integers(0, n, 400).tolist()]
     for i in rows:
-        row, one = read.rows(i, i + 1), counts.rows(i, i + 1)
-        assert encoding.slots(CONTRACT, row, one).tolist() == slots[i : i + 1].tolist()
-        assert bits_of(encoding.dense(CONTRACT, row, one)) == bits_of(dense[i : i + 1])
+        row, one = read.rows(i, i + 1), looked_up.rows(i, i + 1)
+        assert encoding.slots(contract, row, one).tolist() == slots[i : i + 1].tolist()
+        assert bits_of(encoding.dense(contract, row, one)) == bits_of(dense[i : i + 1])
 
 
 @pytest.mark.parametrize("kind", ["float64", "int64", "int32", "null"])
@@ -210,7 +218,9 @@ def test_columns_or_counts_of_another_length_are_refused() -> None:
     columns |= {"price": pa.array([1.0])}
     for encode in (encoding.slots, encoding.dense):
         with pytest.raises(ValueError, match="these rows need"):
-            encode(CONTRACT, columns, drawn_counts(2, 0))
+            encode(CONTRACT, columns, drawn_lookups(CONTRACT, 2, 0))
+        with pytest.raises(ValueError, match="these rows need"):
+            encode(WITH_VECTORS, columns, drawn_lookups(CONTRACT, 1, 0))
 
 
 @settings(deadline=None)
@@ -235,7 +245,7 @@ def test_rates_are_the_stated_formula_within_their_bounds(
         rate_strength=strength,
     )
     columns = {"user_id": pa.array(["u"]), "ad_id": pa.array(["a"]), "price": pa.array([1.0])}
-    held = LookedUp(counts, np.array([everyone]))
+    held = LookedUp.counted(contract, counts, np.array([everyone]))
     _, logit, log_count = encoding.dense(contract, columns, held)[0]
     assert math.isclose(logit, math.log(rate / (1 - rate)), rel_tol=1e-12, abs_tol=1e-12)
     assert math.isclose(log_count, math.log1p(anchors), rel_tol=1e-12)

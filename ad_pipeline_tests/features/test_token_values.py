@@ -1,24 +1,28 @@
 """The words for a row's tokens are those of the inverse dictionary, slot for slot."""
 
-import numpy as np
+from dataclasses import replace
+
 from hypothesis import given, settings
 
 from ad_pipeline.features import dictionary, encoding
-from ad_pipeline.features.encoding import FeatureContract
+from ad_pipeline.features.encoding import FeatureContract, VectorFeatures
 from ad_pipeline.features.token_values import token_values
-from ad_pipeline_tests.features.logs import START_US, Log, column_table, logs, tiny_dataset
+from ad_pipeline_tests.features.logs import (
+    START_US,
+    Log,
+    column_table,
+    drawn_lookups,
+    logs,
+    tiny_dataset,
+)
 
 
 @settings(deadline=None, max_examples=15)
 @given(logs())
 def test_every_token_is_called_what_the_dictionary_calls_it(log: Log) -> None:
-    contract = FeatureContract.from_dataset(tiny_dataset())
+    contract = replace(FeatureContract.from_dataset(tiny_dataset()), vectors=VectorFeatures(3, 1))
     columns = column_table(log)
-    generator = np.random.default_rng(len(log.impressions))
-    counts = encoding.LookedUp(
-        generator.integers(0, 1000, (len(log.impressions), 2, 4)),
-        generator.integers(0, 1000, (len(log.impressions), 4)),
-    )
+    counts = drawn_lookups(contract, len(log.impressions), len(log.impressions))
     standing = dictionary.standing_tokens(contract, START_US).drop_columns("first_hour_us")
     named = {
         tuple(row.values())

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from ad_pipeline.checkpoints import write_checkpoint
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.features.encoding import (
-    LookedUp,
     FeatureContract,
+    LookedUp,
     RateGoal,
     read_columns,
     request_columns,

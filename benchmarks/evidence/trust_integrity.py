@@ -28,8 +28,8 @@ from ad_pipeline.checkpoints import (
     write_checkpoint,
 )
 from ad_pipeline.features.encoding import (
-    LookedUp,
     FeatureContract,
+    LookedUp,
     RateGoal,
     category_hashes,
     dense,

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.features.encoding import LookedUp, FeatureContract
+from ad_pipeline.features.encoding import FeatureContract, LookedUp
 from ad_pipeline.monitoring.parity.flat_objects import flat_columns
 from ad_pipeline.serving.decisions import count_columns
 from ad_pipeline.warehouse import one_row

@@ -20,8 +20,8 @@ from ad_pipeline.checkpoints import is_pointed
 from ad_pipeline.clocks import HOUR_US, hour_of, hours_between, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.encoding import (
-    LookedUp,
     FeatureContract,
+    LookedUp,
     entity_hashes,
     read_columns,
 )
