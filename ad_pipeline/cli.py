@@ -456,13 +456,22 @@ def _moment(text: str) -> int:
 
 def _explain(chosen: argparse.Namespace) -> None:
     from ad_pipeline.serving.bundle import open_bundle_folder
-    from ad_pipeline.serving.explanation import canary, explain, explanation_lines, read_request
+    from ad_pipeline.serving.explanation import (
+        canary,
+        explain,
+        explanation_lines,
+        read_request,
+        with_vectors,
+    )
 
     folder = _served_bundle() if chosen.bundle is None else chosen.bundle.resolve()
     bundle = open_bundle_folder(folder, to_score=True)
-    request = (
-        canary(bundle, chosen.canary) if chosen.request is None else read_request(chosen.request)
-    )
+    if chosen.request is None:
+        request = canary(bundle, chosen.canary)
+    else:
+        request = read_request(chosen.request)
+        if chosen.bundle is None:
+            request = with_vectors(bundle, request, deployment_from_env().vectors)
     goals = None if chosen.goal is None else [chosen.goal]
     for line in explanation_lines(explain(bundle, request, goals)):
         _say(line)

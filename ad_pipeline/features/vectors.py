@@ -138,7 +138,12 @@ def vectors_at(
 
 
 def vectors_named(
-    features: VectorFeatures, root: Path, digests: Sequence[str | None], hashes: np.ndarray
+    features: VectorFeatures,
+    root: Path,
+    digests: Sequence[str | None],
+    hashes: np.ndarray,
+    *,
+    verify: bool = False,
 ) -> np.ndarray:
     """Return, for each row, the numbers by the published vectors that it names.
 
@@ -151,6 +156,8 @@ def vectors_named(
         As decisions log them under :data:`ad_pipeline.features.encoding.VECTORS_USED`; None or
         empty for none.
     hashes : ndarray of shape (n, 2), uint64
+    verify : bool
+        Check the SHA-256 of every file first.
 
     Returns
     -------
@@ -158,8 +165,8 @@ def vectors_named(
 
     Raises
     ------
-    MissingCheckpoint
-        If what is named is not there.
+    MissingCheckpoint, CorruptCheckpoint
+        If what is named is not there or not intact.
     WrongVectors, MixedVersions
         As :func:`check_vectors`.
     """
@@ -169,11 +176,11 @@ def vectors_named(
         if digest:
             rows_of.setdefault(digest, []).append(row)
     for digest, rows in rows_of.items():
-        numbers[rows] = vector_numbers(features, _opened(root, digest), hashes[rows])
+        numbers[rows] = vector_numbers(features, _opened(root, digest, verify), hashes[rows])
     return numbers
 
 
 @lru_cache(OPENED_HOURS)
-def _opened(root: Path, digest: str) -> PublishedVectors:
+def _opened(root: Path, digest: str, verify: bool) -> PublishedVectors:
     """Open what cannot change: a digest names its bytes."""
-    return read_published(root, digest, verify=False)
+    return read_published(root, digest, verify=verify)

@@ -9,7 +9,7 @@ in for production parity, which looks at what was really served.
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 from ad_pipeline.checkpoints import resolve
 from ad_pipeline.clocks import HOUR_US, hour_of
 from ad_pipeline.datasets import Deployment
+from ad_pipeline.embeddings.published import pointer as vectors_pointer
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import (
+    VECTORS_USED,
     FeatureContract,
     category_hashes,
     dense,
@@ -139,10 +141,8 @@ def replay_candidate(warehouse: Warehouse, deployment: Deployment) -> Replayed:
     start_us, end_us, served = _last_day(warehouse, deployment)
     contract = bundle.contract
     occurred_us = served.column("occurred_us").to_numpy()
-    digests = _snapshots_due(deployment, contract, occurred_us)
-    hashes = [digests[hour_us] for hour_us in (occurred_us - occurred_us % HOUR_US).tolist()]
-    requests = served.append_column(SNAPSHOT_COLUMN, pa.array(hashes, pa.string()))
-    replayed = _in_fresh_process(deployment, bundle, requests)
+    served = _with_what_was_due(deployment, contract, served, occurred_us)
+    replayed = _in_fresh_process(deployment, bundle, served)
     scores = compare_scores(
         _long(replayed, {g.goal: replayed.column(f"probability:{g.goal}") for g in bundle.goals}),
         _long(served, batch_path_probabilities(deployment, bundle, served)),
@@ -172,8 +172,8 @@ def batch_path_probabilities(
         Probability by goal.
     """
     contract = FeatureContract.from_dataset(deployment.dataset)
-    read, counts = read_as_served(deployment, contract, served)
-    tokens, numbers = slots(contract, read, counts), dense(contract, read, counts)
+    read, looked_up = read_as_served(deployment, contract, served)
+    tokens, numbers = slots(contract, read, looked_up), dense(contract, read, looked_up)
     categories = category_hashes(contract, read)
     found: dict[str, np.ndarray] = {}
     for models in bundle.goals:
@@ -190,7 +190,7 @@ def batch_path_probabilities(
         mixed = mixed_probabilities(ensemble, logits, ONLINE, slices)
         if models.ladder_checkpoint is not None:
             ladder = read_ladder(deployment.checkpoints, models.ladder_checkpoint)
-            mixed = ladder.answers(ladder.rungs(read, counts), read, mixed)
+            mixed = ladder.answers(ladder.rungs(read, looked_up), read, mixed)
         found[models.goal] = mixed
     return found
 
@@ -221,18 +221,40 @@ def _last_day(warehouse: Warehouse, deployment: Deployment) -> tuple[int, int, p
         )
 
 
-def _snapshots_due(
-    deployment: Deployment, contract: FeatureContract, occurred_us: np.ndarray
-) -> dict[int, str]:
-    """Return the digest of the snapshot due in each hour; '' before the first one."""
-    found: dict[int, str] = {}
-    for hour_us in np.unique(occurred_us - occurred_us % HOUR_US).tolist():
-        due_us = snapshot_hour(contract, hour_us)
-        published = due_us >= hour_of(deployment.dataset.start_us)
-        found[hour_us] = (
-            resolve(deployment.snapshots, snapshot_pointer(due_us)) if published else ""
+def _with_what_was_due(
+    deployment: Deployment, contract: FeatureContract, served: pa.Table, occurred_us: np.ndarray
+) -> pa.Table:
+    """Name beside each impression the snapshot, and the vectors, that were due when it occurred."""
+    named = {
+        SNAPSHOT_COLUMN: _due(
+            deployment, deployment.snapshots, snapshot_pointer, contract.rate_lag_hours, occurred_us
         )
-    return found
+    }
+    if contract.vectors is not None:
+        lag_hours = contract.vectors.lag_hours
+        named[VECTORS_USED] = _due(
+            deployment, deployment.vectors, vectors_pointer, lag_hours, occurred_us
+        )
+    for column, digests in named.items():
+        served = served.append_column(column, pa.array(digests, pa.string()))
+    return served
+
+
+def _due(
+    deployment: Deployment,
+    root: Path,
+    pointer: Callable[[int], str],
+    lag_hours: int,
+    occurred_us: np.ndarray,
+) -> list[str | None]:
+    """Return the digest of what was due in each row's hour; None before the first one."""
+    due_us = occurred_us - occurred_us % HOUR_US - (1 + lag_hours) * HOUR_US
+    begun_us = hour_of(deployment.dataset.start_us)
+    found = {
+        hour_us: resolve(root, pointer(hour_us)) if hour_us >= begun_us else None
+        for hour_us in np.unique(due_us).tolist()
+    }
+    return [found[hour_us] for hour_us in due_us.tolist()]
 
 
 def _in_fresh_process(deployment: Deployment, bundle: Bundle, requests: pa.Table) -> pa.Table:
@@ -243,7 +265,7 @@ def _in_fresh_process(deployment: Deployment, bundle: Bundle, requests: pa.Table
             [
                 sys.executable, "-m", "ad_pipeline.serving.replay", "--bundle", str(bundle.path),
                 "--requests", str(asked), "--snapshots", str(deployment.snapshots),
-                "--out", str(answered),
+                "--vectors", str(deployment.vectors), "--out", str(answered),
             ],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -299,7 +321,7 @@ def _recounted_features(
     }
     columns: dict[str, pa.ChunkedArray | pa.Array] = {
         KEY: served.column(KEY),
-        **{name: served.column(name) for name in contract.columns},
+        **{name: served.column(name) for name in contract.logged_columns},
     }
     for goal in contract.goals:
         for place, what in enumerate(("anchors", "engagements")):

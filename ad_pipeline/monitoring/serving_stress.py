@@ -23,11 +23,14 @@ import pyarrow.compute as pc
 from ad_pipeline.checkpoints import is_pointed, resolve
 from ad_pipeline.clocks import HOUR_US, MINUTE_US, timestamp
 from ad_pipeline.datasets import Deployment
+from ad_pipeline.embeddings.published import PublishedVectors, published_hour, read_published
+from ad_pipeline.embeddings.published import pointer as vectors_pointer
 from ad_pipeline.evaluation.metrics import log_loss
 from ad_pipeline.features.encoding import IMPRESSION, FeatureContract
 from ad_pipeline.features.rates import pointer as snapshot_pointer
 from ad_pipeline.features.rates import snapshot_hour
 from ad_pipeline.monitoring.tables import SERVING_STRESS, TABLES
+from ad_pipeline.serving.bundle import Bundle
 from ad_pipeline.serving.decisions import Decisions
 from ad_pipeline.serving.scorer import PublishedSnapshot, Scorer
 from ad_pipeline.settings import StressSettings
@@ -51,7 +54,7 @@ class Scenario:
     nulls : bool
         All columns, for two minutes.
     counts : bool
-        Whether there are any.
+        Whether there are any, and vectors of users.
     old : bool
         Whether they are.
     """
@@ -257,9 +260,12 @@ def record_stress(
         If the log has no impressions.
     """
     settings = deployment.dataset.settings.stress
-    scorer = Scorer.current(
-        deployment.serving, bundles=deployment.bundles, snapshots=deployment.snapshots
-    )
+    bundle = Scorer.current(
+        deployment.serving,
+        bundles=deployment.bundles,
+        snapshots=deployment.snapshots,
+        vectors=deployment.vectors,
+    ).bundle
     warehouse.create(TABLES)
     peak = busiest_minutes(warehouse, settings.minutes)
     seconds = (peak.end_us - peak.start_us) / 1e6 / settings.speed
@@ -268,7 +274,7 @@ def record_stress(
         f"each of {len(SCENARIOS)} times in {seconds:.0f} s"
     )
     answered = {
-        scenario: _answered(deployment, scorer, peak, scenario, settings) for scenario in SCENARIOS
+        scenario: _answered(deployment, bundle, peak, scenario, settings) for scenario in SCENARIOS
     }
     found = [
         each
@@ -277,7 +283,7 @@ def record_stress(
         for each in _judged(goal.name, labels_of(warehouse, goal.name, peak), peak, answered)
     ]
     rows = arrow_rows(
-        SERVING_STRESS, [_row(each, scorer.bundle.digest, peak, settings.speed) for each in found]
+        SERVING_STRESS, [_row(each, bundle.digest, peak, settings.speed) for each in found]
     )
     with warehouse.writer() as connection:
         connection.register("stressed", rows)
@@ -315,17 +321,22 @@ def labels_of(warehouse: Warehouse, goal: str, peak: Peak) -> np.ndarray:
 
 
 def _answered(
-    deployment: Deployment, scorer: Scorer, peak: Peak, scenario: Scenario, settings: StressSettings
+    deployment: Deployment, bundle: Bundle, peak: Peak, scenario: Scenario, settings: StressSettings
 ) -> Answered:
-    contract = scorer.bundle.contract
+    contract = bundle.contract
     requests = peak.requests.select(["occurred_us", *contract.columns])
     if scenario.nulls:
         requests = with_nulls(contract, requests, in_burst(peak))
-    snapshot = None
+    scorer = Scorer(bundle)
     if scenario.counts:
         older_us = settings.older_hours * HOUR_US if scenario.old else 0
-        snapshot = _published(deployment, contract, peak.start_us - older_us)
-    return replay_under_load(scorer.with_snapshot(snapshot), requests, settings.speed)
+        at_us = peak.start_us - older_us
+        scorer = Scorer(
+            bundle,
+            _published(deployment, contract, at_us),
+            _published_vectors(deployment, contract, at_us),
+        )
+    return replay_under_load(scorer, requests, settings.speed)
 
 
 def in_burst(peak: Peak) -> np.ndarray:
@@ -342,6 +353,17 @@ def _published(
     if not is_pointed(deployment.snapshots, name):
         return None
     return PublishedSnapshot.read(deployment.snapshots, resolve(deployment.snapshots, name))
+
+
+def _published_vectors(
+    deployment: Deployment, contract: FeatureContract, occurred_us: int
+) -> PublishedVectors | None:
+    if contract.vectors is None:
+        return None
+    name = vectors_pointer(published_hour(contract.vectors.lag_hours, occurred_us))
+    if not is_pointed(deployment.vectors, name):
+        return None
+    return read_published(deployment.vectors, resolve(deployment.vectors, name))
 
 
 def _judged(

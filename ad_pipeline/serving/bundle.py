@@ -8,6 +8,7 @@ bundle serves, to :mod:`ad_pipeline.serving.promotion`. Nothing here reads a clo
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -378,10 +379,13 @@ def _canary_features(
     A bundle is opened where the vectors themselves may not be.
     """
     logged = features_json(contract, columns, looked_up)
-    numbers = np.where(np.isnan(looked_up.vectors), None, looked_up.vectors).tolist()
     return [
-        json.loads(text) | dict(zip(contract.vector_names, row, strict=True))
-        for text, row in zip(logged, numbers, strict=True)
+        json.loads(text)
+        | {
+            name: None if math.isnan(number) else number
+            for name, number in zip(contract.vector_names, row, strict=True)
+        }
+        for text, row in zip(logged, looked_up.vectors.tolist(), strict=True)
     ]
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from ad_pipeline.checkpoints import point, read_checkpoint, resolve, unswept
 from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.datasets import Deployment
+from ad_pipeline.embeddings.published import read_hour
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, LookedUp, read_columns
@@ -121,7 +122,7 @@ def build_candidate(
     Raises
     ------
     MissingCheckpoint
-        If the hour has not been learnt.
+        If the hour has not been learnt, or its snapshot or vectors are not there.
     UnfaithfulExport
         If the bundle is not the models it was made of; ``candidate`` stays where it was.
     WeightsOutOfRange
@@ -136,6 +137,7 @@ def build_candidate(
     chosen = configurations or {}
     made = [_models(deployment, goal, hour_us, chosen.get(goal, 0), fitted[goal]) for goal in goals]
     contract = FeatureContract.from_dataset(dataset)
+    vectors = None if contract.vectors is None else read_hour(deployment.vectors, hour_us)
     ladders: dict[str, Ladder | None] = {}
     stale_hours: int | None = None
     fallbacks = dataset.settings.fallbacks
@@ -169,6 +171,7 @@ def build_candidate(
             fitted_ranges={goal: found.ranges for goal, found in fitted.items() if found},
             canaries=canaries,
             snapshot=read_snapshot(deployment.snapshots, snapshot),
+            vectors=vectors,
             facts={"settings": dataset.settings.digest(), "hour": hour_key(hour_us)},
             audit=audit,
             log_share=dataset.settings.serving_log.share,
@@ -305,8 +308,8 @@ def judge_goal(
     rows = read_impressions(
         held_out.impression_ids.take(pa.array(chosen)), held_out.serving_us[chosen]
     )
-    read, counts = read_as_served(deployment, serving.contract, rows)
-    scored = serving.score(read, counts).probabilities[held_out.goal]
+    read, looked_up = read_as_served(deployment, serving.contract, rows)
+    scored = serving.score(read, looked_up).probabilities[held_out.goal]
     return compare(held_out.labels[chosen], forecast[chosen], scored, held_out.hours_us[chosen])
 
 

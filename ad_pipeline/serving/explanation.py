@@ -7,6 +7,7 @@ serves: a scorer does not import this.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,16 @@ from typing import Any
 import numpy as np
 
 from ad_pipeline.clocks import timestamp
-from ad_pipeline.features.encoding import FeatureContract, read_columns, slots, text_hashes
+from ad_pipeline.features.encoding import (
+    VECTORS_USED,
+    FeatureContract,
+    read_columns,
+    slots,
+    text_hashes,
+    vector_hashes,
+)
 from ad_pipeline.features.token_values import token_values
+from ad_pipeline.features.vectors import vectors_named
 from ad_pipeline.hashing import MISSING_LABEL
 from ad_pipeline.learners.ensemble.exported_mixture import STAGES, ExportedMixture
 from ad_pipeline.learners.ftrl.slot_memory import WIDTH as LANES
@@ -179,6 +188,37 @@ def canary(bundle: Bundle, number: int) -> dict[str, Any]:
     return dict(features[number])
 
 
+def with_vectors(bundle: Bundle, request: Mapping[str, Any], vectors: Path) -> dict[str, Any]:
+    """Return a logged decision's features with the numbers of the vectors that it names.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    request : mapping
+        As for :func:`explain`; one that names no vectors is returned as it is.
+    vectors : Path
+        Root of the published vectors.
+
+    Raises
+    ------
+    MissingCheckpoint
+        If the vectors are not there.
+    """
+    contract, used = bundle.contract, request.get(VECTORS_USED)
+    if contract.vectors is None or not used:
+        return dict(request)
+    features, _ = _features_used(contract, request)
+    columns, _ = logged_inputs(contract, [features])
+    hashes = vector_hashes(contract, read_columns(contract, columns))
+    numbers = vectors_named(contract.vectors, vectors, [used], hashes)[0].tolist()
+    known = {
+        name: number
+        for name, number in zip(contract.vector_names, numbers, strict=True)
+        if not math.isnan(number)
+    }
+    return {**request, **known}
+
+
 def explain(
     bundle: Bundle, request: Mapping[str, Any], goals: Sequence[str] | None = None
 ) -> Explanation:
@@ -189,8 +229,10 @@ def explain(
     bundle : Bundle
     request : mapping
         The feature contract's columns, and counts under the names that decisions log them by, as
-        far as known: a column that is left out is null, counts that are left out are 0, and both
-        are said. Without counts a score is what a scorer without a snapshot gives.
+        far as known: a column that is left out is null, counts that are left out are 0, numbers of
+        a user's vector are unknown, and all are said. Without them a score is what a scorer without
+        snapshot and vectors gives. A decision has the vectors' name only; see
+        :func:`with_vectors`.
     goals : sequence of str, optional
         All goals if left out.
 
@@ -206,7 +248,7 @@ def explain(
     contract = bundle.contract
     features, fallbacks = _features_used(contract, request)
     try:
-        columns, counts = logged_inputs(contract, [features])
+        columns, looked_up = logged_inputs(contract, [features])
     except (TypeError, ValueError) as error:
         raise UnreadableRequest(f"the request cannot be read: {error}") from error
     read = read_columns(contract, columns)
@@ -215,11 +257,11 @@ def explain(
         if all(models.goal != goal for models in bundle.goals):
             known = ", ".join(models.goal for models in bundle.goals)
             raise UnreadableRequest(f"{bundle.path} has no goal {goal!r}; it has {known}")
-    scores = bundle.score(read, counts)
-    row_slots = slots(contract, read, counts)[0].tolist()
-    values = token_values(contract, columns, counts)[0]
+    scores = bundle.score(read, looked_up)
+    row_slots = slots(contract, read, looked_up)[0].tolist()
+    values = token_values(contract, columns, looked_up)[0]
     tokens = bundle.audit.tokens(sorted(set(row_slots)))
-    known_names = {*feature_names(contract), *IDENTITY, OCCURRED}
+    known_names = {*feature_names(contract), *contract.vector_names, *IDENTITY, OCCURRED}
     return Explanation(
         bundle=bundle,
         features=features,
@@ -346,7 +388,7 @@ def _features_used(
     contract: FeatureContract, request: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the features that score a request, under their logged names, and what stood in."""
-    counts = [name for name in feature_names(contract) if name not in contract.columns]
+    counts = [name for name in feature_names(contract) if name not in contract.logged_columns]
     absent = [name for name in contract.columns if name not in request]
     fallbacks = [f"column {name}: null" for name in absent]
     uncounted = [name for name in counts if name not in request]
@@ -354,7 +396,14 @@ def _features_used(
         fallbacks.append("no counts in the request: every count is 0")
     else:
         fallbacks += [f"count {name}: 0" for name in uncounted]
-    features = {name: request.get(name) for name in contract.columns}
+    unknown = [name for name in contract.vector_names if request.get(name) is None]
+    if unknown and len(unknown) == len(contract.vector_names):
+        fallbacks.append("no numbers of a user's vector in the request: every one is unknown")
+    else:
+        fallbacks += [f"{name}: unknown" for name in unknown]
+    features = {
+        name: request.get(name) for name in (*contract.logged_columns, *contract.vector_names)
+    }
     return features | {name: request.get(name, 0) for name in counts}, fallbacks
 
 

@@ -214,10 +214,6 @@ class Scorer:
         snapshot = "" if self.snapshot is None else self.snapshot.digest
         return beat(self._folders.serving, name, self.bundle.digest, snapshot, at_us)
 
-    def with_snapshot(self, snapshot: PublishedSnapshot | None) -> "Scorer":
-        """Return a scorer of the same opened bundle and vectors with another snapshot."""
-        return Scorer(self.bundle, snapshot, self.vectors)
-
     def score(self, request: Mapping[str, Any]) -> Decision:
         """Score one request.
 

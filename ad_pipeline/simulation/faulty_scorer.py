@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from ad_pipeline.checkpoints import resolve
 from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.embeddings.published import PublishedVectors, published_hour, read_hour
 from ad_pipeline.features.rates import RateSnapshot, pointer, snapshot_hour
 from ad_pipeline.hashing import uniform
 from ad_pipeline.serving.bundle import Bundle
@@ -38,6 +39,9 @@ class ServingFault:
         Whether the counts are those of the snapshot that is due, of one `hours` later (earlier when
         negative), or none at all; the log names the one that is due in every case.
     hours : int
+    vectors_hours : int
+        By which the vectors are those of a later hour than the one that is due (earlier when
+        negative); the log names the one that is due.
     swapped : tuple of two str, or None
         Columns that arrive in each other's place.
     truncated : str or None
@@ -50,6 +54,7 @@ class ServingFault:
 
     store: Store = "due"
     hours: int = 0
+    vectors_hours: int = 0
     swapped: tuple[str, str] | None = None
     truncated: str | None = None
     nulled: tuple[str, ...] = ()
@@ -76,6 +81,11 @@ def stale_aggregate(hours: int = 3) -> ServingFault:
 def leaked_backfill(hours: int = 1) -> ServingFault:
     """Return a store whose hour was written again later, out of what was known by then."""
     return ServingFault("shifted", hours)
+
+
+def stale_vectors(hours: int = 1) -> ServingFault:
+    """Return a cache of users' vectors that did not expire: those of some hours before."""
+    return ServingFault(vectors_hours=-hours)
 
 
 def default_on_timeout(share: float) -> ServingFault:
@@ -110,7 +120,7 @@ class LoggedTable:
 
 
 class HourlyScorer:
-    """Scores each hour's requests by the snapshot that is due, or by what a fault makes of it.
+    """Scores each hour's requests by what is due to be published, or by what a fault makes of it.
 
     Parameters
     ----------
@@ -119,13 +129,20 @@ class HourlyScorer:
         Root of the snapshots; those of all hours to come must be there.
     faults : mapping of int to ServingFault
         By the hour in which requests are made, microseconds.
+    vectors : Path, optional
+        Root of the published vectors; of a bundle that reads any.
     """
 
     def __init__(
-        self, bundle: Bundle, snapshots: Path, faults: Mapping[int, ServingFault] | None = None
+        self,
+        bundle: Bundle,
+        snapshots: Path,
+        faults: Mapping[int, ServingFault] | None = None,
+        vectors: Path | None = None,
     ) -> None:
         self._bundle = bundle
         self._snapshots = snapshots
+        self._vectors = vectors
         self._faults = dict(faults or {})
         self._opened: dict[int, PublishedSnapshot] = {}
 
@@ -135,16 +152,18 @@ class HourlyScorer:
             return LoggedTable(Scorer(self._bundle).score_many(requests).to_log())
         occurred_us = int(requests[OCCURRED][0].as_py())
         due_us = snapshot_hour(self._bundle.contract, occurred_us)
-        honest = Scorer(self._bundle, self._snapshot(due_us))
+        honest = Scorer(self._bundle, self._snapshot(due_us), self._due_vectors(occurred_us))
         fault = self._faults.get(occurred_us - occurred_us % HOUR_US)
         if fault is None:
             return LoggedTable(honest.score_many(requests).to_log())
         hit = uniform(0, requests["request_id"], FAULT_DRAW) < fault.share
         parts = [
             honest.score_many(requests.filter(pa.array(~hit))),
-            Scorer(self._bundle, self._as_answered(fault, due_us)).score_many(
-                fault.received(requests.filter(pa.array(hit)))
-            ),
+            Scorer(
+                self._bundle,
+                self._as_answered(fault, due_us),
+                self._due_vectors(occurred_us, fault.vectors_hours),
+            ).score_many(fault.received(requests.filter(pa.array(hit)))),
         ]
         decided = pa.concat_tables([part.to_log() for part in parts])
         order = pc.call_function(
@@ -159,6 +178,15 @@ class HourlyScorer:
             digest = resolve(self._snapshots, pointer(hour_us))
             self._opened[hour_us] = PublishedSnapshot.read(self._snapshots, digest)
         return self._opened[hour_us]
+
+    def _due_vectors(self, occurred_us: int, hours: int = 0) -> PublishedVectors | None:
+        """Return the vectors of so many hours later than is due, under the due ones' name."""
+        features = self._bundle.contract.vectors
+        if features is None or self._vectors is None:
+            return None
+        due_us = published_hour(features.lag_hours, occurred_us)
+        due, answered = (read_hour(self._vectors, due_us + h * HOUR_US) for h in (0, hours))
+        return replace(answered, hour_us=due_us, digest=due.digest)
 
     def _as_answered(self, fault: ServingFault, due_us: int) -> PublishedSnapshot:
         """Return what the store answers under the name of the snapshot that is due."""

@@ -183,7 +183,6 @@ def _scored(
     bundle: Bundle, rows: pa.Table, snapshots: Mapping[int, PublishedSnapshot], way: str
 ) -> dict[str, np.ndarray]:
     """Return every row's probability by goal, with its columns or counts taken away."""
-    scorer = Scorer(bundle)
     occurred_us = rows.column("occurred_us").to_numpy()
     parts = []
     for hour_us, snapshot in snapshots.items():
@@ -194,7 +193,7 @@ def _scored(
                 requests.column_names.index(name), name, _lost(rows, requests, name, way, place)
             )
         used = None if way == UNCOUNTED else snapshot
-        parts.append(scorer.with_snapshot(used).score_many(requests).probabilities)
+        parts.append(Scorer(bundle, used).score_many(requests).probabilities)
     return {goal: np.concatenate([part[goal] for part in parts]) for goal in GOALS}
 
 

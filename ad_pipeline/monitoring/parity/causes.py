@@ -11,6 +11,7 @@ from is the caller's business.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -211,6 +212,7 @@ def score_finding(
     otherwise: Mapping[str, pa.Array],
     from_recomputed: pa.Array,
     settings: ParitySettings,
+    of_hours: Mapping[int, pa.Array] = MappingProxyType({}),
 ) -> Finding | None:
     """Return what is wrong with the scores of a goal, None if they are given again.
 
@@ -224,6 +226,8 @@ def score_finding(
     from_recomputed : Arrow array of shape (n,)
         The named bundle's scores for the recomputed features; null without an impression.
     settings : ParitySettings
+    of_hours : mapping of int to Arrow array of shape (n,)
+        Its scores by users' vectors of so many hours after those that are named.
     """
     wrong = np.flatnonzero(~agreement(logged, given_again))
     if not len(wrong):
@@ -240,6 +244,10 @@ def score_finding(
             *(
                 tested("version skew", f"bundle {digest[:12]} gives them", values)
                 for digest, values in otherwise.items()
+            ),
+            *(
+                tested(*_of_another_hour("user vectors", hour), values)
+                for hour, values in of_hours.items()
             ),
             tested(
                 "logged otherwise than scored",
@@ -332,17 +340,11 @@ def _of_counts(
     if not names:
         return found
     rows = np.unique(np.concatenate([offending[name][:MOST_TESTED] for name in names]))
-    hours = [
-        *(-lag for lag in range(1, settings.stale_hours + 1)),
-        *range(1, settings.leaked_hours + 1),
-    ]
-    for hour in hours:
+    for hour in tested_hours(settings):
         counts = counts_at(hour, rows)
         if counts is None:
             continue
-        late = "before" if hour < 0 else "after"
-        evidence = f"the counts of {abs(hour)} h {late} those it names"
-        cause: Cause = "stale aggregate" if hour < 0 else "leaked backfill"
+        cause, evidence = _of_another_hour("counts", hour)
         for name in names:
             places = offending[name][:MOST_TESTED]
             values = counts[name][np.searchsorted(rows, places)].astype(np.float64)
@@ -351,6 +353,18 @@ def _of_counts(
                 gives = agreement(ours.take(pa.array(places)), pa.array(values))
                 found[name].append(_Tested(cause, evidence, gives))
     return found
+
+
+def tested_hours(settings: ParitySettings) -> tuple[int, ...]:
+    """Return the hours' distances, before and after what is named, that are tried as a cause."""
+    before = (-lag for lag in range(1, settings.stale_hours + 1))
+    return (*before, *range(1, settings.leaked_hours + 1))
+
+
+def _of_another_hour(what: str, hour: int) -> tuple[Cause, str]:
+    late = "before" if hour < 0 else "after"
+    cause: Cause = "stale aggregate" if hour < 0 else "leaked backfill"
+    return cause, f"the {what} of {abs(hour)} h {late} those it names"
 
 
 def _of_entities(

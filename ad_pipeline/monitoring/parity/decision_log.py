@@ -159,7 +159,8 @@ def logged_inputs_of(
         The contract's columns. What was not logged, or with another type, is null: its scores then
         differ from the logged ones, and its own comparison says why.
     counts : LookedUp of n rows
-        0 where nothing was logged.
+        0 where nothing was logged. Numbers of vectors are unknown: the log has only the name of
+        what they were looked up in, the column :data:`~ad_pipeline.features.encoding.VECTORS_USED`.
     """
     columns: dict[str, pa.Array] = {name: _text(logged, name) for name in contract.text_columns}
     columns |= {name: pa.array(_number(logged, name)) for name in contract.numeric}

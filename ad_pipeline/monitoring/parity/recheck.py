@@ -20,8 +20,10 @@ from ad_pipeline.checkpoints import is_pointed
 from ad_pipeline.clocks import HOUR_US, hour_of, hours_between, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.encoding import (
+    VECTORS_USED,
     FeatureContract,
     LookedUp,
+    ReadColumns,
     entity_hashes,
     read_columns,
 )
@@ -39,6 +41,7 @@ from ad_pipeline.monitoring.parity.causes import (
     feature_findings,
     late_snapshot,
     score_finding,
+    tested_hours,
 )
 from ad_pipeline.monitoring.parity.comparison import (
     Parity,
@@ -53,6 +56,11 @@ from ad_pipeline.monitoring.parity.decision_log import (
     logged_columns,
     logged_inputs_of,
     scores_table,
+)
+from ad_pipeline.monitoring.parity.logged_vectors import (
+    look_vectors_up,
+    vectors_used,
+    with_other_vectors,
 )
 from ad_pipeline.monitoring.parity.objectives import Measured, measured_objectives
 from ad_pipeline.monitoring.tables import (
@@ -329,8 +337,11 @@ def recheck_bundle(
     contract = bundle.contract
     logged = features_of(connection, decisions, KEY)
     keys = logged.column(KEY)
-    columns, counts = logged_inputs_of(contract, logged)
-    rescored = _arrays(bundle.score(read_columns(contract, columns), counts).probabilities)
+    columns, looked_up = logged_inputs_of(contract, logged)
+    read = read_columns(contract, columns)
+    used = vectors_used(logged)
+    look_vectors_up(deployment, contract, used, read, looked_up)
+    rescored = _arrays(bundle.score(read, looked_up).probabilities)
     logged_scores = logged_columns(connection, decisions.column("scores"))
     unscored = {goal: pa.nulls(decisions.num_rows) for goal in rescored}
     scores = compare_scores(
@@ -338,14 +349,16 @@ def recheck_bundle(
     )
     measured = measured_objectives(
         settings,
-        contract.columns,
+        contract.logged_columns,
         {name: logged.column(name).combine_chunks() for name in logged.column_names if name != KEY},
         logged_columns(connection, decisions.column("ages_us")),
         listed(connection, decisions.column("fallbacks")),
         [(unscored | logged_scores)[goal] for goal in rescored],
         decisions.num_rows,
     )
-    impressions = _Impressions.of(deployment, bundle, decisions)
+    if contract.vectors is not None and VECTORS_USED in logged.column_names:
+        logged = logged.drop_columns(VECTORS_USED)  # where to look, and nothing to compare
+    impressions = _Impressions.of(deployment, bundle, decisions, used)
     features = (
         compare_features(_rows(logged, impressions.places), impressions.table(keys), KEY)
         if len(impressions.places)
@@ -361,7 +374,7 @@ def recheck_bundle(
         )
     if scores.state == "failed":
         findings += _score_findings(
-            deployment, bundle, keys, logged_scores, rescored, impressions, columns, counts
+            deployment, bundle, keys, logged_scores, rescored, impressions, read, looked_up, used
         )
     return RecheckedHour(
         hour_us,
@@ -388,7 +401,7 @@ class _Impressions:
     columns : dict of str to Arrow array of shape (m,)
     hashes : ndarray of shape (m, E), uint64
     counts : LookedUp of m rows
-        Of the snapshot that each decision names.
+        In the snapshot, and the vectors, that each decision names.
     named_us : ndarray of shape (m,), int64
         Hour of that snapshot; of the one that was due where none is named.
     occurred_us : ndarray of shape (m,), int64
@@ -404,8 +417,17 @@ class _Impressions:
     occurred_us: np.ndarray
 
     @classmethod
-    def of(cls, deployment: Deployment, bundle: Bundle, decisions: pa.Table) -> "_Impressions":
-        """Read the impressions' columns and look their entities up in the named snapshots."""
+    def of(
+        cls,
+        deployment: Deployment,
+        bundle: Bundle,
+        decisions: pa.Table,
+        used: Sequence[str | None],
+    ) -> "_Impressions":
+        """Read the impressions' columns and look them up in what the decisions name.
+
+        That is their snapshots, and by `used` their vectors.
+        """
         contract = bundle.contract
         there = np.flatnonzero(decisions.column("impression_id").is_valid().to_numpy())
         wanted = [*contract.columns, "occurred_us", "snapshot_hash"]
@@ -414,7 +436,8 @@ class _Impressions:
             name: cast_column(found.column(name).combine_chunks(), name in contract.text_columns)
             for name in contract.columns
         }
-        hashes = entity_hashes(contract, read_columns(contract, columns))
+        read = read_columns(contract, columns)
+        hashes = entity_hashes(contract, read)
         counts = LookedUp.nothing(contract, len(there))
         occurred_us = found.column("occurred_us").to_numpy()
         hours, hour_of_row = np.unique(occurred_us // HOUR_US, return_inverse=True)
@@ -425,9 +448,10 @@ class _Impressions:
             rows = np.flatnonzero(named.indices.to_numpy() == code)
             if digest:
                 snapshot = PublishedSnapshot.read(deployment.snapshots, digest).counts
-                of_rows = counts_of(contract, snapshot, hashes[rows])
-                counts.counts[rows], counts.totals[rows] = of_rows.counts, of_rows.totals
+                counts.put(rows, counts_of(contract, snapshot, hashes[rows]))
                 named_us[rows] = snapshot.hour_us
+        named_vectors = [used[row] for row in there.tolist()]
+        look_vectors_up(deployment, contract, named_vectors, read, counts)
         counts.forget(bundle.too_old(named_us + HOUR_US, occurred_us))
         return cls(
             contract, deployment, pa.array(there), columns, hashes, counts, named_us, occurred_us
@@ -487,8 +511,7 @@ class _Impressions:
                 found = True
                 snapshot = read_hour(self.deployment.snapshots, hour_us, verify=False)
                 chosen = np.flatnonzero(hours_us == hour_us)
-                of_rows = counts_of(self.contract, snapshot, hashes[chosen])
-                counts.counts[chosen], counts.totals[chosen] = of_rows.counts, of_rows.totals
+                counts.put(chosen, counts_of(self.contract, snapshot, hashes[chosen]))
         return dict(count_columns(self.contract, counts)) if found else None
 
 
@@ -531,8 +554,9 @@ def _score_findings(
     logged: Mapping[str, pa.Array],
     rescored: Mapping[str, pa.Array],
     impressions: _Impressions,
-    columns: dict[str, pa.Array],
-    counts: LookedUp,
+    read: ReadColumns,
+    looked_up: LookedUp,
+    used: Sequence[str | None],
 ) -> Iterator[Finding]:
     """Yield a finding for each goal whose logged scores the named bundle does not give again."""
     settings = deployment.dataset.settings.parity
@@ -543,8 +567,13 @@ def _score_findings(
     for digest in others:
         other = open_bundle(deployment.bundles, digest)
         if other.contract == bundle.contract:
-            read = read_columns(other.contract, columns)
-            otherwise[digest] = _arrays(other.score(read, counts).probabilities)
+            otherwise[digest] = _arrays(other.score(read, looked_up).probabilities)
+    of_hours = {
+        hours: _arrays(bundle.score(read, instead).probabilities)
+        for hours, instead in with_other_vectors(
+            deployment, bundle.contract, used, read, looked_up, tested_hours(settings)
+        )
+    }
     again = bundle.score(read_columns(bundle.contract, impressions.columns), impressions.counts)
     at_decision = np.full(len(keys), -1, np.int64)
     at_decision[impressions.places.to_numpy()] = np.arange(len(impressions.places))
@@ -558,6 +587,7 @@ def _score_findings(
             {digest: scores[goal] for digest, scores in otherwise.items() if goal in scores},
             pa.array(again.probabilities[goal]).take(takes),
             settings,
+            {hours: scores[goal] for hours, scores in of_hours.items()},
         )
         if found is not None:
             yield found

@@ -252,6 +252,8 @@ def _copied(original: Deployment, home: Path) -> Copy:
         named.append((original.snapshots, deployment.snapshots, snapshot.digest))
     for source, target, digest in named:
         shutil.copytree(source / "objects" / digest, target / "objects" / digest)
+    if original.vectors.is_dir():  # read by scorers only: no fault is planted in them
+        deployment.vectors.symlink_to(original.vectors)
     running = Scorer.current(deployment.serving)
     contract = running.bundle.contract
     at_us = 0 if snapshot is None else snapshot.position + contract.rate_lag_hours * HOUR_US
