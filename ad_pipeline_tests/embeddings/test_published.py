@@ -67,7 +67,7 @@ def test_a_store_that_knows_the_next_hour_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_kind_is_no_pair(tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path, "learners.online_model", {}, {})
-    with pytest.raises(WrongVectors, match="learners.online_model"):
+    with pytest.raises(WrongVectors, match=r"learners\.online_model"):
         read_published(tmp_path, other.digest)
 
 
