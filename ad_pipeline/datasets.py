@@ -1034,6 +1034,7 @@ def _read_dataset(top: _Place) -> Dataset:
     _check_entities(entries, dataset, sources)
     _check_calibration_slice(entries, dataset)
     _check_label_slices(entries, dataset)
+    _check_ad_columns(entries, dataset)
     return dataset.model_copy(update={"sources": sources})
 
 
@@ -1175,7 +1176,7 @@ def _check_goals_named(place: _Place, dataset: Dataset) -> None:
     """Refuse a setting for a goal that there is not."""
     settings = dataset.settings
     of_deep = {} if settings.deep is None else settings.deep.by_goal
-    vectors = settings.user_vectors
+    encoder = None if settings.user_vectors is None else settings.user_vectors.encoder
     for group, setting, goals in (
         ("examples", "negative_rate_by_goal", settings.examples.negative_rate_by_goal),
         ("online", "by_goal", settings.online.by_goal),
@@ -1186,7 +1187,7 @@ def _check_goals_named(place: _Place, dataset: Dataset) -> None:
                 raise place.at([group, setting, name]).error(
                     f"there is no goal {name!r}", f"write one of {', '.join(dataset.goal_names)}"
                 )
-    for number, name in enumerate(() if vectors is None else vectors.encoder.tasks):
+    for number, name in enumerate(() if encoder is None else encoder.tasks):
         if name not in dataset.goal_names:
             raise place.at(["user_vectors", "encoder", "tasks", number]).error(
                 f"there is no goal {name!r}", f"write some of {', '.join(dataset.goal_names)}"
@@ -1355,5 +1356,23 @@ def _check_label_slices(entries: Mapping[str, _Place], dataset: Dataset) -> None
                 .error(
                     f"{name!r} is no column of impressions",
                     f"write {near[0]!r}" if near else "list it under features or entities first",
+                )
+            )
+
+
+def _check_ad_columns(entries: Mapping[str, _Place], dataset: Dataset) -> None:
+    """Refuse to tell ads apart by a column that is not there or holds numbers."""
+    vectors = dataset.settings.user_vectors
+    types = CONTRACT["impressions"] | dataset.feature_columns
+    texts = [name for name, type_ in types.items() if type_ == "VARCHAR"]
+    for place, name in enumerate(() if vectors is None else vectors.encoder.ad_columns):
+        if name not in texts:
+            near = difflib.get_close_matches(name, texts, n=1)
+            raise (
+                entries["settings"]
+                .at(("user_vectors", "encoder", "ad_columns", place))
+                .error(
+                    f"{name!r} is no column of impressions that holds text",
+                    f"write {near[0]!r}" if near else "list it under features.categorical first",
                 )
             )

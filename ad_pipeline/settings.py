@@ -1005,7 +1005,15 @@ class AlertSettings(Group):
 class Modality(Group):
     """One kind of activity; its module has parameters of its own."""
 
-    name: str = Field(description="As column `modality` of the activities has it.")
+    name: str = Field(
+        description="As column `modality` of the activities has it; `ad_<goal>` are engagements of "
+        "a goal."
+    )
+    content: Literal["id", "text", "vector"] = Field(
+        default="id",
+        description="What `content_id` holds: an id; a text, read as a bag of hashed n-grams; or "
+        "the numbers that a model of the user's own made of an image or a text: `[0.1, -2.5]`.",
+    )
     tokens: Annotated[int, Field(ge=0)] = Field(
         default=8, description="Slots of an activity that are read; more are cut off, fewer padded."
     )
@@ -1020,6 +1028,8 @@ class Modality(Group):
     def _check_content(self) -> Self:
         if not self.tokens and not self.vector:
             raise ValueError(f"modality {self.name!r} reads nothing; give it tokens or a vector")
+        if self.content == "vector" and not self.vector:
+            raise ValueError(f"modality {self.name!r}: write how many numbers its vector has")
         return self
 
 
@@ -1064,6 +1074,12 @@ class EncoderSettings(Group):
         "measured (`benchmarks/speed/embeddings.py`) and costs least.",
     )
     dimension: PositiveInt = Field(default=32, description="d, numbers of a user's vector.")
+    ad_columns: tuple[str, ...] = Field(
+        default=("ad_id", "campaign_id", "advertiser_id"),
+        min_length=1,
+        description="Columns of an impression that say what its ad is: the slots of an ad, and of "
+        "engagements with it.",
+    )
     tasks: tuple[str, ...] = Field(
         default=("click",), min_length=1, description="Goals whose labels are learnt, a head each."
     )
@@ -1133,7 +1149,8 @@ class UserVectorSettings(Group):
     training: TrainingSettings = TrainingSettings()
     retrain_every_hours: PositiveInt = Field(
         default=168,
-        description="Log hours between two encoders, counted from 1970. A new one is a new space: "
+        description="Log hours between two encoders, counted from 1970; the first is trained as "
+        "soon as a full refresh finds labels enough. A new one is a new space: "
         "everybody is encoded anew, and whatever learnt from the old vectors must learn again.",
     )
     lookback_hours: PositiveInt = Field(
@@ -1144,10 +1161,19 @@ class UserVectorSettings(Group):
     labels_lookback_hours: PositiveInt = Field(
         default=168, description="Matured hours that an encoder is trained on."
     )
+    minimum_positives: PositiveInt = Field(
+        default=100,
+        description="Of the first task: with fewer, no encoder is trained yet, and it says so.",
+    )
     maximum_labels: PositiveInt = Field(
-        default=300_000,
+        default=100_000,
         description="Impressions that an encoder is trained on, drawn by hash of the impression "
-        "above this: memory is flat.",
+        "above this: memory is flat, and it takes minutes.",
+    )
+    checkpoint_steps: PositiveInt = Field(
+        default=500,
+        description="Steps of training after which a checkpoint is kept: a run that dies goes on "
+        "there.",
     )
     publication_lag_hours: Annotated[int, Field(ge=0)] = Field(
         default=1, description="Hours between the end of an hour and its vectors being served."
@@ -1176,7 +1202,8 @@ class UserVectorSettings(Group):
     )
     quantized_parts: PositiveInt | None = Field(
         default=None,
-        description="Bytes a vector, product-quantized; must divide the dimension. None: float16.",
+        description="Bytes a vector, product-quantized; must divide the dimension. None: float16, "
+        "as while there are too few users to fit codebooks to.",
     )
     tolerated_rotation_error: Share = Field(
         default=0.1,

@@ -11,6 +11,9 @@ Who writes the stores belongs to :mod:`ad_pipeline.embeddings.vector_hours`.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from ad_pipeline.checkpoints import (
     Checkpoint,
@@ -20,11 +23,13 @@ from ad_pipeline.checkpoints import (
     unswept,
     write_checkpoint,
 )
-from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_key, timestamp
 from ad_pipeline.embeddings.vectors import StoredVectors, WrongVectors, read_vectors
 from ad_pipeline.embeddings.versions import MixedVersions
 
 KIND = "embeddings.published"
+
+Moments = TypeVar("Moments", int, np.ndarray)
 
 NO_ENCODER = "none"
 """Version of the stores of hours before the first encoder; nobody is in them."""
@@ -63,22 +68,27 @@ def pointer(hour_us: int) -> str:
     return f"{KIND}/{hour_key(hour_us)}"
 
 
-def published_hour(publication_lag_hours: int, occurred_us: int) -> int:
+def published_hour(publication_lag_hours: int, occurred_us: Moments) -> Moments:
     """Return the hour whose vectors an impression may read.
 
     Parameters
     ----------
     publication_lag_hours : int
         Hours between the end of an hour and its vectors being served.
-    occurred_us : int
+    occurred_us : int or ndarray of int64
         When the impression occurred.
 
     Returns
     -------
-    int
+    int or ndarray of int64
         Start of the hour: the one before the impression's, less the lag.
     """
-    return hour_of(occurred_us) - (1 + publication_lag_hours) * HOUR_US
+    return occurred_us - occurred_us % HOUR_US - (1 + publication_lag_hours) * HOUR_US
+
+
+def last_known_us(hour_us: Moments) -> Moments:
+    """Return the last microsecond of an hour: what its stores know the log up to, inclusive."""
+    return hour_us + (HOUR_US - 1)
 
 
 def write_published(
@@ -115,7 +125,7 @@ def write_published(
         )
     for name, store in (("users", users), ("engagers", engagers)):
         watermark_us = store.manifest["watermark_us"]
-        if watermark_us > hour_us + HOUR_US:
+        if watermark_us > last_known_us(hour_us):
             raise WrongVectors(
                 f"the store of {name} of {hour_key(hour_us)} knows the log up to "
                 f"{timestamp(watermark_us)}, after the hour's end; write it as of the hour"

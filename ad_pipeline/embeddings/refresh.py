@@ -14,10 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ad_pipeline.embeddings.sequences import NEVER
 from ad_pipeline.settings import RefreshTier
-
-NEVER = np.iinfo(np.int64).min
-"""Moment of what has not happened: a user's vector, or a user's activity."""
 
 
 def due_for_full(

@@ -24,11 +24,17 @@ import pyarrow.compute as pc
 from ad_pipeline.hashing import combine, hash_strings, seed_of
 from ad_pipeline.settings import Modality
 
+NEVER = np.iinfo(np.int64).min
+"""Moment of what has not happened: a user's vector, or a user's activity."""
+
 NOTHING = 0
 """The slot of no token, which pads an activity's tokens."""
 
 SHORTEST = 8
 """Sequences are padded to at least so many activities: fewer shapes are compiled."""
+
+USER = "user_id"
+"""What ids of users are hashed as, here and in the feature contract: one user has one hash."""
 
 NEVER_NULL = "user_id", "occurred_us", "received_us", "modality"
 COLUMNS = (*NEVER_NULL, "tokens")
@@ -102,6 +108,7 @@ class History:
         as_of_us: int | np.ndarray,
         longest: Mapping[str, int],
         users: np.ndarray | None = None,
+        lookback_us: int | None = None,
     ) -> "Sequences":
         """Return what was known of users at moments: the newest activities of each modality.
 
@@ -113,6 +120,8 @@ class History:
             Modalities to look at, and how many activities of each at most.
         users : ndarray of shape (n,), int64, optional
             Places in :attr:`users`; every user once if left out.
+        lookback_us : int, optional
+            Leave out what our log had so long before the moment, or longer.
         """
         user = np.arange(len(self.users)) if users is None else np.asarray(users, np.int64)
         moment = np.broadcast_to(np.asarray(as_of_us, np.int64), user.shape)
@@ -120,7 +129,10 @@ class History:
         for name, most in longest.items():
             of = self.modalities[name]
             last = _known_until(of, user, moment)
-            spans[name] = np.maximum(of.offsets[user], last - most), last
+            first = np.maximum(of.offsets[user], last - most)
+            if lookback_us is not None:
+                first = np.maximum(first, _known_until(of, user, moment - lookback_us))
+            spans[name] = first, last
         return Sequences(self, user, moment, spans)
 
 
@@ -168,6 +180,15 @@ class Sequences:
         first, last = self.spans[modality]
         return last - first
 
+    def newest_us(self) -> np.ndarray:
+        """Return when our log had each sequence's newest activity, int64 (n,); NEVER of none."""
+        newest = np.full(len(self), NEVER, np.int64)
+        for name, (first, last) in self.spans.items():
+            some = last > first
+            received_us = self.history.modalities[name].received_us[last[some] - 1]
+            newest[some] = np.maximum(newest[some], received_us)
+        return newest
+
     def take(self, rows: np.ndarray) -> "Sequences":
         """Return some of the sequences, by their places, which may repeat."""
         spans = {name: (first[rows], last[rows]) for name, (first, last) in self.spans.items()}
@@ -175,7 +196,7 @@ class Sequences:
 
     def identities(self) -> np.ndarray:
         """Return a hash of user id and moment, uint64 (n,): what random choices are made by."""
-        users = hash_strings(self.history.users, seed_of("user"))[self.user]
+        users = hash_strings(self.history.users, seed_of(USER))[self.user]
         return combine(users, self.as_of_us.astype(np.uint64), seed_of("sequence"))
 
     def newest_first(self, modality: str, rows: np.ndarray, length: int) -> "Window":

@@ -54,7 +54,7 @@ from ad_pipeline.settings import EncoderSettings, TrainingSettings
 from ad_pipeline.xla import jax_or
 
 KIND = "embeddings.encoder"
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise when the same rows and settings would give other weights."""
 
 MOMENTS = 0.9, 0.999
@@ -238,6 +238,10 @@ class Training:
             is_last = place + 1 == len(schedule)
             self.step_of_rows, self.rows_digest = (0, "") if is_last else (place + 1, rows.digest)
             yield Progress(place + 1, len(schedule), loss)
+
+    def digest_of(self, sequences: Sequences, ads: LabelledAds) -> str:
+        """Return what rows are called by :attr:`rows_digest`."""
+        return _Rows.of(self.settings, sequences, ads).digest
 
     def write(self, root: Path, watermark_us: int, parent: str | None = None) -> Checkpoint:
         """Write the encoder and what its training goes on from; the digest is its version.

@@ -17,7 +17,7 @@ H. Jégou, M. Douze, C. Schmid, "Product quantization for nearest neighbor searc
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -210,20 +210,36 @@ class Shard:
         How many there are, at least 1.
     norms : ndarray of shape (n,), float32
         Length of what is read, the mean.
+    refreshed_us : ndarray of shape (n,), int64
+        Up to when the log was known to each one's newest vector.
     """
 
     ids: np.ndarray
     held: np.ndarray
     counts: np.ndarray
     norms: np.ndarray
+    refreshed_us: np.ndarray
 
     @classmethod
     def empty(cls, layout: Layout) -> "Shard":
         """Return a shard without users."""
         width = layout.codec.width
         dtype = np.float16 if layout.codec.codebooks is None else np.uint8
-        held = np.zeros((0, layout.averaged, width), dtype)
-        return cls(np.zeros(0, np.uint64), held, np.zeros(0, np.uint8), np.zeros(0, np.float32))
+        return cls(
+            np.zeros(0, np.uint64),
+            np.zeros((0, layout.averaged, width), dtype),
+            np.zeros(0, np.uint8),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int64),
+        )
+
+    def take(self, places: np.ndarray) -> "Shard":
+        """Return some of the users, by ascending places."""
+        return Shard(*(getattr(self, name)[places] for name in ARRAYS))
+
+
+ARRAYS = tuple(field.name for field in fields(Shard))
+"""A shard's arrays, as its checkpoint names them."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +291,16 @@ class StoredVectors:
     def ids(self) -> np.ndarray:
         """All users, ascending: uint64 (n,). A position is a place in it."""
         return np.concatenate([shard.ids for shard in self.shards])
+
+    @property
+    def refreshed_us(self) -> np.ndarray:
+        """Up to when the log was known to each user's newest vector: int64 (n,)."""
+        return np.concatenate([shard.refreshed_us for shard in self.shards])
+
+    def only(self, ids: np.ndarray) -> "StoredVectors":
+        """Return the store without the users that are not among some, uint64 (m,)."""
+        kept = [shard.take(np.flatnonzero(np.isin(shard.ids, ids))) for shard in self.shards]
+        return StoredVectors(self.layout, self.watermark_us, tuple(kept))
 
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """Return the position of each id, uint64 (m,), by binary search; -1 for who is absent."""
@@ -347,7 +373,9 @@ def places_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(ids[place] == wanted, place, ABSENT)
 
 
-def refreshed(shard: Shard, layout: Layout, ids: np.ndarray, vectors: np.ndarray) -> Shard:
+def refreshed(
+    shard: Shard, layout: Layout, ids: np.ndarray, vectors: np.ndarray, as_of_us: int
+) -> Shard:
     """Return a shard with new vectors taken in; everybody else stays as he is.
 
     Parameters
@@ -357,6 +385,8 @@ def refreshed(shard: Shard, layout: Layout, ids: np.ndarray, vectors: np.ndarray
     ids : ndarray of shape (m,), uint64
         Each once, in any order.
     vectors : ndarray of shape (m, d), float32
+    as_of_us : int
+        Up to when the log was known to them.
 
     Raises
     ------
@@ -377,12 +407,14 @@ def refreshed(shard: Shard, layout: Layout, ids: np.ndarray, vectors: np.ndarray
     held = np.zeros((len(everybody), *shard.held.shape[1:]), shard.held.dtype)
     counts = np.zeros(len(everybody), np.uint8)
     norms = np.zeros(len(everybody), np.float32)
+    refreshed_us = np.full(len(everybody), as_of_us)
     before, now = np.searchsorted(everybody, shard.ids), np.searchsorted(everybody, ids)
     held[before], counts[before], norms[before] = shard.held, shard.counts, shard.norms
+    refreshed_us[before], refreshed_us[now] = shard.refreshed_us, as_of_us
     held[now], counts[now] = taken_in(held[now], counts[now], newest)
     read = mean_of_last(layout.codec.read(held[now]), counts[now]).astype(np.float64)
     norms[now] = np.sqrt((read**2).sum(axis=1))
-    return Shard(everybody, held, counts, norms)
+    return Shard(everybody, held, counts, norms, refreshed_us)
 
 
 def write_vectors(
@@ -435,13 +467,8 @@ def write_vectors(
                     f"of {2**layout.shard_bits}; hand each user to the shard of its highest bits"
                 )
             before = previous.shards[number] if previous else Shard.empty(layout)
-            shard = refreshed(before, layout, ids, vectors)
-            arrays = {
-                "ids": shard.ids,
-                "held": shard.held,
-                "counts": shard.counts,
-                "norms": shard.norms,
-            }
+            shard = refreshed(before, layout, ids, vectors, watermark_us)
+            arrays = {name: getattr(shard, name) for name in ARRAYS}
             facts = {"version": layout.version, "shard": number, "shard_bits": layout.shard_bits}
             digests.append(write_checkpoint(root, SHARD_KIND, arrays, facts).digest)
         books = layout.codec.codebooks
@@ -494,7 +521,7 @@ def read_vectors(root: Path, digest: str, *, verify: bool = True) -> StoredVecto
     codec = Codec(facts["dimension"], None if books is None else np.array(books), facts["error"])
     layout = Layout(facts["version"], codec, facts["shard_bits"], facts["averaged"])
     opened = [read_checkpoint(root, shard, verify=verify).arrays for shard in facts["shards"]]
-    shards = [Shard(each["ids"], each["held"], each["counts"], each["norms"]) for each in opened]
+    shards = [Shard(*(each[name] for name in ARRAYS)) for each in opened]
     return StoredVectors(layout, facts["watermark_us"], tuple(shards))
 
 

@@ -193,7 +193,7 @@ def test_the_graph_of_a_store_is_that_of_its_vectors() -> None:
     layout = Layout(VERSION, Codec(16, None, 0.0), 3, 3)
     of_shard = layout.shards(ids)
     shards = [
-        refreshed(Shard.empty(layout), layout, ids[of_shard == s], vectors[of_shard == s])
+        refreshed(Shard.empty(layout), layout, ids[of_shard == s], vectors[of_shard == s], 0)
         for s in range(8)
     ]
     store = StoredVectors(layout, 0, tuple(shards))

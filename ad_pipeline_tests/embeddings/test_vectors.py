@@ -46,7 +46,7 @@ def in_memory(layout: Layout, *batches: tuple[np.ndarray, np.ndarray]) -> Stored
     for number in range(2**layout.shard_bits):
         shard = Shard.empty(layout)
         for ids, vectors in batches:
-            shard = refreshed(shard, layout, *fresh(layout, ids, vectors)(number))
+            shard = refreshed(shard, layout, *fresh(layout, ids, vectors)(number), 0)
         shards.append(shard)
     return StoredVectors(layout, 0, tuple(shards))
 
@@ -164,11 +164,11 @@ def test_broken_vectors_are_refused_by_name(tmp_path: Path) -> None:
         bad = vectors.copy()
         bad[6, 2] = broken
         with pytest.raises(WrongVectors, match="vector 6 "):
-            refreshed(Shard.empty(layout), layout, ids, bad)
+            refreshed(Shard.empty(layout), layout, ids, bad, 0)
     with pytest.raises(WrongVectors, match="twice"):
-        refreshed(Shard.empty(layout), layout, ids[[0, 0, 2]], vectors[:3])
+        refreshed(Shard.empty(layout), layout, ids[[0, 0, 2]], vectors[:3], 0)
     with pytest.raises(WrongVectors, match="8 dimensions"):
-        refreshed(Shard.empty(layout), layout, ids, vectors[:, 1:])
+        refreshed(Shard.empty(layout), layout, ids, vectors[:, 1:], 0)
     two = layout_of(1)
     with pytest.raises(WrongVectors, match="highest bits"):
         write_vectors(tmp_path, "1", two, 1, lambda _: (ids, vectors))

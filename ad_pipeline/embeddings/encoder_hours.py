@@ -1,0 +1,272 @@
+"""The encoder over log hours: when one is trained, on what, and which is in force.
+
+An encoder that is due after hour H learns labels that had matured by the end of H; it is in force
+from H on, since vectors are computed when the hour is over. A label's sequence ends where the
+vector ended that its impression could read: :func:`.published.published_hour`. Rows of users of
+whom nothing was known then are left out, since they have no vector when served either; to keep
+those who did something later would keep them by their label.
+
+A training that dies goes on from its last checkpoint and ends in the same bytes. Learning itself is
+:mod:`.training`, vectors of the encoder in force are :mod:`.vector_hours`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, unpoint, unswept
+from ad_pipeline.clocks import HOUR_US, hour_key, hours_between
+from ad_pipeline.datasets import Dataset, Deployment
+from ad_pipeline.embeddings.activities import USER, ad_tokens, history_of, read_activities
+from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
+from ad_pipeline.embeddings.published import last_known_us, published_hour
+from ad_pipeline.embeddings.sequences import NEVER, Sequences
+from ad_pipeline.embeddings.training import KIND, LabelledAds, Training
+from ad_pipeline.hashing import uniform
+from ad_pipeline.settings import UserVectorSettings
+from ad_pipeline.xla import jax_or
+
+if TYPE_CHECKING:
+    from ad_pipeline.warehouse import Warehouse
+
+
+class TooFewLabels(ValueError):
+    """Nothing to learn an encoder from yet; the message says how much there was."""
+
+
+@dataclass(frozen=True)
+class EncoderHour:
+    """Which encoder is in force after an hour.
+
+    Attributes
+    ----------
+    hour_us : int
+        Start of the hour.
+    digest : str or None
+        Its checkpoint; None while there is none.
+    cause : str
+        Why it was trained in this hour, or "unchanged", or why there is none.
+    trained : dict or None
+        Figures of the training, if there was one.
+    """
+
+    hour_us: int
+    digest: str | None
+    cause: str
+    trained: dict[str, float | int] | None
+
+
+def pointer(hour_us: int) -> str:
+    """Return the name of the encoder that is in force after an hour."""
+    return f"{KIND}/{hour_key(hour_us)}"
+
+
+def digest_after(deployment: Deployment, hour_us: int) -> str | None:
+    """Return the checkpoint of the encoder in force after an hour, None if there is none yet."""
+    root, name = deployment.checkpoints, pointer(hour_us)
+    return resolve(root, name) if is_pointed(root, name) else None
+
+
+def settings_of(dataset: Dataset) -> UserVectorSettings:
+    """Return the settings of user vectors.
+
+    Raises
+    ------
+    ValueError
+        If the dataset file has none.
+    """
+    if dataset.settings.user_vectors is None:
+        raise ValueError(
+            f"{dataset.path}: settings.user_vectors is null; write 'user_vectors: {{}}' to have "
+            "vectors of users"
+        )
+    return dataset.settings.user_vectors
+
+
+def train_hours(
+    warehouse: "Warehouse",
+    deployment: Deployment,
+    start_us: int,
+    end_us: int,
+    say: Callable[[str], object] = lambda _: None,
+) -> Iterator[EncoderHour]:
+    """Train where an encoder is due, and point every hour at the one in force after it.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+        With events and matured labels of the hours before ``end_us``.
+    deployment : Deployment
+    start_us, end_us : int
+        Starts of hours, microseconds.
+    say : callable, optional
+        Is given some twenty lines a training.
+
+    Yields
+    ------
+    EncoderHour
+        One per hour, in order, after its checkpoint is durable.
+
+    Raises
+    ------
+    EmbeddingsExtraMissing
+        If JAX is not installed.
+    """
+    jax_or(EmbeddingsExtraMissing)
+    settings = settings_of(deployment.dataset)
+    for hour_us in hours_between(start_us, end_us):
+        digest, trained = digest_after(deployment, hour_us - HOUR_US), None
+        cause = _due(deployment, settings, hour_us, digest)
+        if cause:
+            try:
+                digest, trained = _trained(warehouse, deployment, settings, hour_us, say)
+            except TooFewLabels as error:
+                cause = f"{cause}: {error}"
+        if digest is not None:
+            point(deployment.checkpoints, pointer(hour_us), digest)
+        yield EncoderHour(
+            hour_us, digest, cause or ("unchanged" if digest else "no encoder yet"), trained
+        )
+
+
+def rows_to_learn(
+    warehouse: "Warehouse", dataset: Dataset, hour_us: int
+) -> tuple[Sequences, LabelledAds]:
+    """Return what an encoder that is trained after an hour learns.
+
+    Parameters
+    ----------
+    warehouse : Warehouse
+    dataset : Dataset
+    hour_us : int
+        Start of the hour, microseconds.
+
+    Raises
+    ------
+    TooFewLabels
+        If the first task has fewer positives than are needed.
+    """
+    from ad_pipeline.warehouse import rows_of, select
+
+    settings = settings_of(dataset)
+    encoder, as_of_us = settings.encoder, last_known_us(hour_us)
+    lookback_us = settings.lookback_hours * HOUR_US
+    parameters = {
+        "goals": list(encoder.tasks),
+        "from_us": as_of_us + 1 - settings.labels_lookback_hours * HOUR_US,
+        "as_of_us": as_of_us,
+    }
+    with warehouse.reader() as connection:
+        shown = rows_of(connection, select("embeddings.labelled_ads"), parameters)
+        shown = _thinned(shown, settings.maximum_labels, dataset.settings.seed)
+        lag_hours, occurred_us = settings.publication_lag_hours, _int64(shown["occurred_us"])
+        moment_us = last_known_us(published_hour(lag_hours, occurred_us))
+        from_us = int(moment_us.min(initial=as_of_us)) - lookback_us + 1
+        did = read_activities(connection, dataset, encoder, from_us, as_of_us)
+    history = history_of(did, dataset, encoder)
+    place = pc.index_in(shown[USER].cast(pa.large_string()), value_set=history.users)  # pyright: ignore[reportAttributeAccessIssue]
+    place = pc.fill_null(place, -1).to_numpy().astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
+    ends, sequence = np.unique(np.column_stack([place, moment_us]), axis=0, return_inverse=True)
+    longest = {modality.name: modality.longest for modality in encoder.modalities}
+    is_known = ends[:, 0] >= 0
+    sequences = history.sequences(ends[is_known, 1], longest, ends[is_known, 0], lookback_us)
+    has_any = sequences.newest_us() != NEVER
+    is_known[is_known] = has_any
+    kept = is_known[sequence.reshape(-1)]
+    place_of = np.cumsum(is_known) - 1
+    shown = shown.filter(pa.array(kept))
+    labels = _labels(shown, len(encoder.tasks))
+    positives = int((labels[:, 0] == 1).sum())
+    if positives < settings.minimum_positives:
+        raise TooFewLabels(
+            f"{positives} positives of {encoder.tasks[0]} with a known user, "
+            f"{settings.minimum_positives} are needed"
+        )
+    sequences = sequences.take(np.flatnonzero(has_any))
+    return sequences, LabelledAds.after(
+        sequences,
+        place_of[sequence.reshape(-1)[kept]],
+        _int64(shown["occurred_us"]),
+        ad_tokens(shown, encoder),
+        labels,
+    )
+
+
+def _due(
+    deployment: Deployment, settings: UserVectorSettings, hour_us: int, digest: str | None
+) -> str:
+    """Return why an encoder is trained after an hour; "" if none is."""
+    end_us = hour_us + HOUR_US
+    if end_us % (settings.retrain_every_hours * HOUR_US) == 0:
+        return "schedule"
+    if digest is None:
+        return "first" if end_us % (settings.full_refresh_every_hours * HOUR_US) == 0 else ""
+    manifest = read_checkpoint(deployment.checkpoints, digest, verify=False).manifest
+    asked = (settings.encoder.model_dump(mode="json"), settings.training.model_dump(mode="json"))
+    return "" if (manifest["settings"], manifest["training"]) == asked else "settings changed"
+
+
+def _trained(
+    warehouse: "Warehouse",
+    deployment: Deployment,
+    settings: UserVectorSettings,
+    hour_us: int,
+    say: Callable[[str], object],
+) -> tuple[str, dict[str, float | int]]:
+    """Train an encoder, going on where a run before stopped, and return its checkpoint."""
+    root, unfinished = deployment.checkpoints, f"{KIND}/in_training/{hour_key(hour_us)}"
+    sequences, ads = rows_to_learn(warehouse, deployment.dataset, hour_us)
+    training = Training(settings.encoder, settings.training)
+    if is_pointed(root, unfinished):
+        begun = read_checkpoint(root, resolve(root, unfinished))
+        asked = training.state()[1] | {"rows_digest": training.digest_of(sequences, ads)}
+        # What was begun on other rows, by other settings or by other code is of no use.
+        same = ("settings", "training", "code_version", "rows_digest")
+        if all(begun.manifest[name] == asked[name] for name in same):
+            training = Training.restore(begun.arrays, begun.manifest)
+    losses: list[float] = []
+    watermark_us = last_known_us(hour_us)
+    for progress in training.learn(sequences, ads):
+        losses.append(progress.loss)
+        every = max(progress.steps // 20, 1)
+        if progress.step % every == 0:
+            say(str(progress))
+        if progress.step % settings.checkpoint_steps == 0 and progress.step < progress.steps:
+            with unswept(root):
+                point(root, unfinished, training.write(root, watermark_us).digest)
+    with unswept(root):
+        digest = training.write(root, watermark_us).digest
+        point(root, pointer(hour_us), digest)
+        unpoint(root, unfinished)
+    return digest, {
+        "labels learnt": int(np.isfinite(ads.labels).sum()),
+        "sequences": len(sequences),
+        "steps": training.steps,
+        "log loss of the last tenth": float(np.mean(losses[-max(len(losses) // 10, 1) :])),
+    }
+
+
+def _labels(shown: pa.Table, tasks: int) -> np.ndarray:
+    """Return labels, float32 (n, tasks): NaN where there is none."""
+    numbers, found = (shown[name].combine_chunks() for name in ("goal_numbers", "labels"))
+    row = np.repeat(np.arange(len(shown)), pc.list_value_length(numbers).to_numpy())  # pyright: ignore[reportAttributeAccessIssue]
+    labels = np.full((len(shown), tasks), np.nan, np.float32)
+    column = pc.list_flatten(numbers).to_numpy() - 1  # pyright: ignore[reportAttributeAccessIssue]
+    labels[row, column] = pc.list_flatten(found).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+    return labels
+
+
+def _thinned(rows: pa.Table, most: int, seed: int) -> pa.Table:
+    """Keep about ``most`` rows, each by the hash of its impression, so that memory stays flat."""
+    if rows.num_rows <= most:
+        return rows
+    draws = uniform(seed, rows.column("impression_id"), KIND)
+    return rows.filter(pa.array(draws < most / rows.num_rows))
+
+
+def _int64(column: pa.ChunkedArray) -> np.ndarray:
+    return column.to_numpy().astype(np.int64)
