@@ -14,17 +14,19 @@ import pyarrow as pa
 
 from ad_pipeline import hashing
 from ad_pipeline.clocks import HOUR_US, hour_of
+from ad_pipeline.features.bucket_labels import (
+    anchor_words,
+    number_label,
+    rate_words,
+    vector_words,
+)
 from ad_pipeline.features.encoding import (
     BIAS,
     CROSS,
     Columns,
     FeatureContract,
-    anchor_words,
-    number_label,
     number_words,
-    rate_words,
     read_columns,
-    vector_words,
 )
 from ad_pipeline.features.tables import INVERSE_DICTIONARY, TABLES
 from ad_pipeline.warehouse import Warehouse, replace_hours, rows_of, select

@@ -4,17 +4,19 @@ For people who read a score: which value stood behind each slot. The same words 
 :mod:`ad_pipeline.features.dictionary` (a test holds the two together), without its warehouse.
 """
 
+from ad_pipeline.features.bucket_labels import (
+    anchor_words,
+    number_label,
+    rate_words,
+    vector_words,
+)
 from ad_pipeline.features.encoding import (
     CROSS,
     Columns,
     FeatureContract,
     LookedUp,
-    anchor_words,
-    number_label,
     number_words,
-    rate_words,
     read_columns,
-    vector_words,
     words_of_rates,
     words_of_vectors,
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ad_pipeline import hashing
 from ad_pipeline.datasets import Features
-from ad_pipeline.features import encoding, encoding_kernels
+from ad_pipeline.features import bucket_labels, encoding, encoding_kernels
 from ad_pipeline.features.encoding import FeatureContract, LookedUp, RateGoal, VectorFeatures
 from ad_pipeline_tests.features.logs import (
     CLICK,
@@ -184,7 +184,7 @@ def test_buckets_keep_the_order_of_numbers(a: float, b: float) -> None:
 @settings(deadline=None)
 @given(st.floats(-1e6, 1e6) | st.sampled_from([1.7e308, -1.7e308]))
 def test_the_label_of_a_bucket_holds_the_number(number: float) -> None:
-    label = encoding.number_label(int(encoding.number_words(np.array([[number]]))[0, 0]))
+    label = bucket_labels.number_label(int(encoding.number_words(np.array([[number]]))[0, 0]))
     low, high = (float(edge) for edge in label.strip("[]()").split(", "))
     assert (
         low * (1 - 1e-3 * np.sign(low)) - 1e-3 <= number <= high * (1 + 1e-3 * np.sign(high)) + 1e-3
@@ -251,8 +251,8 @@ def test_rates_are_the_stated_formula_within_their_bounds(
     assert math.isclose(log_count, math.log1p(anchors), rel_tol=1e-12)
     rate_slot, count_slot = encoding.slots(contract, columns, held)[0, -2:]
     for slot, feature, words in (
-        (rate_slot, "user_id.click.rate", encoding.rate_words()),
-        (count_slot, "user_id.click.anchors", encoding.anchor_words()),
+        (rate_slot, "user_id.click.rate", bucket_labels.rate_words()),
+        (count_slot, "user_id.click.anchors", bucket_labels.anchor_words()),
     ):
         listed = hashing.hash_words(
             np.array(list(words)).reshape(-1, 1), np.array([hashing.seed_of(feature)], np.uint64)
