@@ -835,9 +835,10 @@ def words_of_vectors(contract: FeatureContract, looked_up: LookedUp) -> np.ndarr
     """Return the buckets of each row's numbers of vectors: what their tokens hash.
 
     A component is taken at unit length, where it is the cosine of the vector with an axis: what an
-    encoder's next training does to lengths leaves the buckets alone. Cosines in d dimensions
-    scatter by 1 / sqrt(d), so a bucket is a share of that: ``floor(2 * sqrt(d) * cosine)``, about
-    ten buckets that are met often, whatever d is.
+    encoder does to lengths leaves the buckets alone. Cosines in d dimensions scatter by
+    1 / sqrt(d), so a bucket is a share of that, ``floor(1.5 * sqrt(d) * cosine)``: some ten buckets
+    are met often, whatever d is. Of 0.5 to 8 steps, 1.5 came within 0.001 of the least log loss on
+    60,000 drawn clicks in 8 and in 32 dimensions.
 
     Parameters
     ----------

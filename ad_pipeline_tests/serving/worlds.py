@@ -10,16 +10,19 @@ import numpy as np
 import pyarrow as pa
 
 from ad_pipeline.clocks import HOUR_US, hour_start
+from ad_pipeline.embeddings.published import PublishedVectors
 from ad_pipeline.features.dictionary import new_tokens, standing_tokens
 from ad_pipeline.features.encoding import (
     FeatureContract,
     RateGoal,
+    VectorFeatures,
     category_hashes,
     dense,
     entity_hashes,
     read_columns,
     request_columns,
     slots,
+    vector_hashes,
 )
 from ad_pipeline.features.rates import (
     RateSnapshot,
@@ -28,6 +31,7 @@ from ad_pipeline.features.rates import (
     hour_counts,
     write_snapshot,
 )
+from ad_pipeline.features.vectors import vector_numbers
 from ad_pipeline.learners.batch.batch_model import BatchModel, train_batch_model
 from ad_pipeline.learners.ensemble.ensemble import Ensemble, fit_ensemble
 from ad_pipeline.learners.ftrl.exported_weights import ExportedWeights, SlotHistory
@@ -37,6 +41,7 @@ from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle
 from ad_pipeline.serving.proof import Sources
 from ad_pipeline.serving.scorer import PublishedSnapshot
 from ad_pipeline.settings import BatchSettings, Configuration, EnsembleSettings
+from ad_pipeline_tests.features.made_vectors import drawn, publish
 
 START_US = hour_start("2026-11-02-05:00")
 """The snapshots count the hours from here; requests come three hours later."""
@@ -57,6 +62,10 @@ CONTRACT = FeatureContract(
 )
 
 
+WITH_VECTORS = replace(CONTRACT, vectors=VectorFeatures(6, 1, user="creative", ad="publisher"))
+"""The same contract with vectors: creatives stand for users, of whom this world knows nothing."""
+
+
 @dataclass(frozen=True)
 class World:
     """What :func:`build` made.
@@ -68,6 +77,8 @@ class World:
         Raw requests in the served hour.
     early, due : PublishedSnapshot
         Of the first hour and of the one that training would use for the served hour.
+    vectors : tuple of PublishedVectors
+        Of the same two hours; empty of a contract without vectors.
     models : tuple of GoalModels
     sources : dict of str to Sources
         What the models were made of, by goal.
@@ -84,6 +95,7 @@ class World:
     requests: list[dict[str, Any]]
     early: PublishedSnapshot
     due: PublishedSnapshot
+    vectors: tuple[PublishedVectors, ...]
     models: tuple[GoalModels, ...]
     sources: dict[str, Sources]
     histories: dict[str, SlotHistory]
@@ -134,29 +146,37 @@ def hash_free(text: str) -> int:
     return sum(text.encode())
 
 
-def build(root: Path) -> World:
+def build(root: Path, contract: FeatureContract = CONTRACT) -> World:
     """Train small models and write everything below ``root``."""
     requests = some_requests(ROWS, 1)
-    columns = request_columns(CONTRACT, requests)
-    read = read_columns(CONTRACT, columns)
+    columns = request_columns(contract, requests)
+    read = read_columns(contract, columns)
     labels = {
         "click": labels_of(requests, 2),
         "purchase": labels_of(requests, 3) & labels_of(requests, 4),
     }
     snapshots = root / "snapshots"
-    snapshot = RateSnapshot.empty(CONTRACT, START_US - HOUR_US)
+    snapshot = RateSnapshot.empty(contract, START_US - HOUR_US)
     published: list[PublishedSnapshot] = []
     for hour in range(2):
-        some = request_columns(CONTRACT, some_requests(400, 10 + hour))
+        some = request_columns(contract, some_requests(400, 10 + hour))
         engaged = {name: column[: 60 - 20 * hour] for name, column in some.items()}
         delta = hour_counts(
-            CONTRACT, START_US + hour * HOUR_US, some, {"click": engaged, "purchase": engaged}
+            contract, START_US + hour * HOUR_US, some, {"click": engaged, "purchase": engaged}
         )
         snapshot = advance(snapshot, delta, None)
         published.append(PublishedSnapshot(write_snapshot(snapshots, snapshot).digest, snapshot))
-    counts = counts_of(CONTRACT, snapshot, entity_hashes(CONTRACT, read))
-    hashed = slots(CONTRACT, read, counts)
-    numbers, categories = dense(CONTRACT, read, counts), category_hashes(CONTRACT, read)
+    looked_up = counts_of(contract, snapshot, entity_hashes(contract, read))
+    vectors: list[PublishedVectors] = []
+    if contract.vectors is not None:
+        vectors = [
+            publish_drawn(root / "vectors", contract.vectors, requests, hour) for hour in range(2)
+        ]
+        looked_up.vectors[:] = vector_numbers(
+            contract.vectors, vectors[-1], vector_hashes(contract, read)
+        )
+    hashed = slots(contract, read, looked_up)
+    numbers, categories = dense(contract, read, looked_up), category_hashes(contract, read)
     train = np.arange(ROWS) < 2 * ROWS // 3
     settings = BatchSettings.model_validate(
         {
@@ -171,11 +191,11 @@ def build(root: Path) -> World:
     sources: dict[str, Sources] = {}
     histories: dict[str, SlotHistory] = {}
     for goal, target in labels.items():
-        expert = FTRLExpert(CONTRACT.bits, [Configuration(alpha=0.3, l1=0.05, l2=0.1)])
+        expert = FTRLExpert(contract.bits, [Configuration(alpha=0.3, l1=0.05, l2=0.1)])
         online = expert.predict_then_learn(hashed, target)[:, 0]
         batch = train_batch_model(
-            numbers, categories, online, target, train, ~train, CONTRACT.dense_names,
-            CONTRACT.categorical, settings,
+            numbers, categories, online, target, train, ~train, contract.dense_names,
+            contract.categorical, settings,
         )  # fmt: skip
         assert isinstance(batch, BatchModel)
         batch_logits = batch.predict_logits(numbers, categories, online)
@@ -204,8 +224,16 @@ def build(root: Path) -> World:
     audit = Audit.collect(
         {model.goal: model.online for model in models},
         histories,
-        partial(tokens_of, columns),
+        partial(tokens_of, columns, contract=contract),
         limit=10_000,
+    )
+    exported = partial(
+        write,
+        root / "bundles",
+        requests=requests,
+        snapshot=snapshot,
+        contract=contract,
+        vectors=vectors[-1] if vectors else None,
     )
     return World(
         bundles=root / "bundles",
@@ -214,12 +242,26 @@ def build(root: Path) -> World:
         requests=requests[:200],
         early=published[0],
         due=published[1],
+        vectors=tuple(vectors),
         models=tuple(models),
         sources=sources,
         histories=histories,
-        bundle=write(root / "bundles", tuple(models), requests, snapshot, audit=audit),
-        young=write(root / "bundles", tuple(young), requests, snapshot),
+        bundle=exported(models=tuple(models), audit=audit),
+        young=exported(models=tuple(young)),
     )
+
+
+def publish_drawn(
+    root: Path, features: VectorFeatures, requests: list[dict[str, Any]], hour: int
+) -> PublishedVectors:
+    """Publish vectors of an hour, other ones in each; the first "user" and "ad" have none."""
+    known = [
+        sorted({request[name] for request in requests if request[name] is not None})[1:]
+        for name in (features.user, features.ad)
+    ]
+    users, ads = (drawn(names, features.dimension, hour) for names in known)
+    columns = features.user, features.ad
+    return publish(root, START_US + hour * HOUR_US, users, ads, features.dimension, columns)
 
 
 def write(
@@ -230,26 +272,31 @@ def write(
     watermark_us: int = SERVED_US,
     audit: Audit | None = None,
     stale_hours: int | None = None,
+    contract: FeatureContract = CONTRACT,
+    vectors: PublishedVectors | None = None,
 ) -> Bundle:
     """Write a bundle of these models; another watermark is another bundle."""
     return export_bundle(
         bundles,
-        contract=CONTRACT,
+        contract=contract,
         goals=models,
         dataset="small_world",
         label_watermark_us=watermark_us,
         canaries=requests[:4],
         snapshot=snapshot,
+        vectors=vectors,
         audit=audit,
         stale_hours=stale_hours,
     )
 
 
-def tokens_of(columns: dict[str, pa.Array], slots: np.ndarray) -> pa.Table:
+def tokens_of(
+    columns: dict[str, pa.Array], slots: np.ndarray, contract: FeatureContract = CONTRACT
+) -> pa.Table:
     """Return what falls into some slots, as the warehouse's inverse dictionary would say."""
     met = [
-        new_tokens(CONTRACT, columns),
-        standing_tokens(CONTRACT, START_US).drop_columns("first_hour_us"),
+        new_tokens(contract, columns),
+        standing_tokens(contract, START_US).drop_columns("first_hour_us"),
     ]
     every = pa.concat_tables(met).to_pylist()
     asked = set(slots.tolist())
