@@ -32,7 +32,7 @@ from ad_pipeline.embeddings.candidate_index import (
 )
 from ad_pipeline.embeddings.encoder_hours import settings_of, train_hours
 from ad_pipeline.embeddings.graph_hours import read_graph, refresh_graph, write_table
-from ad_pipeline.embeddings.published import read_newest
+from ad_pipeline.embeddings.published import read_newest, read_published
 from ad_pipeline.embeddings.retrieval import diversity_of
 from ad_pipeline.embeddings.tables import CANDIDATES, SIMILAR_USERS
 from ad_pipeline.embeddings.vector_hours import advance_hours, encode_on_demand
