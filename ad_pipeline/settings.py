@@ -1226,6 +1226,11 @@ class UserVectorSettings(Group):
         default=72.0,
         description="Hours after which what a similar user engaged with speaks half as loudly.",
     )
+    candidates: PositiveInt = Field(default=50, description="Ads that are listed for a user.")
+    budget_metric: str = Field(
+        default="remaining_budget",
+        description="Metric of events.campaign_kpis that says what a campaign has left to spend.",
+    )
 
     @model_validator(mode="after")
     def _check_tiers(self) -> Self:

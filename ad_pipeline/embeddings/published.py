@@ -17,13 +17,15 @@ import numpy as np
 
 from ad_pipeline.checkpoints import (
     Checkpoint,
+    MissingCheckpoint,
     point,
+    pointed_names,
     read_checkpoint,
     resolve,
     unswept,
     write_checkpoint,
 )
-from ad_pipeline.clocks import HOUR_US, hour_key, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_key, hour_start, timestamp
 from ad_pipeline.embeddings.vectors import StoredVectors, WrongVectors, read_vectors
 from ad_pipeline.embeddings.versions import MixedVersions
 
@@ -89,6 +91,29 @@ def published_hour(publication_lag_hours: int, occurred_us: Moments) -> Moments:
 def last_known_us(hour_us: Moments) -> Moments:
     """Return the last microsecond of an hour: what its stores know the log up to, inclusive."""
     return hour_us + (HOUR_US - 1)
+
+
+def published_hours(root: Path) -> list[int]:
+    """Return the hours that were published, ascending, microseconds."""
+    names = [name.rpartition("/")[2] for name in pointed_names(root, KIND)]
+    # A pointer's file has the key without its colon.
+    return sorted(hour_start(f"{name[:-2]}:{name[-2:]}") for name in names)
+
+
+def read_newest(root: Path, *, verify: bool = True) -> PublishedVectors:
+    """Open what the newest hour published; see :func:`read_published`.
+
+    Raises
+    ------
+    MissingCheckpoint
+        If no hour was published yet.
+    """
+    hours = published_hours(root)
+    if not hours:
+        raise MissingCheckpoint(
+            f"no vectors of users in {root}; materialize embeddings.user_vectors first"
+        )
+    return read_hour(root, hours[-1], verify=verify)
 
 
 def write_published(

@@ -20,4 +20,19 @@ SIMILAR_USERS = Table(
     description="The graph of similar users: a row for each user and each of the nearest others.",
 )
 
-TABLES = (SIMILAR_USERS,)
+CANDIDATES = Table(
+    name="embeddings.candidates",
+    columns=(
+        Column("user_hash", "UBIGINT", "Hash of the user."),
+        Column("rank", "INTEGER", "1 for the ad with the largest weight; ties by the ad's hash."),
+        Column("ad_id", "VARCHAR", "Ad that similar users engaged with and this one did not."),
+        Column("weight", "DOUBLE", "Similarities of those users, the recent counting for more."),
+        Column("version", "VARCHAR", "Digest of the encoder that the similarities are of."),
+        Column("as_of_us", "BIGINT", "Up to when vectors and engagements know the log."),
+    ),
+    key=("user_hash", "rank"),
+    clock=None,
+    description="Ads for each user from what similar users engaged with, the best first.",
+)
+
+TABLES = (SIMILAR_USERS, CANDIDATES)

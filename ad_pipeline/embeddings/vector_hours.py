@@ -184,7 +184,7 @@ def advance_hours(
     Raises
     ------
     MissingCheckpoint
-        If the hour before was never published.
+        If the hour before was never published, or an hour has no encoder though it had one.
     EmbeddingsExtraMissing
         If JAX is not installed and somebody is due.
     """
@@ -197,9 +197,13 @@ def advance_hours(
         history, ids, engagements = _read(warehouse, deployment, chunk_us, chunk_end_us)
         for hour_us in hours_between(chunk_us, chunk_end_us):
             digest = encoder_hours.digest_after(deployment, hour_us)
+            if digest is None and previous is not None:
+                raise MissingCheckpoint(
+                    f"no encoder is in force after {hour_key(hour_us)}, and one was before; "
+                    "materialize embeddings.encoder of that hour first"
+                )
             if digest is None:
                 yield _without_encoder(deployment, settings, hour_us)
-                previous = None
                 continue
             if digest not in opened:
                 opened = {digest: Encoder.open(deployment.checkpoints, digest)}
@@ -225,6 +229,12 @@ def advance_hours(
                 len(read_vectors(root, engagers.digest, verify=False).ids),
                 refresh.layout.codec.error,
             )
+
+
+def known_users(warehouse: "Warehouse", deployment: Deployment, hour_us: int) -> KnownUsers:
+    """Return what was known of users at the end of an hour, read for that hour alone."""
+    history, ids, _ = _read(warehouse, deployment, hour_us, hour_us + HOUR_US)
+    return KnownUsers.after(history, ids, settings_of(deployment.dataset), hour_us)
 
 
 def engager_centroids(engaged: Engaged, users: StoredVectors) -> tuple[np.ndarray, np.ndarray]:
@@ -292,15 +302,13 @@ def encode_on_demand(
     MissingCheckpoint
         If the hour was never published, or before any encoder.
     """
-    settings = settings_of(deployment.dataset)
     users = read_hour(deployment.vectors, hour_us).users
     if users.version == NO_ENCODER:
         raise MissingCheckpoint(
             f"there is no encoder after {hour_key(hour_us)}; materialize embeddings.encoder until "
             "one is trained"
         )
-    history, ids, _ = _read(warehouse, deployment, hour_us, hour_us + HOUR_US)
-    known = KnownUsers.after(history, ids, settings, hour_us)
+    known = known_users(warehouse, deployment, hour_us)
     asked = np.isin(known.ids, user_hashes(list(user_ids))) & (known.newest_us != NEVER)
     encoder = Encoder.open(deployment.checkpoints, users.version)
     fresh = _fresh(encoder, users.layout, known, asked)
