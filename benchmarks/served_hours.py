@@ -111,7 +111,7 @@ def serve(
     Parameters
     ----------
     market : Deployment
-        From :func:`counted_market`.
+        From :func:`counted_market`; its vectors too, if its settings ask for them.
     home : Path
         Where the served day is ingested: the bidder needs the rates of hours that the log of its
         decisions comes before.
@@ -121,10 +121,11 @@ def serve(
         By hour of the world.
     """
     served = Deployment(market.dataset, home)
-    for folder in (market.logs, market.snapshots, market.bundles):
-        shutil.copytree(folder, home / folder.relative_to(market.home))
+    for folder in (market.logs, market.snapshots, market.vectors, market.bundles):
+        if folder.is_dir():
+            shutil.copytree(folder, home / folder.relative_to(market.home))
     by_moment = {spec.hour_start_us(hour): fault for hour, fault in faults.items()}
-    scorer = HourlyScorer(bundle, market.snapshots, by_moment)
+    scorer = HourlyScorer(bundle, market.snapshots, by_moment, market.vectors)
     hours: list[pa.Table] = []
     serve_day(spec, SERVED_DAY, scorer, hours.append)
     target = served.logs / DECISIONS / f"day={SERVED_DAY}.parquet"

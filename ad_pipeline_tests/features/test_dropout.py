@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import HOUR_US, hours_between
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.as_served import look_up_as_served, read_as_served
 from ad_pipeline.features.dropout import dropped, read_to_learn, without
@@ -21,6 +21,7 @@ from ad_pipeline.settings import FeatureDropoutSettings
 from ad_pipeline.warehouse import Warehouse, rows_of, select
 from ad_pipeline_tests.defs.markets import Market
 from ad_pipeline_tests.features.logs import tiny_dataset
+from ad_pipeline_tests.features.made_vectors import with_vectors
 from ad_pipeline_tests.learners.markets import ready_market
 
 CONTRACT = FeatureContract.from_dataset(tiny_dataset())
@@ -100,12 +101,19 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Market:
     return ready_market(tmp_path_factory.mktemp("market"), days=1)
 
 
-def with_dropout(market: Market, dropout: Mapping[str, Any] | None) -> Deployment:
-    dataset = market.deployment.dataset
+@pytest.fixture(scope="module")
+def seeing(market: Market) -> Deployment:
+    """Return the market with vectors that nine in ten users have, other ones every hour."""
+    return with_vectors(market.deployment, hours_between(market.start_us, market.end_us), 3)
+
+
+def with_dropout(market: Market | Deployment, dropout: Mapping[str, Any] | None) -> Deployment:
+    deployment = market.deployment if isinstance(market, Market) else market
+    dataset = deployment.dataset
     settings = dataset.settings.model_copy(
         update={"feature_dropout": dropout and FeatureDropoutSettings.model_validate(dropout)}
     )
-    return replace(market.deployment, dataset=dataset.model_copy(update={"settings": settings}))
+    return replace(deployment, dataset=dataset.model_copy(update={"settings": settings}))
 
 
 def impressions(market: Market) -> pa.Table:
@@ -146,6 +154,41 @@ def test_old_counts_are_those_that_were_published_so_many_hours_before(market: M
             hours > 0
         )
     assert differ > 100, "an hour changes the counts"
+
+
+def test_old_vectors_come_with_old_counts_and_go_with_them(
+    market: Market, seeing: Deployment
+) -> None:
+    only_aged = {"share": 1e-9, "aged_share": 0.5, "whole": 0.2, "aged_hours": 3}
+    deployment = with_dropout(seeing, only_aged)
+    contract, rows = FeatureContract.from_dataset(deployment.dataset), impressions(market)
+    settings = FeatureDropoutSettings.model_validate(only_aged)
+    lost = dropped(
+        contract, rows.column("impression_id"), settings, deployment.dataset.settings.seed
+    )
+    read, served = read_as_served(deployment, contract, rows)
+    _, learnt = read_to_learn(deployment, contract, rows)
+
+    assert np.isnan(learnt.vectors[lost.looked_up]).all()
+    occurred_us = rows.column("occurred_us").to_numpy()
+    for hours in range(4):
+        of_age = (lost.hours == hours) & ~lost.looked_up
+        then = look_up_as_served(deployment, contract, read, occurred_us - hours * HOUR_US)
+        assert np.array_equal(learnt.vectors[of_age], then.vectors[of_age], equal_nan=True)
+    aged = (lost.hours > 0) & ~lost.looked_up & np.isfinite(served.vectors).all(axis=1)
+    assert (learnt.vectors[aged] != served.vectors[aged]).all()
+    assert 0.5 < np.isfinite(served.vectors).mean() < 0.9
+
+
+def test_who_loses_his_id_loses_his_vector(market: Market, seeing: Deployment) -> None:
+    deployment = with_dropout(seeing, {"share": 0.5, "whole": 0.99, "aged_share": 1e-9})
+    contract, rows = FeatureContract.from_dataset(deployment.dataset), impressions(market)
+    _, served = read_as_served(deployment, contract, rows)
+    _, learnt = read_to_learn(deployment, contract, rows)
+    known = np.isfinite(served.vectors).all(axis=1)
+    kept = np.isfinite(learnt.vectors).all(axis=1)
+    assert not (kept & ~known).any()
+    assert 0.4 < kept.sum() / known.sum() < 0.6
 
 
 def test_copies_of_an_impression_are_learnt_with_the_same_loss_and_nothing_else_changes(

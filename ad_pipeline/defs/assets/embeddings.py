@@ -8,7 +8,7 @@ import dagster as dg
 import numpy as np
 from pydantic import Field
 
-from ad_pipeline.clocks import hour_key, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_key, timestamp
 from ad_pipeline.defs.assets.events import MAPPED
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.hourly_metadata import describe_hour
@@ -37,6 +37,7 @@ from ad_pipeline.embeddings.retrieval import diversity_of
 from ad_pipeline.embeddings.tables import CANDIDATES, SIMILAR_USERS
 from ad_pipeline.embeddings.vector_hours import advance_hours, encode_on_demand
 from ad_pipeline.embeddings.vectors import read_vectors
+from ad_pipeline.serving.pointers import publish_vectors
 
 ENCODER = ["embeddings", "encoder"]
 USER_VECTORS = ["embeddings", "user_vectors"]
@@ -113,7 +114,9 @@ def user_vectors(
 ) -> dg.MaterializeResult:
     """Encode whom each hour asks for, and publish."""
     start_us, end_us = hours(context)
-    for hour in advance_hours(deployment.warehouse, deployment.paths, start_us, end_us):
+    paths = deployment.paths
+    for hour in advance_hours(deployment.warehouse, paths, start_us, end_us):
+        publish_vectors(paths.serving, hour.digest, hour.hour_us + HOUR_US)
         describe_hour(
             context,
             USER_VECTORS,

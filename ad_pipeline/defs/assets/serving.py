@@ -5,6 +5,7 @@ from functools import partial
 import dagster as dg
 
 from ad_pipeline.clocks import HOUR_US, timestamp
+from ad_pipeline.defs.assets.learners.inputs import PUBLISHED
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.partitions import SINGLE_RUN
 from ad_pipeline.defs.resources import DeploymentResource
@@ -36,7 +37,7 @@ from ad_pipeline.serving.promotion import history
         ["learners", "batch_model"],
         ["learners", "ensemble"],
         ["examples", "labelled_impressions"],  # the fallback ladder is fitted on them
-        ["features", "rates"],
+        *PUBLISHED,
         ["features", "inverse_dictionary"],
     ],
     automation_condition=refresh_after_upstream(),

@@ -5,7 +5,7 @@ import json
 import dagster as dg
 
 from ad_pipeline.clocks import timestamp
-from ad_pipeline.defs.assets.learners.inputs import IMPRESSIONS, LEFT_OUT, RATES
+from ad_pipeline.defs.assets.learners.inputs import IMPRESSIONS, LEFT_OUT, LOOKED_UP
 from ad_pipeline.defs.assets.learners.orders import Asked, record_asked
 from ad_pipeline.defs.hourly_metadata import (
     describe_hour,
@@ -33,7 +33,7 @@ from ad_pipeline.learners.tables import BATCH_PREDICTIONS, RETRAINS
                 dg.AssetDep(["learners", "online_predictions"], partition_mapping=HORIZON),
                 *LEFT_OUT,
                 IMPRESSIONS,
-                RATES,
+                *LOOKED_UP,
             ],
             group_name="learners",
             kinds={"lightgbm"},
@@ -85,7 +85,7 @@ def batch_learner(context: dg.AssetExecutionContext, config: Asked, deployment: 
                 dg.AssetDep(["learners", "batch_model"], partition_mapping=PREVIOUS_HOUR),
                 dg.AssetDep(["learners", "online_predictions"], partition_mapping=SAME_HOUR),
                 IMPRESSIONS,
-                RATES,
+                *LOOKED_UP,
             ],
             kinds={"lightgbm"},
         )

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from ad_pipeline.clocks import HOUR_US, timestamp
-from ad_pipeline.defs.assets.learners.inputs import IMPRESSIONS, LEFT_OUT, RATES
+from ad_pipeline.defs.assets.learners.inputs import IMPRESSIONS, LEFT_OUT, LOOKED_UP
 from ad_pipeline.defs.hourly_metadata import describe_hour, describe_scored
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import HOURLY, PREVIOUS_HOUR, SAME_HOUR, SINGLE_RUN, hours
@@ -25,7 +25,7 @@ from ad_pipeline.learners.tables import DEEP_PREDICTIONS
         *LEFT_OUT,
         dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
         IMPRESSIONS,
-        RATES,
+        *LOOKED_UP,
     ],
     description=(
         "The wide & deep model of each goal in force after this hour: it continues on the examples "
@@ -67,7 +67,7 @@ def deep_model(
             deps=[
                 dg.AssetDep(["learners", "deep_model"], partition_mapping=PREVIOUS_HOUR),
                 IMPRESSIONS,
-                RATES,
+                *LOOKED_UP,
             ],
             kinds={"numba"},
         )

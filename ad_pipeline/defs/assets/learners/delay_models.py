@@ -5,7 +5,7 @@ import json
 import dagster as dg
 
 from ad_pipeline.clocks import timestamp
-from ad_pipeline.defs.assets.learners.inputs import IMPRESSIONS, RATES
+from ad_pipeline.defs.assets.learners.inputs import IMPRESSIONS, LOOKED_UP
 from ad_pipeline.defs.assets.learners.orders import Asked, record_asked
 from ad_pipeline.defs.hourly_metadata import describe_hour, describe_rows
 from ad_pipeline.defs.lineage import table_spec
@@ -29,7 +29,7 @@ from ad_pipeline.learners.tables import DELAY_REFITS
                 dg.AssetDep(["learners", "delay_refits"]),
                 dg.AssetDep(["examples", "labelled_impressions"], partition_mapping=SAME_HOUR),
                 IMPRESSIONS,
-                RATES,
+                *LOOKED_UP,
             ],
             description=(
                 "The models of delay of each goal in force after this hour: how late positives "

@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_start, hours_between, timestamp
-from ad_pipeline.defs.assets.learners.inputs import IMPRESSIONS, LEFT_OUT, RATES
+from ad_pipeline.defs.assets.learners.inputs import IMPRESSIONS, LEFT_OUT, LOOKED_UP
 from ad_pipeline.defs.assets.learners.orders import Asked
 from ad_pipeline.defs.hourly_metadata import (
     describe_hour,
@@ -46,7 +46,7 @@ LEARNT_FROM = [
     dg.AssetDep(["learners", "rate_orders"], partition_mapping=PREVIOUS_HOUR),
     dg.AssetDep(["examples", "training_examples"], partition_mapping=SAME_HOUR),
     IMPRESSIONS,
-    RATES,
+    *LOOKED_UP,
 ]
 
 

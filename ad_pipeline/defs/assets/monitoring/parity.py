@@ -4,6 +4,7 @@ import dagster as dg
 
 from ad_pipeline.clocks import hours_between, timestamp
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
+from ad_pipeline.defs.assets.learners.inputs import PUBLISHED
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.hourly_metadata import describe_hour
 from ad_pipeline.defs.lineage import table_spec
@@ -56,14 +57,14 @@ def candidate_replay(context: dg.AssetExecutionContext, deployment: DeploymentRe
 
 
 SERVED = [
-    dg.AssetDep(name.split("."), partition_mapping=SAME_HOUR)
-    for name in (
+    dg.AssetDep(key, partition_mapping=SAME_HOUR)
+    for key in (
         *(
-            table.name
+            table.name.split(".")
             for table in HOURLY_TABLES
             if table.name in ("events.decisions", "events.impressions")
         ),
-        "features.rates",  # a value that leaked from the hour itself is known by these
+        *PUBLISHED,  # a value that leaked from the hour itself is known by these
     )
 ]
 
