@@ -7,7 +7,6 @@ becomes slots :mod:`.content`; who reads them when does not belong here.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,16 +16,13 @@ import pyarrow.compute as pc
 
 from ad_pipeline.datasets import Dataset
 from ad_pipeline.embeddings.content import id_tokens, text_tokens
+from ad_pipeline.embeddings.published import AD, USER, ad_hashes, user_hashes
 from ad_pipeline.embeddings.retrieval import Engaged, engaged_until
-from ad_pipeline.embeddings.sequences import USER, History
-from ad_pipeline.hashing import hash_strings, seed_of
+from ad_pipeline.embeddings.sequences import History
 from ad_pipeline.settings import EncoderSettings, Modality
 
 if TYPE_CHECKING:
     import duckdb
-
-AD = "ad_id"
-"""What ids of ads are hashed as."""
 
 PLAIN = (USER, "modality", "content_id", "occurred_us", "received_us")
 
@@ -139,15 +135,9 @@ def engagements_of(rows: pa.Table, dataset: Dataset) -> Engagements:
     own = own.filter(pc.is_valid(own[AD]))  # pyright: ignore[reportAttributeAccessIssue]
     return Engagements(
         user_hashes(own[USER]),
-        hash_strings(own[AD], seed_of(AD)),
+        ad_hashes(own[AD]),
         own["received_us"].to_numpy().astype(np.int64),
     )
-
-
-def user_hashes(ids: pa.Array | pa.ChunkedArray | Iterable[str]) -> np.ndarray:
-    """Return the hash of each user, uint64: that of the feature contract."""
-    texts = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, pa.string())
-    return hash_strings(texts, seed_of(USER))
 
 
 def _content(ids: pa.ChunkedArray, modality: Modality, bits: int) -> dict[str, pa.Array]:

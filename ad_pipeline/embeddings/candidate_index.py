@@ -3,17 +3,15 @@
 The folder is a checkpoint: it can be copied beside a bundle, and a process that scores answers from
 it with nothing but NumPy, Numba and Arrow. It holds hashes, but for the ids of ads, which an answer
 is in. How ads are found is :func:`.retrieval.of_similar_users`; which are eligible is told by the
-caller, or read from the log by :func:`eligible_ads`.
+caller. Reading graph and log from the warehouse is :mod:`.candidates_of_log`.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from ad_pipeline.checkpoints import (
     Checkpoint,
@@ -24,30 +22,15 @@ from ad_pipeline.checkpoints import (
     unswept,
     write_checkpoint,
 )
-from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.datasets import Deployment
-from ad_pipeline.embeddings.activities import (
-    AD,
-    engagements_of,
-    read_activities,
-    user_hashes,
-)
-from ad_pipeline.embeddings.encoder_hours import settings_of
-from ad_pipeline.embeddings.graph_hours import StoredGraph
 from ad_pipeline.embeddings.nearest import NOBODY
+from ad_pipeline.embeddings.published import ad_hashes, user_hashes
 from ad_pipeline.embeddings.retrieval import Candidates, Engaged, of_similar_users, popular
-from ad_pipeline.embeddings.tables import CANDIDATES, TABLES
 from ad_pipeline.embeddings.vectors import ABSENT, places_of
-from ad_pipeline.hashing import hash_values, seed_of
-
-if TYPE_CHECKING:
-    from ad_pipeline.warehouse import Warehouse
 
 KIND = "embeddings.candidate_index"
 POINTER = f"{KIND}/newest"
 
 _ENGAGED = ("users", "starts", "ads", "newest_us", "ad_ids")
-_USERS = 4_096
 
 
 @dataclass(frozen=True)
@@ -147,40 +130,6 @@ class CandidateIndex:
         return [self.ad_texts[place] for place in places_of(self.engaged.ad_ids, ads)]
 
 
-def read_index(
-    warehouse: "Warehouse", deployment: Deployment, stored: StoredGraph
-) -> CandidateIndex:
-    """Put a graph together with what users had engaged with by its moment.
-
-    Parameters
-    ----------
-    warehouse : Warehouse
-    deployment : Deployment
-    stored : StoredGraph
-    """
-    dataset = deployment.dataset
-    settings = settings_of(dataset)
-    lookback_us, as_of_us = settings.lookback_hours * HOUR_US, stored.as_of_us
-    with warehouse.reader() as connection:
-        rows = read_activities(
-            connection, dataset, settings.encoder, as_of_us - lookback_us + 1, as_of_us
-        )
-    engaged = engagements_of(rows, dataset).as_of(as_of_us, lookback_us)
-    texts = rows[AD].drop_null().unique().to_pylist()
-    hashes = hash_values(texts, seed_of(AD))
-    by_hash = dict(zip(hashes.tolist(), texts, strict=True))
-    graph = stored.graph
-    return CandidateIndex(
-        graph.version,
-        engaged,
-        tuple(by_hash[ad] for ad in engaged.ad_ids.tolist()),
-        graph.ids,
-        graph.neighbours,
-        graph.similarities,
-        round(settings.half_life_hours * HOUR_US),
-    )
-
-
 def write_index(root: Path, index: CandidateIndex) -> Checkpoint:
     """Write an index and move the pointer to it."""
     arrays = {f"engaged_{name}": getattr(index.engaged, name) for name in _ENGAGED}
@@ -207,68 +156,6 @@ def open_index_folder(folder: Path) -> CandidateIndex:
     return _opened(open_folder(folder))
 
 
-def eligible_ads(warehouse: "Warehouse", deployment: Deployment, as_of_us: int) -> list[str]:
-    """Return the ads shown within the lookback whose campaign may still have budget.
-
-    What remains of a budget is what ``events.campaign_kpis`` told last, under the metric
-    ``budget_metric``; a campaign that nothing was told of is taken to have some.
-    """
-    from ad_pipeline.warehouse import rows_of, select
-
-    settings = settings_of(deployment.dataset)
-    parameters = {
-        "from_us": as_of_us - settings.lookback_hours * HOUR_US + 1,
-        "as_of_us": as_of_us,
-        "budget_metric": settings.budget_metric,
-    }
-    with warehouse.reader() as connection:
-        return rows_of(connection, select("embeddings.eligible_ads"), parameters)[
-            "ad_id"
-        ].to_pylist()
-
-
-def write_candidates(
-    warehouse: "Warehouse", index: CandidateIndex, eligible: Sequence[str], limit: int
-) -> Candidates:
-    """Replace ``embeddings.candidates`` by those of all users of an index, and return them."""
-    warehouse.create(TABLES)
-    found = []
-    with warehouse.writer() as connection:
-        connection.execute(f"DELETE FROM {CANDIDATES.name}")
-        for start in range(0, len(index.ids), _USERS):
-            block = index.of_hashes(index.ids[start : start + _USERS], eligible, limit)
-            found.append(block)
-            connection.register("block", _rows(index, block))
-            connection.execute(f"INSERT INTO {CANDIDATES.name} BY NAME SELECT * FROM block")
-            connection.unregister("block")
-    return _joined(index, found)
-
-
-def _rows(index: CandidateIndex, found: Candidates) -> pa.Table:
-    counts = np.diff(found.starts)
-    rank = np.arange(len(found.ads)) - np.repeat(found.starts[:-1], counts) + 1
-    return pa.table(
-        {
-            "user_hash": pa.array(np.repeat(found.users, counts)),
-            "rank": pa.array(rank.astype(np.int32)),
-            "ad_id": pa.array(index.texts_of(found.ads), pa.string()),
-            "weight": pa.array(found.weights),
-            "version": pa.repeat(pa.scalar(index.version), len(rank)),
-            "as_of_us": pa.repeat(pa.scalar(index.engaged.as_of_us, pa.int64()), len(rank)),
-        }
-    )
-
-
-def _joined(index: CandidateIndex, blocks: Sequence[Candidates]) -> Candidates:
-    counts = [np.diff(block.starts) for block in blocks]
-    return Candidates(
-        index.ids,
-        np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))]),
-        np.concatenate([np.zeros(0, np.uint64), *(block.ads for block in blocks)]),
-        np.concatenate([np.zeros(0), *(block.weights for block in blocks)]),
-    )
-
-
 def _opened(kept: Checkpoint) -> CandidateIndex:
     arrays, facts = kept.arrays, kept.manifest
     engaged = Engaged(facts["as_of_us"], *(arrays[f"engaged_{name}"] for name in _ENGAGED))
@@ -284,4 +171,4 @@ def _opened(kept: Checkpoint) -> CandidateIndex:
 
 
 def _hashed(eligible: Iterable[str] | None) -> np.ndarray | None:
-    return None if eligible is None else hash_values(list(eligible), seed_of(AD))
+    return None if eligible is None else ad_hashes(list(eligible))

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, unpoint, unswept
 from ad_pipeline.clocks import HOUR_US, hour_key, hours_between
 from ad_pipeline.datasets import Dataset, Deployment
-from ad_pipeline.embeddings.activities import USER, ad_tokens, history_of, read_activities
+from ad_pipeline.embeddings.activities import ad_tokens, history_of, read_activities
 from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
-from ad_pipeline.embeddings.published import last_known_us, published_hour
+from ad_pipeline.embeddings.published import USER, last_known_us, published_hour
 from ad_pipeline.embeddings.sequences import NEVER, Sequences
 from ad_pipeline.embeddings.training import KIND, LabelledAds, Training
 from ad_pipeline.hashing import uniform

@@ -9,11 +9,13 @@ everybody absent, and an hour that was never published still is an error.
 Who writes the stores belongs to :mod:`ad_pipeline.embeddings.vector_hours`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from ad_pipeline.checkpoints import (
     Checkpoint,
@@ -26,10 +28,15 @@ from ad_pipeline.checkpoints import (
     write_checkpoint,
 )
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_start, timestamp
+from ad_pipeline.embeddings.sequences import USER
 from ad_pipeline.embeddings.vectors import StoredVectors, WrongVectors, read_vectors
 from ad_pipeline.embeddings.versions import MixedVersions
+from ad_pipeline.hashing import hash_strings, hash_values, seed_of
 
 KIND = "embeddings.published"
+
+AD = "ad_id"
+"""What ids of ads are hashed as, here and in the feature contract."""
 
 Moments = TypeVar("Moments", int, np.ndarray)
 
@@ -46,9 +53,9 @@ class PublishedVectors:
     hour_us : int
         Start of the log hour whose end the stores know.
     users : StoredVectors
-        By ``hash_strings(user_id, seed_of("user_id"))``, the hash of the feature contract.
+        By :func:`user_hashes`.
     engagers : StoredVectors
-        By ``hash_strings(ad_id, seed_of("ad_id"))``: for each ad the mean of its engagers' vectors,
+        By :func:`ad_hashes`: for each ad the mean of its engagers' vectors,
         each at length 1. Of the users' version.
     digest : str
         Of the checkpoint that names the pair.
@@ -63,6 +70,16 @@ class PublishedVectors:
     def version(self) -> str:
         """Digest of the encoder's checkpoint, or :data:`NO_ENCODER`."""
         return self.users.version
+
+
+def user_hashes(ids: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+    """Return the hash of each user, uint64 (n,): that of the feature contract."""
+    return _hashes(ids, USER)
+
+
+def ad_hashes(ids: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
+    """Return the hash of each ad, uint64 (n,): that of the feature contract."""
+    return _hashes(ids, AD)
 
 
 def pointer(hour_us: int) -> str:
@@ -205,3 +222,9 @@ def read_hour(root: Path, hour_us: int, *, verify: bool = True) -> PublishedVect
         If the hour was never published.
     """
     return read_published(root, resolve(root, pointer(hour_us)), verify=verify)
+
+
+def _hashes(ids: pa.Array | pa.ChunkedArray | Sequence[str], name: str) -> np.ndarray:
+    if isinstance(ids, pa.Array | pa.ChunkedArray):
+        return hash_strings(ids, seed_of(name))
+    return hash_values(ids, seed_of(name))

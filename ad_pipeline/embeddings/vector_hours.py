@@ -26,7 +26,6 @@ from ad_pipeline.embeddings.activities import (
     engagements_of,
     history_of,
     read_activities,
-    user_hashes,
 )
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.encoder_hours import settings_of
@@ -35,6 +34,7 @@ from ad_pipeline.embeddings.published import (
     last_known_us,
     pointer,
     read_hour,
+    user_hashes,
     write_published,
 )
 from ad_pipeline.embeddings.refresh import due_for_full, due_for_incremental

@@ -24,12 +24,8 @@ from ad_pipeline.defs.partitions import (
 )
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, whole
-from ad_pipeline.embeddings.candidate_index import (
-    eligible_ads,
-    read_index,
-    write_candidates,
-    write_index,
-)
+from ad_pipeline.embeddings.candidate_index import write_index
+from ad_pipeline.embeddings.candidates_of_log import eligible_ads, read_index, write_candidates
 from ad_pipeline.embeddings.encoder_hours import settings_of, train_hours
 from ad_pipeline.embeddings.graph_hours import read_graph, refresh_graph, write_table
 from ad_pipeline.embeddings.published import read_newest, read_published
