@@ -337,18 +337,20 @@ def export_bundle(
     uncounted, poor = _poor_canaries(contract, ladders, canaries)
     columns = request_columns(contract, [*canaries, *uncounted, *poor])
     read = read_columns(contract, columns)
-    counts = (
+    looked_up = (
         LookedUp.nothing(contract, len(read))
         if snapshot is None or not contract.entities
         else counts_of(contract, snapshot, entity_hashes(contract, read))
     )
     used = None
     if contract.vectors is not None and vectors is not None:
-        counts.vectors[:] = vector_numbers(contract.vectors, vectors, vector_hashes(contract, read))
+        looked_up.vectors[:] = vector_numbers(
+            contract.vectors, vectors, vector_hashes(contract, read)
+        )
         used = vectors.digest
     if contract.vectors is not None:
         columns[VECTORS_USED] = string_array([used] * len(read))
-    counts.forget(slice(len(canaries), len(canaries) + len(uncounted)))
+    looked_up.forget(slice(len(canaries), len(canaries) + len(uncounted)))
     manifest = {
         "contract": json.loads(contract.to_json()),
         "goals": described,
@@ -359,8 +361,8 @@ def export_bundle(
         "facts": dict(facts or {}),
         "audit": None if audit is None else audit.to_json(),
         "canaries": {
-            "features": _canary_features(contract, columns, counts),
-            "scores": _listed(draft.score(read, counts)),
+            "features": _canary_features(contract, columns, looked_up),
+            "scores": _listed(draft.score(read, looked_up)),
         },
         # A bundle that logs everything is, to the byte, what it was before there was a share.
         **({} if log_share >= 1 else {"log_share": log_share}),
@@ -507,8 +509,8 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
         manifest=manifest,
     )
     canaries = manifest["canaries"]
-    columns, counts = logged_inputs(contract, canaries["features"])
-    scored = _listed(bundle.score(read_columns(contract, columns), counts))
+    columns, looked_up = logged_inputs(contract, canaries["features"])
+    scored = _listed(bundle.score(read_columns(contract, columns), looked_up))
     if scored != canaries["scores"]:
         raise CorruptBundle(
             f"{checkpoint.path / 'manifest.json'}: canary requests score {scored}, the bundle says "

@@ -177,8 +177,8 @@ class _ScoredByBatch:
                 goal: _online_logits(connection, goal, start_us, end_us)
                 for goal in self.deployment.dataset.goal_names
             }
-        read, counts = read_as_served(self.deployment, self.contract, served)
-        matrix = dense(self.contract, read, counts)
+        read, looked_up = read_as_served(self.deployment, self.contract, served)
+        matrix = dense(self.contract, read, looked_up)
         categories = category_hashes(self.contract, read)
 
         def score(goal: str, digest: str, rows: slice) -> np.ndarray:
@@ -227,9 +227,9 @@ def train_after(
     rows = _thinned(rows, settings.maximum_rows, deployment.dataset.settings.seed)
     matured_us = rows.column("matured_us").to_numpy()
     train, valid = training_slices(matured_us, settings.validation_share, goal.window_us)
-    read, counts = read_to_learn(deployment, contract, rows)
+    read, looked_up = read_to_learn(deployment, contract, rows)
     return train_batch_model(
-        dense(contract, read, counts),
+        dense(contract, read, looked_up),
         category_hashes(contract, read),
         rows.column("online_logit").to_numpy(),
         rows.column("label").to_numpy(),

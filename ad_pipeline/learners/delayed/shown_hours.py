@@ -47,8 +47,8 @@ class ShownRows:
 
 def encoded_slots(deployment: Deployment, contract: FeatureContract, rows: pa.Table) -> np.ndarray:
     """Return the slots of impressions' rows as they were served, uint32 (n, F)."""
-    read, counts = read_as_served(deployment, contract, rows)
-    return slots(contract, read, counts)
+    read, looked_up = read_as_served(deployment, contract, rows)
+    return slots(contract, read, looked_up)
 
 
 def shown_rows(
