@@ -871,9 +871,7 @@ def uniform(seed: int, ids: pa.Array | pa.ChunkedArray | np.ndarray, purpose: st
     ndarray of shape (n,), float64
         In ``[0, 1)``: the 53 highest bits of the hash of (seed, purpose, identity).
     """
-    drawing_seed = int(
-        combine(np.array([seed % 2**64], np.uint64), np.array([seed_of(purpose)], np.uint64))[0]
-    )
+    drawing_seed = _drawing_seed(seed, purpose)
     if isinstance(ids, np.ndarray):
         words = ids.astype(np.uint64, copy=False).reshape(-1, 1)
         hashes = hash_words(words, np.array([drawing_seed], np.uint64))[:, 0]
@@ -882,6 +880,12 @@ def uniform(seed: int, ids: pa.Array | pa.ChunkedArray | np.ndarray, purpose: st
     draws = np.empty(hashes.size, np.float64)
     _unit_draws(hashes, draws)
     return draws
+
+
+@cache
+def _drawing_seed(seed: int, purpose: str) -> int:
+    words = np.array([seed % 2**64, seed_of(purpose)], np.uint64)
+    return int(combine(words[:1], words[1:])[0])
 
 
 def _view(buffer: pa.Buffer | None, dtype: type[np.generic], count: int = -1) -> np.ndarray:

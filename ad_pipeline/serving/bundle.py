@@ -343,7 +343,12 @@ def export_bundle(
         "facts": dict(facts or {}),
         "audit": None if audit is None else audit.to_json(),
         "canaries": {
-            "features": [json.loads(text) for text in features_json(contract, columns, counts)],
+            "features": [
+                json.loads(text)
+                for text in features_json(
+                    contract, columns, counts, np.arange(len(read))
+                ).to_pylist()
+            ],
             "scores": _listed(draft.score(read, counts)),
         },
         # A bundle that logs everything is, to the byte, what it was before there was a share.
