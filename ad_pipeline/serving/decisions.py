@@ -26,6 +26,8 @@ RATES_AGE = "rates"
 LOGGED = "serving log"
 """Purpose of the draw that decides whether a request's decision is logged."""
 
+_NUMBERS = {np.dtype(np.int64): pa.int64(), np.dtype(np.float64): pa.float64()}
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -287,7 +289,7 @@ def logged_inputs(
 
 def numbers_array(values: np.ndarray) -> pa.Array:
     """Lay int64 or float64 numbers of shape (n,) into an Arrow array without pandas."""
-    kind = {"int64": pa.int64(), "float64": pa.float64()}[str(values.dtype)]
+    kind = _NUMBERS[values.dtype]
     buffer = pa.py_buffer(np.ascontiguousarray(values))
     return pa.Array.from_buffers(kind, len(values), [None, buffer])
 

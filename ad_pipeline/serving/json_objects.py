@@ -50,6 +50,9 @@ _LONGEST_VALUE = 24
 _LONGEST_ESCAPE = 6
 """Bytes that one byte of a text may become."""
 
+_BLOCK_ROWS = 256
+"""Rows that are read column by column before they are written: few enough for the cache."""
+
 _LOWEST_POWER, _HIGHEST_POWER = -292, 324
 
 
@@ -75,6 +78,8 @@ _ESCAPES = np.zeros(256, np.uint8)
 _ESCAPES[:32] = ord("u")
 _ESCAPES[np.frombuffer(b'\b\f\n\r\t"\\', np.uint8)] = np.frombuffer(b'bfnrt"\\', np.uint8)
 
+_TENS = np.array([10**size for size in range(20)], np.uint64)
+_PAIRS = np.frombuffer(b"".join(b"%02d" % pair for pair in range(100)), np.uint8).reshape(100, 2)
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 _NULL_TEXT = np.frombuffer(b"null", np.uint8)
 _INFINITIES = np.frombuffer(b'"Infinity""-Infinity"', np.uint8)
@@ -292,8 +297,8 @@ def _text_bytes(members: np.ndarray, rows: np.ndarray) -> int:
         member = members[m]
         if member.kind < _TEXT:
             continue
-        for k in range(rows.size):
-            item = _item(member, rows[k])
+        for row in rows:
+            item = _item(member, row)
             if item >= 0:
                 place = member.offsets + item * member.width
                 total += _code_at(place + member.width, member.width)
@@ -301,18 +306,43 @@ def _text_bytes(members: np.ndarray, rows: np.ndarray) -> int:
     return total
 
 
+@njit(cache=True, nogil=True)
+def _read(member: Any, rows: np.ndarray, values: np.ndarray, sizes: np.ndarray) -> None:
+    """Read a column's values of some rows: the bits of numbers, addresses and sizes of texts.
+
+    The size of a null is -1. Rows that lie far apart are waited for together, not one by one.
+    """
+    for k in range(rows.size):
+        item = _item(member, rows[k])
+        sizes[k] = 0
+        if item < 0:
+            sizes[k] = -1
+        elif member.kind < _TEXT:
+            values[k] = _int64_at(member.values + item * member.step)
+        else:
+            place = member.offsets + item * member.width
+            start = _code_at(place, member.width)
+            values[k] = member.letters + start
+            sizes[k] = _code_at(place + member.width, member.width) - start
+
+
 @njit(cache=True)
 def _write_digits(number: np.uint64, out: np.ndarray, at: int) -> int:
     """Write a whole number; return where it ends."""
-    size, least = 1, np.uint64(10)
-    while size < 20 and number >= least:
+    size = 1
+    while size < 20 and number >= _TENS[size]:
         size += 1
-        if size < 20:
-            least *= np.uint64(10)
-    for place in range(at + size - 1, at - 1, -1):
-        rest = number // np.uint64(10)
-        out[place] = _ZERO + np.uint8(number - rest * np.uint64(10))
+    place = at + size
+    while number >= np.uint64(100):
+        rest = number // np.uint64(100)
+        pair = np.int64(number - rest * np.uint64(100))
+        place -= 2
+        out[place] = _PAIRS[pair, 0]
+        out[place + 1] = _PAIRS[pair, 1]
         number = rest
+    if number >= np.uint64(10):
+        out[at] = _PAIRS[np.int64(number), 0]
+    out[place - 1] = _PAIRS[np.int64(number), 1]
     return at + size
 
 
@@ -464,35 +494,36 @@ def _write_objects(
     ends: np.ndarray,
 ) -> bool:
     """Write an object a row behind one another; return whether every text is ASCII."""
+    values = np.empty((members.size, _BLOCK_ROWS), np.int64)
+    sizes = np.empty((members.size, _BLOCK_ROWS), np.int64)
     at = 0
     are_ascii = True
     ends[0] = 0
-    for k in range(rows.size):
-        label = 0
+    for first in range(0, rows.size, _BLOCK_ROWS):
+        of_block = rows[first : first + _BLOCK_ROWS]
         for m in range(members.size):
-            size = label_ends[m] - label
-            _copy(out.ctypes.data + at, labels.ctypes.data + label, size)
-            at += size
-            label = label_ends[m]
-            member = members[m]
-            item = _item(member, rows[k])
-            if item < 0:
-                _copy(out.ctypes.data + at, _NULL_TEXT.ctypes.data, 4)
-                at += 4
-            elif member.kind == _WHOLE:
-                at = _write_whole(_int64_at(member.values + item * member.step), out, at)
-            elif member.kind == _FLOAT:
-                address = hashing.pointer(member.values + item * member.step)
-                at = _write_float(carray(address, 1, np.float64)[0], out, at)
-            else:
-                place = member.offsets + item * member.width
-                start = _code_at(place, member.width)
-                length = _code_at(place + member.width, member.width) - start
-                at, is_ascii = _write_text(member.letters + start, length, out, at)
-                are_ascii &= is_ascii
-        out[at] = _END
-        at += 1
-        ends[k + 1] = at
+            _read(members[m], of_block, values[m], sizes[m])
+        for k in range(of_block.size):
+            label = 0
+            for m in range(members.size):
+                size = label_ends[m] - label
+                _copy(out.ctypes.data + at, labels.ctypes.data + label, size)
+                at += size
+                label = label_ends[m]
+                kind, value = members[m].kind, values[m, k]
+                if sizes[m, k] < 0:
+                    _copy(out.ctypes.data + at, _NULL_TEXT.ctypes.data, 4)
+                    at += 4
+                elif kind == _WHOLE:
+                    at = _write_whole(value, out, at)
+                elif kind == _FLOAT:
+                    at = _write_float(np.int64(value).view(np.float64), out, at)
+                else:
+                    at, is_ascii = _write_text(value, sizes[m, k], out, at)
+                    are_ascii &= is_ascii
+            out[at] = _END
+            at += 1
+            ends[first + k + 1] = at
     return are_ascii
 
 
