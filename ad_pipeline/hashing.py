@@ -532,8 +532,9 @@ class TextColumns:
         hashes = np.empty((end - start, self._seeds.size), np.uint64)
         places = np.arange(self._seeds.size)
         # By block, then by column: a block's rows stay in the cache while columns are filled.
-        for low in range(start, end, BLOCK_ROWS):
-            high = min(low + BLOCK_ROWS, end)
+        block = BLOCK_ROWS if self._seeds.size > 1 else max(end - start, 1)
+        for low in range(start, end, block):
+            high = min(low + block, end)
             self.read(low, high, places, hashes[low - start : high - start])
         return hashes
 

@@ -8,6 +8,7 @@ is decided first, so that nothing is built of the others.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -196,13 +197,16 @@ class Decisions:
         columns["features"] = features_json(self.contract, self.columns, self.counts, rows)
         ages = self.ages_us
         columns["ages_us"] = (
-            repeated("{}", len(rows)) if ages is None else json_objects({RATES_AGE: ages}, rows)
+            repeated("{}", len(rows)) if ages is None else json_objects((RATES_AGE,), [ages], rows)
         )
-        columns["scores"] = json_objects(self.probabilities, rows)
-        columns["fallbacks"] = json_lists([(f.reason, f.rows) for f in self.fallbacks], rows)
+        goals, probabilities = tuple(self.probabilities), list(self.probabilities.values())
+        columns["scores"] = json_objects(goals, probabilities, rows)
+        reasons = tuple(found.reason for found in self.fallbacks)
+        columns["fallbacks"] = json_lists(reasons, [found.rows for found in self.fallbacks], rows)
         return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
 
+@cache
 def feature_names(contract: FeatureContract) -> tuple[str, ...]:
     """Return the names under which a decision logs its features.
 
@@ -247,8 +251,10 @@ def features_json(
     rows : ndarray of shape (m,), int64
         Places in ``[0, n)``.
     """
-    used: dict[str, pa.Array | np.ndarray] = {name: columns[name] for name in contract.columns}
-    return json_objects(used | dict(count_columns(contract, counts)), rows)
+    used = [columns[name] for name in contract.columns]
+    n, entities, width = counts.counts.shape
+    of_entities = counts.counts.reshape(n, entities * width)
+    return json_objects(feature_names(contract), [*used, of_entities, counts.totals], rows)
 
 
 def logged_inputs(

@@ -12,8 +12,8 @@ References
 R. Giulietti, "The Schubfach way to render doubles", 2020: section 9 and figure 7.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -49,6 +49,14 @@ _LONGEST_VALUE = 24
 
 _LONGEST_ESCAPE = 6
 """Bytes that one byte of a text may become."""
+
+_NUMBERS = {np.dtype(np.float64): _FLOAT, np.dtype(np.int64): _WHOLE}
+_DOUBLE = pa.float64().id
+_WIDTHS = {pa.string().id: 4, pa.large_string().id: 8}
+"""Bytes of an offset, by the type of texts."""
+
+_LAYOUTS = 256
+"""Layouts whose labels are kept: a bundle has three, its fallbacks some more."""
 
 _BLOCK_ROWS = 256
 """Rows that are read column by column before they are written: few enough for the cache."""
@@ -92,69 +100,76 @@ _U, _E, _MINUS, _PLUS, _POINT, _ZERO, _QUOTE, _BACKSLASH, _COMMA, _SPACE, _OPEN,
 _copy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.intp))
 
 
+Column = pa.Array | np.ndarray
+
+
 def json_objects(
-    members: Mapping[str, pa.Array | np.ndarray], rows: np.ndarray
+    names: tuple[str, ...], columns: Sequence[Column], rows: np.ndarray
 ) -> pa.LargeStringArray:
     """Write a JSON object for each of some rows.
 
     Parameters
     ----------
-    members : mapping of str to Arrow array or ndarray of shape (n,)
-        At least one. Arrow: ``string``, ``large_string``, a dictionary of these, ``float64`` or
-        ``null``; NumPy: float64 or int64, any stride.
+    names : tuple of str, length at least 1
+        Of the members, in their order.
+    columns : sequence of Arrow array of shape (n,), or ndarray of shape (n,) or (n, k)
+        A member each, a matrix k. Arrow: ``string``, ``large_string``, a dictionary of these,
+        ``float64`` or ``null``; NumPy: float64 or int64, any strides.
     rows : ndarray of shape (m,), int64
         Places in ``[0, n)``, in any order.
 
     Returns
     -------
     pa.LargeStringArray of length m
-        Members in the order of the mapping, as ``json.dumps(…, ensure_ascii=False)`` writes them.
+        What ``json.dumps(…, ensure_ascii=False)`` writes.
 
     Raises
     ------
     TypeError
         If a column is of another type.
     ValueError
-        If a text that was written is not UTF-8.
+        If there are more or fewer members than names, or a text that was written is not UTF-8.
     """
-    opened = np.array([_member(name, column) for name, column in members.items()], MEMBER)
-    labels, label_ends = _labels(tuple(members))
-    room = labels.size + 1 + _LONGEST_VALUE * len(members)
-    letters = np.empty(
-        room * rows.size + _LONGEST_ESCAPE * _text_bytes(opened, rows), np.uint8
-    )
+    members = np.array([member for column in columns for member in _members(column)], MEMBER)
+    if len(members) != len(names):
+        raise ValueError(f"{len(names)} names for {len(members)} members: {', '.join(names)}")
+    labels, label_ends = _labels(names)
+    room = (labels.size + 1 + _LONGEST_VALUE * len(names)) * rows.size
+    letters = np.empty(room + _LONGEST_ESCAPE * _text_bytes(members, rows), np.uint8)
     ends = np.empty(rows.size + 1, np.int64)
-    is_ascii = _write_objects(opened, labels, label_ends, rows, letters, ends)
+    is_ascii = _write_objects(members, labels, label_ends, rows, letters, ends)
     written = _texts(letters, ends)
     if not is_ascii:
-        _check_texts(members, written)
+        _check_readable(written)
     return written
 
 
 def json_lists(
-    elements: Sequence[tuple[str, np.ndarray]], rows: np.ndarray
+    texts: tuple[str, ...], columns: Sequence[np.ndarray], rows: np.ndarray
 ) -> pa.LargeStringArray:
     """Write a JSON list of texts for each of some rows.
 
     Parameters
     ----------
-    elements : sequence of (str, ndarray of shape (n,), bool)
-        Each text, and the rows whose list it is in.
+    texts : tuple of str
+    columns : sequence of ndarray of shape (n,), bool
+        In which rows' lists each text is.
     rows : ndarray of shape (m,), int64
         Places in ``[0, n)``, in any order.
 
     Returns
     -------
     pa.LargeStringArray of length m
+        What ``json.dumps(…, ensure_ascii=False)`` writes.
     """
-    if not elements:
+    if not texts:
         return repeated("[]", rows.size)
-    flags = [np.ascontiguousarray(there, np.bool_) for _, there in elements]
-    addresses = np.array([_address(each) for each in flags])
-    texts, text_ends = _joined([encode_basestring(text) for text, _ in elements])
-    letters = np.empty(rows.size * (2 + texts.size + 2 * len(flags)), np.uint8)
+    held = [np.ascontiguousarray(column, np.bool_) for column in columns]
+    elements, element_ends = _elements(texts)
+    letters = np.empty((2 + elements.size + 2 * len(texts)) * rows.size, np.uint8)
     ends = np.empty(rows.size + 1, np.int64)
-    _write_lists(addresses, texts, text_ends, rows, letters, ends)
+    addresses = np.array([_address(each) for each in held])
+    _write_lists(addresses, elements, element_ends, rows, letters, ends)
     return _texts(letters, ends)
 
 
@@ -167,36 +182,31 @@ def repeated(text: str, n: int) -> pa.LargeStringArray:
 
 def _texts(letters: np.ndarray, ends: np.ndarray) -> pa.LargeStringArray:
     letters.resize(ends[-1], refcheck=False)  # gives back what was not needed
-    return pa.LargeStringArray.from_buffers(
-        len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(letters)
-    )
+    buffers = pa.py_buffer(ends), pa.py_buffer(letters)
+    return pa.LargeStringArray.from_buffers(len(ends) - 1, *buffers)
 
 
-def _check_texts(members: Mapping[str, pa.Array | np.ndarray], written: pa.Array) -> None:
-    """Refuse what no reader of the log could read; only called if not all of it is ASCII."""
+def _check_readable(written: pa.LargeStringArray) -> None:
     try:
         written.validate(full=True)
     except pa.ArrowInvalid as error:
-        wrong = [name for name, column in members.items() if not _is_valid(column)]
         raise ValueError(
-            f"not UTF-8: {', '.join(wrong)} ({error}); send texts to the scorer in UTF-8"
+            f"a text column holds bytes that are not UTF-8 ({error}): no reader of the log could "
+            "read it; send texts in UTF-8"
         ) from error
 
 
-def _is_valid(column: pa.Array | np.ndarray) -> bool:
-    if isinstance(column, pa.Array):
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            return False
-    return True
-
-
-@cache
+@lru_cache(_LAYOUTS)
 def _labels(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return what stands before each value of an object, and where each ends."""
     labels = [f", {encode_basestring(name)}: " for name in names]
     return _joined(["{" + labels[0].removeprefix(", "), *labels[1:]])
+
+
+@lru_cache(_LAYOUTS)
+def _elements(texts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the elements of a list, and where each ends."""
+    return _joined([encode_basestring(text) for text in texts])
 
 
 def _joined(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -205,38 +215,38 @@ def _joined(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _address(values: np.ndarray) -> int:
-    return values.__array_interface__["data"][0]  # what `ctypes.data` says, in half the time
+    return values.__array_interface__["data"][0]  # sooner than `ctypes.data`
 
 
 def _at(buffer: pa.Buffer | None) -> int:
     return 0 if buffer is None else buffer.address
 
 
-def _member(name: str, column: pa.Array | np.ndarray) -> tuple[int, ...]:
-    """Return a column as a :data:`MEMBER`."""
+def _members(column: Column) -> list[tuple[int, ...]]:
+    """Return a column as a :data:`MEMBER`, a matrix as one for each of its columns."""
     if isinstance(column, np.ndarray):
-        if column.dtype not in (np.float64, np.int64):
-            raise TypeError(f"{name} is {column.dtype}; only float64 and int64 are written")
-        kind = _FLOAT if column.dtype == np.float64 else _WHOLE
-        return kind, 0, 0, _address(column), column.strides[0], 0, 0, 0, 0, 0
+        kind = _NUMBERS.get(column.dtype)
+        if kind is None:
+            raise TypeError(f"numbers are {column.dtype}; only float64 and int64 are written")
+        first = _address(column)
+        step, *widths = column.strides
+        places = [first + widths[0] * k for k in range(column.shape[1])] if widths else [first]
+        return [(kind, 0, 0, place, step, 0, 0, 0, 0, 0) for place in places]
     type_ = column.type
-    validity, *contents = column.buffers()
-    bitmap = _at(validity) if column.null_count else 0
     if pa.types.is_null(type_):
-        return _NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0
-    if pa.types.is_float64(type_):
-        return _FLOAT, bitmap, column.offset, _at(contents[0]), 8, 0, 0, 0, 0, 0
-    if pa.types.is_dictionary(type_):
-        kind, known, start, _, _, *texts, _, _ = _member(name, column.dictionary)
+        return [(_NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0)]
+    bitmap, *contents = map(_at, column.buffers())
+    bitmap = bitmap if column.null_count else 0
+    if type_.id == _DOUBLE:
+        return [(_FLOAT, bitmap, column.offset, contents[0], 8, 0, 0, 0, 0, 0)]
+    if type_.id in _WIDTHS:
+        offsets, letters = contents
+        return [(_TEXT, bitmap, column.offset, 0, 0, offsets, _WIDTHS[type_.id], letters, 0, 0)]
+    if pa.types.is_dictionary(type_) and type_.value_type.id in _WIDTHS:
+        ((_, known, start, _, _, *texts, _, _),) = _members(column.dictionary)
         step = type_.index_type.bit_width // 8
-        return (
-            kind and _CODE, bitmap, column.offset, _at(contents[0]), step, *texts, known, start,
-        )  # fmt: skip
-    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
-        raise TypeError(f"{name} is {type_}; cast it to string (VARCHAR) or float64 (DOUBLE)")
-    width = 4 if pa.types.is_string(type_) else 8
-    offsets, letters = map(_at, contents)
-    return _TEXT, bitmap, column.offset, 0, 0, offsets, width, letters, 0, 0
+        return [(_CODE, bitmap, column.offset, contents[0], step, *texts, known, start)]
+    raise TypeError(f"a column is {type_}; cast it to string (VARCHAR) or float64 (DOUBLE)")
 
 
 def _high_product(_typing: Any, a: Any, b: Any) -> Any:
