@@ -45,15 +45,14 @@ from ad_pipeline.monitoring.parity.comparison import (
     State,
     check_identify,
     compare_features,
-    compare_scores,
+    compare_score_columns,
 )
 from ad_pipeline.monitoring.parity.decision_log import (
-    features_of,
     listed,
     logged_columns,
     logged_inputs_of,
-    scores_table,
 )
+from ad_pipeline.monitoring.parity.logged_features import logged_features
 from ad_pipeline.monitoring.parity.objectives import Measured, measured_objectives
 from ad_pipeline.monitoring.tables import (
     PARITY,
@@ -259,7 +258,7 @@ def recheck_decisions(
     with duckdb.connect() as parser:
         for hour_us, decisions in _decisions_by_hour(warehouse, start_us, end_us):
             if not decisions.num_rows:
-                nothing = compare_scores(_no_scores(), _no_scores())
+                nothing = compare_score_columns(pa.array([], pa.string()), {}, {})
                 yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
                 continue
             for digest in sorted(decisions.column("bundle_hash").unique().to_pylist()):
@@ -294,7 +293,8 @@ def _decisions_by_hour(
 
 
 def _beside_impressions(decisions: pa.Table, impressions: pa.Table) -> pa.Table:
-    """Lay the columns of the impressions beside those of the decisions."""
+    """Lay the columns of the impressions, which are in order, beside those of the decisions."""
+    decisions = _in_order(decisions)
     keys = impressions.column(KEY)
     if not keys.equals(decisions.column(KEY)):
         check_identify(keys.combine_chunks(), (KEY,))
@@ -302,6 +302,16 @@ def _beside_impressions(decisions: pa.Table, impressions: pa.Table) -> pa.Table:
         if name != KEY:
             decisions = decisions.append_column(name, impressions.column(name))
     return decisions
+
+
+def _in_order(decisions: pa.Table) -> pa.Table:
+    """Return decisions by arrival and key, as they mostly are already."""
+    if (np.diff(decisions.column("received_us").to_numpy()) > 0).all():
+        return decisions
+    by_arrival = [("received_us", "ascending"), (KEY, "ascending")]
+    return decisions.take(
+        pc.call_function("sort_indices", [decisions], pc.SortOptions(sort_keys=by_arrival))
+    )
 
 
 def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[list[int]]:
@@ -327,15 +337,17 @@ def recheck_bundle(
     """Re-check the decisions of one hour and bundle; the connection parses."""
     settings = deployment.dataset.settings.parity
     contract = bundle.contract
-    logged = features_of(connection, decisions, KEY)
+    impressions = _Impressions.of(deployment, bundle, decisions)
+    recomputed = impressions.table(decisions.column(KEY))
+    logged = logged_features(connection, contract, decisions, recomputed, impressions.inputs, KEY)
     keys = logged.column(KEY)
-    columns, counts = logged_inputs_of(contract, logged)
+    columns, counts = (
+        impressions.inputs if logged is recomputed else logged_inputs_of(contract, logged)
+    )
     rescored = _arrays(bundle.score(read_columns(contract, columns), counts).probabilities)
     logged_scores = logged_columns(connection, decisions.column("scores"))
     unscored = {goal: pa.nulls(decisions.num_rows) for goal in rescored}
-    scores = compare_scores(
-        scores_table(keys, unscored | logged_scores, KEY), scores_table(keys, rescored, KEY)
-    )
+    scores = compare_score_columns(keys.combine_chunks(), unscored | logged_scores, rescored)
     measured = measured_objectives(
         settings,
         contract.columns,
@@ -345,11 +357,10 @@ def recheck_bundle(
         [(unscored | logged_scores)[goal] for goal in rescored],
         decisions.num_rows,
     )
-    impressions = _Impressions.of(deployment, bundle, decisions)
     features = (
-        compare_features(_rows(logged, impressions.places), impressions.table(keys), KEY)
+        compare_features(_rows(logged, impressions.places), recomputed, KEY)
         if len(impressions.places)
-        else compare_scores(_no_scores(), _no_scores())
+        else compare_score_columns(pa.array([], pa.string()), {}, {})
     )
     findings = [*_objectives_left(hour_us, contract, measured, impressions)]
     if features.state == "failed":
@@ -435,8 +446,13 @@ class _Impressions:
 
     def table(self, keys: pa.ChunkedArray) -> pa.Table:
         """Return the recomputed features beside the keys of the decisions."""
-        found = _rows(pa.table({KEY: keys}), self.places)
+        found = _rows(pa.table({KEY: keys.cast(pa.string())}), self.places)
         return pa.table({KEY: found.column(KEY), **self.features})
+
+    @property
+    def inputs(self) -> tuple[dict[str, pa.Array], EntityCounts]:
+        """What a scorer is given of the recomputed features."""
+        return self.columns, self.counts
 
     @property
     def features(self) -> dict[str, pa.Array]:
@@ -565,10 +581,6 @@ def _score_findings(
 
 def _arrays(probabilities: Mapping[str, np.ndarray]) -> dict[str, pa.Array]:
     return {goal: pa.array(values) for goal, values in probabilities.items()}
-
-
-def _no_scores() -> pa.Table:
-    return scores_table(pa.chunked_array([], pa.string()), {}, KEY)
 
 
 def _rows(table: pa.Table, places: pa.Array) -> pa.Table:
