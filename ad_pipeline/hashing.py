@@ -532,8 +532,9 @@ class TextColumns:
         hashes = np.empty((end - start, self._seeds.size), np.uint64)
         places = np.arange(self._seeds.size)
         # By block, then by column: a block's rows stay in the cache while columns are filled.
-        for low in range(start, end, BLOCK_ROWS):
-            high = min(low + BLOCK_ROWS, end)
+        block = BLOCK_ROWS if self._seeds.size > 1 else max(end - start, 1)
+        for low in range(start, end, block):
+            high = min(low + block, end)
             self.read(low, high, places, hashes[low - start : high - start])
         return hashes
 
@@ -871,9 +872,7 @@ def uniform(seed: int, ids: pa.Array | pa.ChunkedArray | np.ndarray, purpose: st
     ndarray of shape (n,), float64
         In ``[0, 1)``: the 53 highest bits of the hash of (seed, purpose, identity).
     """
-    drawing_seed = int(
-        combine(np.array([seed % 2**64], np.uint64), np.array([seed_of(purpose)], np.uint64))[0]
-    )
+    drawing_seed = _drawing_seed(seed, purpose)
     if isinstance(ids, np.ndarray):
         words = ids.astype(np.uint64, copy=False).reshape(-1, 1)
         hashes = hash_words(words, np.array([drawing_seed], np.uint64))[:, 0]
@@ -882,6 +881,12 @@ def uniform(seed: int, ids: pa.Array | pa.ChunkedArray | np.ndarray, purpose: st
     draws = np.empty(hashes.size, np.float64)
     _unit_draws(hashes, draws)
     return draws
+
+
+@cache
+def _drawing_seed(seed: int, purpose: str) -> int:
+    words = np.array([seed % 2**64, seed_of(purpose)], np.uint64)
+    return int(combine(words[:1], words[1:])[0])
 
 
 def _view(buffer: pa.Buffer | None, dtype: type[np.generic], count: int = -1) -> np.ndarray:

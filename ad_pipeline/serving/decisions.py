@@ -1,23 +1,22 @@
 """What a scorer decided and why, and its way into the serving log ``events.decisions``.
 
-Columns of Arrow buffers and NumPy in, text out: two hundred thousand decisions are written without
-a Python object for each of their values, and without pandas, which ``pa.array()`` would import. A
-float is written by ``repr``, so that reading it gives the same bits back.
+Columns of Arrow buffers and NumPy in, an Arrow table out; its JSON texts are written by
+:mod:`.json_objects`, without pandas, which ``pa.array()`` would import. Which requests are logged
+is decided first, so that nothing is built of the others.
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from json.encoder import encode_basestring
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ad_pipeline.features.encoding import FeatureContract, LookedUp, request_columns
-from ad_pipeline.hashing import string_array, uniform
+from ad_pipeline.hashing import uniform
+from ad_pipeline.serving.json_objects import json_lists, json_objects, repeated
 
 EVERYTHING = "(all)"
 """Stands for an entity in the names of the overall counts."""
@@ -31,7 +30,7 @@ VECTORS_AGE = "user_vectors"
 LOGGED = "serving log"
 """Purpose of the draw that decides whether a request's decision is logged."""
 
-JSON_COLUMNS = ("features", "ages_us", "scores", "fallbacks")
+_NUMBERS = {np.dtype(np.int64): pa.int64(), np.dtype(np.float64): pa.float64()}
 
 
 @dataclass(frozen=True)
@@ -180,25 +179,7 @@ class Decisions:
                 "requests lack; send it, or set settings.serving_log.share to 1"
             )
         kept = uniform(0, self.identity["request_id"], LOGGED) < self.log_share
-        return self._taken(np.flatnonzero(kept)).to_table()
-
-    def _taken(self, rows: np.ndarray) -> "Decisions":
-        """Return the decisions of some rows."""
-        places = numbers_array(rows)
-        return replace(
-            self,
-            identity={name: column.take(places) for name, column in self.identity.items()},
-            occurred_us=None if self.occurred_us is None else self.occurred_us[rows],
-            columns={name: column.take(places) for name, column in self.columns.items()},
-            counts=self.counts.take(rows),
-            probabilities={goal: p[rows] for goal, p in self.probabilities.items()},
-            logits={
-                goal: {expert: logit[rows] for expert, logit in experts.items()}
-                for goal, experts in self.logits.items()
-            },
-            fallbacks=tuple(Fallback(f.reason, f.rows[rows]) for f in self.fallbacks),
-            rungs={goal: rungs[rows] for goal, rungs in self.rungs.items()},
-        )
+        return self._table(np.flatnonzero(kept))
 
     def to_table(self) -> pa.Table:
         """Return the rows of ``events.decisions``, but for ``received_us``, which the log gives.
@@ -209,46 +190,33 @@ class Decisions:
             request_id, impression_id (as far as given), occurred_us, bundle_hash, snapshot_hash,
             and the JSON texts features, ages_us, scores and fallbacks.
         """
+        return self._table(np.arange(len(self)))
+
+    def _table(self, rows: np.ndarray) -> pa.Table:
+        """Return some rows of :meth:`to_table`, in ascending order."""
         columns: dict[str, pa.Array] = dict(self.identity)
+        if len(rows) < len(self):
+            places = numbers_array(rows)
+            columns = {name: column.take(places) for name, column in columns.items()}
         if self.occurred_us is not None:
-            columns["occurred_us"] = numbers_array(self.occurred_us)
-        n = len(self)
-        columns["bundle_hash"] = _repeated(self.bundle_hash, n)
-        columns["snapshot_hash"] = _repeated(self.snapshot_hash, n)
-        columns["features"] = string_array(features_json(self.contract, self.columns, self.counts))
+            columns["occurred_us"] = numbers_array(self.occurred_us[rows])
+        columns["bundle_hash"] = repeated(self.bundle_hash, len(rows))
+        columns["snapshot_hash"] = repeated(self.snapshot_hash, len(rows))
+        columns["features"] = features_json(self.contract, self.columns, self.counts, rows)
         ages = self.ages_us
         columns["ages_us"] = (
-            _repeated("{}", n)
-            if not ages
-            else string_array(
-                _objects({name: list(map(str, found.tolist())) for name, found in ages.items()})
-            )
+            json_objects(tuple(ages), list(ages.values()), rows)
+            if ages
+            else repeated("{}", len(rows))
         )
-        columns["scores"] = string_array(
-            _objects({goal: number_texts(p) for goal, p in self.probabilities.items()})
-        )
-        columns["fallbacks"] = string_array(self._fallbacks_json())
+        goals, probabilities = tuple(self.probabilities), list(self.probabilities.values())
+        columns["scores"] = json_objects(goals, probabilities, rows)
+        reasons = tuple(found.reason for found in self.fallbacks)
+        columns["fallbacks"] = json_lists(reasons, [found.rows for found in self.fallbacks], rows)
         return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
-    def _fallbacks_json(self) -> list[str]:
-        if not self.fallbacks:
-            return ["[]"] * len(self)
-        happened = np.column_stack([found.rows for found in self.fallbacks])
-        patterns, pattern_of = np.unique(happened, axis=0, return_inverse=True)
-        texts = [
-            json.dumps(
-                [
-                    found.reason
-                    for found, there in zip(self.fallbacks, pattern, strict=True)
-                    if there
-                ],
-                ensure_ascii=False,
-            )
-            for pattern in patterns
-        ]
-        return [texts[pattern] for pattern in pattern_of.reshape(-1).tolist()]
 
-
+@cache
 def feature_names(contract: FeatureContract) -> tuple[str, ...]:
     """Return the names under which a decision logs its features.
 
@@ -278,9 +246,12 @@ def count_columns(contract: FeatureContract, counts: LookedUp) -> list[tuple[str
 
 
 def features_json(
-    contract: FeatureContract, columns: Mapping[str, pa.Array], counts: LookedUp
-) -> list[str]:
-    """Return each row's features as used, a JSON object of :func:`feature_names`.
+    contract: FeatureContract,
+    columns: Mapping[str, pa.Array],
+    counts: LookedUp,
+    rows: np.ndarray,
+) -> pa.LargeStringArray:
+    """Return the features of some rows as used, JSON objects of :func:`feature_names`.
 
     Parameters
     ----------
@@ -288,19 +259,13 @@ def features_json(
     columns : mapping of str to Arrow array of length n
         The contract's ``logged_columns``: texts, and numbers as float64.
     counts : LookedUp of n rows
+    rows : ndarray of shape (m,), int64
+        Places in ``[0, n)``.
     """
-    members: list[list[str]] = []
-    for name in contract.logged_columns:
-        column = columns[name]
-        if pa.types.is_float64(column.type):
-            label = _label(name)
-            members.append([label + text for text in number_texts(float_values(column))])
-        else:
-            members.append(_string_members(name, column))
-    for place, entity in enumerate(contract.entities):
-        members.append(_count_members(_count_names(contract, entity), counts.counts[:, place]))
-    members.append(_count_members(_count_names(contract, EVERYTHING), counts.totals))
-    return ["{" + ", ".join(row) + "}" for row in zip(*members, strict=True)]
+    used = [columns[name] for name in contract.logged_columns]
+    n, entities, width = counts.counts.shape
+    of_entities = counts.counts.reshape(n, entities * width)
+    return json_objects(feature_names(contract), [*used, of_entities, counts.totals], rows)
 
 
 def logged_inputs(
@@ -344,35 +309,11 @@ def logged_inputs(
     return request_columns(contract, requests), counts
 
 
-def float_values(column: pa.Array) -> np.ndarray:
-    """Read a float64 column out of its buffers, nulls as NaN, shape (n,)."""
-    validity, data = column.buffers()
-    if not len(column):
-        return np.zeros(0)
-    values = np.frombuffer(data, np.float64, len(column), column.offset * 8).copy()
-    if column.null_count:
-        present = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
-        values[present[column.offset : column.offset + len(column)] == 0] = math.nan
-    return values
-
-
 def numbers_array(values: np.ndarray) -> pa.Array:
     """Lay int64 or float64 numbers of shape (n,) into an Arrow array without pandas."""
-    kind = {"int64": pa.int64(), "float64": pa.float64()}[str(values.dtype)]
+    kind = _NUMBERS[values.dtype]
     buffer = pa.py_buffer(np.ascontiguousarray(values))
     return pa.Array.from_buffers(kind, len(values), [None, buffer])
-
-
-def number_texts(values: np.ndarray) -> list[str]:
-    """Return float64 numbers as JSON that reads back to the same bits.
-
-    NaN is ``null``; JSON has no infinity, so it is the text ``"Infinity"``, which both Python and
-    SQL read as one.
-    """
-    texts = list(map(repr, values.tolist()))
-    for row in np.flatnonzero(~np.isfinite(values)).tolist():
-        texts[row] = {"nan": "null", "inf": '"Infinity"', "-inf": '"-Infinity"'}[texts[row]]
-    return texts
 
 
 def _count_names(contract: FeatureContract, entity: str) -> list[str]:
@@ -383,59 +324,5 @@ def _count_names(contract: FeatureContract, entity: str) -> list[str]:
     ]
 
 
-def _string_members(name: str, column: pa.Array) -> list[str]:
-    """Return texts as members of JSON objects: each distinct one is written once."""
-    label = _label(name)
-    if pa.types.is_null(column.type):
-        return [label + "null"] * len(column)
-    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    texts = [label + _text(value) for value in coded.dictionary.to_pylist()] + [label + "null"]
-    return _taken(texts, coded.indices)
-
-
-def _count_members(names: Sequence[str], block: np.ndarray) -> list[str]:
-    """Return an entity's counts as members of JSON objects; entities repeat, so texts do too."""
-    values = np.ascontiguousarray(block, np.int64)
-    width = pa.binary(8 * values.shape[1])
-    rows = pa.Array.from_buffers(width, len(values), [None, pa.py_buffer(values)])
-    coded = rows.dictionary_encode()
-    distinct = np.frombuffer(b"".join(coded.dictionary.to_pylist()), np.int64)
-    rows = distinct.reshape(-1, values.shape[1]).tolist()
-    template = ", ".join(_label(name).replace("%", "%%") + "%d" for name in names)
-    return _taken([template % tuple(row) for row in rows], coded.indices)
-
-
-def _taken(texts: Sequence[str], codes: pa.Array) -> list[str]:
-    """Return the text of each code; a null code takes the last text."""
-    places = pc.cast(codes, pa.int64())
-    validity, data = places.buffers()
-    taken = np.frombuffer(data, np.int64, len(places), places.offset * 8)
-    if places.null_count:
-        present = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")
-        present = present[places.offset : places.offset + len(places)]
-        taken = np.where(present == 1, taken, len(texts) - 1)
-    return np.array(texts, object)[taken].tolist() if len(taken) else []
-
-
 def _value(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _text(value: str | None) -> str:
-    # What json.dumps calls in the end; it would make an encoder for every text.
-    return "null" if value is None else encode_basestring(value)
-
-
-def _label(name: str) -> str:
-    return _text(name) + ": "
-
-
-def _objects(texts: Mapping[str, list[str]]) -> list[str]:
-    """Return JSON objects, one a row, out of the JSON of their values by name."""
-    members = ", ".join(_label(name).replace("%", "%%") + "%s" for name in texts)
-    written: Callable[[tuple[str, ...]], str] = f"{{{members}}}".__mod__
-    return list(map(written, zip(*texts.values(), strict=True)))
-
-
-def _repeated(text: str, n: int) -> pa.Array:
-    return string_array([text] * n)

@@ -9,8 +9,8 @@ never counts as passed. Fetching bundles, snapshots or decisions does not belong
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -123,7 +123,7 @@ def compare_features(logged: pa.Table, recomputed: pa.Table, key: str = "request
     Parity
         Numbers are compared as float64 bit for bit, two NaNs being equal; a number and a text
         mismatch, whatever they look like. A key on one side only makes its values missing or
-        extra.
+        extra. A table agrees with itself, and is not read then.
 
     Raises
     ------
@@ -133,13 +133,17 @@ def compare_features(logged: pa.Table, recomputed: pa.Table, key: str = "request
     if not logged.num_rows:
         return _nothing_logged(recomputed.num_rows)
     keys, at_logged, at_recomputed = _paired(logged, recomputed, (key,))
-    names = sorted((set(logged.column_names) | set(recomputed.column_names)) - {key})
+    ours, theirs = (dict(zip(t.column_names, t.columns, strict=True)) for t in (logged, recomputed))
+    names = sorted((ours.keys() | theirs.keys()) - {key})
+    if logged is recomputed:
+        compared = [_agreed(name, ours[name]) for name in names]
+        return _parity(compared, logged.num_rows, recomputed.num_rows, rows_agree=True)
     compared = [
         _compare(
             name,
             keys,
-            _values(logged, name, at_logged),
-            _values(recomputed, name, at_recomputed),
+            _values(ours.get(name), logged.num_rows, at_logged),
+            _values(theirs.get(name), recomputed.num_rows, at_recomputed),
         )
         for name in names
     ]
@@ -185,12 +189,46 @@ def compare_scores(
             _compare(
                 goal,
                 keys,
-                _values(ours, "probability", at_ours),
-                _values(theirs, "probability", at_theirs),
+                _values(ours.column("probability"), ours.num_rows, at_ours),
+                _values(theirs.column("probability"), theirs.num_rows, at_theirs),
                 all_rows=True,
             )
         )
     return _parity(compared, logged.num_rows, recomputed.num_rows, rows_agree=True)
+
+
+def compare_score_columns(
+    keys: pa.Array, logged: Mapping[str, pa.Array], recomputed: Mapping[str, pa.Array]
+) -> Parity:
+    """Compare scores of the same n decisions, one column a goal; see :func:`compare_scores`.
+
+    Parameters
+    ----------
+    keys : Arrow array of texts, shape (n,)
+    logged, recomputed : mapping of str to Arrow array of shape (n,)
+        By goal. What is not float64 is no probability, and null.
+
+    Raises
+    ------
+    RepeatedKey
+        If a key occurs twice.
+    """
+    n = len(keys)
+    if not n:
+        return _nothing_logged(0)
+    check_identify(keys, ("request_id",))
+
+    def of(side: Mapping[str, pa.Array], goal: str) -> pa.Array:
+        scores = side.get(goal)
+        is_there = scores is not None and pa.types.is_float64(scores.type)
+        return scores if is_there else pa.nulls(n, pa.float64())
+
+    compared: list[tuple[Rates, float]] = []
+    for goal in sorted(logged.keys() | recomputed.keys()):
+        rates, gap = _compare(goal, keys, of(logged, goal), of(recomputed, goal), all_rows=True)
+        offending = tuple(f"{key} {goal}" for key in rates.first_offending)
+        compared.append((replace(rates, first_offending=offending), gap))
+    return _parity(compared, n * len(logged), n * len(recomputed), rows_agree=True)
 
 
 def _nothing_logged(recomputed_rows: int) -> Parity:
@@ -267,10 +305,10 @@ def _paired(
     return keys, places_in(ours), places_in(theirs)
 
 
-def _values(table: pa.Table, name: str, at: Places) -> pa.Array:
-    if name not in table.column_names or not table.num_rows:
-        return pa.nulls(table.num_rows if at is None else len(at))
-    column = table.column(name)
+def _values(column: pa.ChunkedArray | None, rows: int, at: Places) -> pa.Array:
+    """Return a side's column, null where the side has none, in the order of all keys."""
+    if column is None or not rows:
+        return pa.nulls(rows if at is None else len(at))
     if at is not None:
         column = column.take(pa.array(at, mask=at < 0))
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -279,6 +317,13 @@ def _values(table: pa.Table, name: str, at: Places) -> pa.Array:
     if _is_number(values.type):
         return values.cast(pa.float64())
     return values if pa.types.is_null(values.type) else values.cast(pa.string())
+
+
+def _agreed(name: str, values: pa.Array | pa.ChunkedArray) -> tuple[Rates, float]:
+    """Return what :func:`_compare` gives of a column and itself."""
+    rows = len(values) - values.null_count
+    smape = 0.0 if rows and _is_number(values.type) else math.nan
+    return Rates(name, rows, rows, 0, 0, 0, (), smape), 0.0
 
 
 def _is_number(type_: pa.DataType) -> bool:
@@ -294,8 +339,7 @@ def _compare(
     all_rows: bool = False,
 ) -> tuple[Rates, float]:
     if _is_one(logged, recomputed):
-        smape = 0.0 if _is_number(logged.type) else math.nan
-        return Rates(name, len(keys), len(keys), 0, 0, 0, (), smape), 0.0
+        return _agreed(name, logged)
     has_logged = logged.is_valid().to_numpy(zero_copy_only=False)
     has_recomputed = recomputed.is_valid().to_numpy(zero_copy_only=False)
     both = has_logged & has_recomputed

@@ -8,6 +8,7 @@ they are compared with, elsewhere.
 """
 
 import json
+from collections import Counter
 
 import duckdb
 import numpy as np
@@ -17,12 +18,10 @@ import pyarrow.compute as pc
 from ad_pipeline.features.encoding import FeatureContract, LookedUp
 from ad_pipeline.monitoring.parity.flat_objects import flat_columns
 from ad_pipeline.serving.decisions import count_columns
-from ad_pipeline.warehouse import one_row
 
 INFINITIES = {'"Infinity"': "inf", '"-Infinity"': "-inf"}
 """JSON has no infinity, so a scorer writes these texts."""
 
-_LAYOUT = "SELECT json_keys($text)"
 _NAMES = "SELECT DISTINCT name FROM (SELECT unnest(json_keys(text)) AS name FROM logged) ORDER BY 1"
 _VALUES = "SELECT unnest(from_json(text, $structure)) FROM logged"
 _ELEMENTS = (
@@ -106,8 +105,7 @@ def logged_columns(
     first = next((text for text in texts if text.is_valid), None)
     if first is None:
         return {}
-    (layout,) = one_row(connection, _LAYOUT, {"text": first.as_py()})
-    flat = flat_columns(_one_array(texts), layout or ())
+    flat = flat_columns(in_one_piece(texts), _names(first.as_py()))
     return exact_columns(connection, texts) if flat is None else flat
 
 
@@ -127,8 +125,19 @@ def exact_columns(
     }
 
 
-def _one_array(texts: pa.ChunkedArray) -> pa.Array:
+def _names(text: str) -> tuple[str, ...]:
+    """Return the members of a JSON object in their order; none of anything else."""
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(read) if isinstance(read, dict) else ()
+
+
+def in_one_piece(texts: pa.ChunkedArray) -> pa.Array:
     """Return a column in one piece; its texts may be more than 2 GiB."""
+    if texts.num_chunks == 1:
+        return texts.chunk(0)
     return pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in texts.chunks])
 
 
@@ -138,8 +147,27 @@ def listed(connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray) -> dic
     A log has few different lists, so each is read once.
     """
     different, rows = texts.value_counts().flatten()
+    lists = [_texts(text) for text in different.to_pylist()]
+    if None not in lists:
+        found: Counter[str] = Counter()
+        for elements, times in zip(lists, rows.to_pylist(), strict=True):
+            for element in elements or ():
+                found[element] += times
+        return dict(sorted(found.items()))
     connection.register("logged", pa.table({"text": different, "rows": rows}))
     return dict(connection.execute(_ELEMENTS).fetchall())
+
+
+def _texts(text: str | None) -> list[str] | None:
+    """Return the elements of a JSON list of nothing but texts; None if it is another JSON."""
+    if text is None:
+        return None
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_plain = isinstance(read, list) and all(isinstance(element, str) for element in read)
+    return read if is_plain else None
 
 
 def logged_inputs_of(

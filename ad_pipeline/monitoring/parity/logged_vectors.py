@@ -6,10 +6,12 @@ log. What differs then shows in the scores alone; here is what they would have b
 of other hours, a cause that :mod:`.causes` weighs.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ad_pipeline.checkpoints import is_pointed, resolve
 from ad_pipeline.clocks import HOUR_US
@@ -24,27 +26,34 @@ from ad_pipeline.features.encoding import (
 )
 from ad_pipeline.features.vectors import vectors_named
 
-Used = Sequence[str | None]
-"""Which published vectors each row used: a digest, or None for none."""
+NAMED = re.escape(f'"{VECTORS_USED}": "') + '(?P<digest>[0-9a-f]{64})"'
+"""As a scorer writes it; within a text of a feature the quotes would be escaped."""
 
 
-def vectors_used(logged: pa.Table) -> Used:
+def vectors_used(contract: FeatureContract, features: pa.ChunkedArray) -> pa.Array:
     """Return which published vectors each decision says it used.
 
     Parameters
     ----------
-    logged : pyarrow.Table of n rows
-        From :func:`ad_pipeline.monitoring.parity.decision_log.features_of`.
+    contract : FeatureContract
+    features : Arrow column of texts, shape (n,)
+        Of ``events.decisions``.
+
+    Returns
+    -------
+    Arrow array of string, shape (n,)
+        Digests, null for none; all null of a contract without vectors.
     """
-    if VECTORS_USED not in logged.column_names:
-        return [None] * logged.num_rows
-    return logged.column(VECTORS_USED).cast(pa.string()).to_pylist()
+    if contract.vectors is None:
+        return pa.nulls(len(features), pa.string())
+    found = pc.call_function("extract_regex", [features], pc.ExtractRegexOptions(NAMED))
+    return pc.struct_field(found, "digest").combine_chunks().cast(pa.string())
 
 
 def look_vectors_up(
     deployment: Deployment,
     contract: FeatureContract,
-    used: Used,
+    used: pa.Array,
     read: ReadColumns,
     looked_up: LookedUp,
 ) -> None:
@@ -58,14 +67,14 @@ def look_vectors_up(
     if contract.vectors is not None:
         hashes = vector_hashes(contract, read)
         looked_up.vectors[:] = vectors_named(
-            contract.vectors, deployment.vectors, used, hashes, verify=True
+            contract.vectors, deployment.vectors, used.to_pylist(), hashes, verify=True
         )
 
 
 def with_other_vectors(
     deployment: Deployment,
     contract: FeatureContract,
-    used: Used,
+    used: pa.Array,
     read: ReadColumns,
     looked_up: LookedUp,
     distances: Iterable[int],
@@ -76,7 +85,8 @@ def with_other_vectors(
     ----------
     deployment : Deployment
     contract : FeatureContract
-    used : sequence of str or None, length n
+    used : Arrow array of string, shape (n,)
+        From :func:`vectors_used`.
     read : ReadColumns of n rows
     looked_up : LookedUp of n rows
         As named.
@@ -92,9 +102,8 @@ def with_other_vectors(
     features, root = contract.vectors, deployment.vectors
     if features is None:
         return
-    named_us = {
-        name: read_published(root, name, verify=False).hour_us for name in set(used) if name
-    }
+    named = used.drop_null().unique().to_pylist()
+    named_us = {name: read_published(root, name, verify=False).hour_us for name in named}
     hashes = vector_hashes(contract, read)
     for hours in distances:
         others = {
@@ -103,6 +112,6 @@ def with_other_vectors(
             if is_pointed(root, pointer(hour_us + hours * HOUR_US))
         }
         if others:
-            instead = [others.get(name or "") for name in used]
+            instead = [others.get(name or "") for name in used.to_pylist()]
             numbers = vectors_named(features, root, instead, hashes)
             yield hours, replace(looked_up, vectors=numbers)

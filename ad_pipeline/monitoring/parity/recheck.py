@@ -48,15 +48,14 @@ from ad_pipeline.monitoring.parity.comparison import (
     State,
     check_identify,
     compare_features,
-    compare_scores,
+    compare_score_columns,
 )
 from ad_pipeline.monitoring.parity.decision_log import (
-    features_of,
     listed,
     logged_columns,
     logged_inputs_of,
-    scores_table,
 )
+from ad_pipeline.monitoring.parity.logged_features import logged_features
 from ad_pipeline.monitoring.parity.logged_vectors import (
     look_vectors_up,
     vectors_used,
@@ -267,7 +266,7 @@ def recheck_decisions(
     with duckdb.connect() as parser:
         for hour_us, decisions in _decisions_by_hour(warehouse, start_us, end_us):
             if not decisions.num_rows:
-                nothing = compare_scores(_no_scores(), _no_scores())
+                nothing = compare_score_columns(pa.array([], pa.string()), {}, {})
                 yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
                 continue
             for digest in sorted(decisions.column("bundle_hash").unique().to_pylist()):
@@ -302,7 +301,8 @@ def _decisions_by_hour(
 
 
 def _beside_impressions(decisions: pa.Table, impressions: pa.Table) -> pa.Table:
-    """Lay the columns of the impressions beside those of the decisions."""
+    """Lay the columns of the impressions, which are in order, beside those of the decisions."""
+    decisions = _in_order(decisions)
     keys = impressions.column(KEY)
     if not keys.equals(decisions.column(KEY)):
         check_identify(keys.combine_chunks(), (KEY,))
@@ -310,6 +310,16 @@ def _beside_impressions(decisions: pa.Table, impressions: pa.Table) -> pa.Table:
         if name != KEY:
             decisions = decisions.append_column(name, impressions.column(name))
     return decisions
+
+
+def _in_order(decisions: pa.Table) -> pa.Table:
+    """Return decisions by arrival and key, as they mostly are already."""
+    if (np.diff(decisions.column("received_us").to_numpy()) > 0).all():
+        return decisions
+    by_arrival = [("received_us", "ascending"), (KEY, "ascending")]
+    return decisions.take(
+        pc.call_function("sort_indices", [decisions], pc.SortOptions(sort_keys=by_arrival))
+    )
 
 
 def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[list[int]]:
@@ -335,18 +345,21 @@ def recheck_bundle(
     """Re-check the decisions of one hour and bundle; the connection parses."""
     settings = deployment.dataset.settings.parity
     contract = bundle.contract
-    logged = features_of(connection, decisions, KEY)
+    used = vectors_used(contract, decisions.column("features"))
+    impressions = _Impressions.of(deployment, bundle, decisions, used)
+    recomputed = impressions.table(decisions.column(KEY))
+    logged = logged_features(connection, contract, decisions, recomputed, impressions.inputs, KEY)
     keys = logged.column(KEY)
-    columns, looked_up = logged_inputs_of(contract, logged)
+    columns, looked_up = (
+        impressions.inputs if logged is recomputed else logged_inputs_of(contract, logged)
+    )
     read = read_columns(contract, columns)
-    used = vectors_used(logged)
-    look_vectors_up(deployment, contract, used, read, looked_up)
+    if logged is not recomputed:
+        look_vectors_up(deployment, contract, used, read, looked_up)
     rescored = _arrays(bundle.score(read, looked_up).probabilities)
     logged_scores = logged_columns(connection, decisions.column("scores"))
     unscored = {goal: pa.nulls(decisions.num_rows) for goal in rescored}
-    scores = compare_scores(
-        scores_table(keys, unscored | logged_scores, KEY), scores_table(keys, rescored, KEY)
-    )
+    scores = compare_score_columns(keys.combine_chunks(), unscored | logged_scores, rescored)
     measured = measured_objectives(
         settings,
         contract.logged_columns,
@@ -356,13 +369,10 @@ def recheck_bundle(
         [(unscored | logged_scores)[goal] for goal in rescored],
         decisions.num_rows,
     )
-    if contract.vectors is not None and VECTORS_USED in logged.column_names:
-        logged = logged.drop_columns(VECTORS_USED)  # where to look, and nothing to compare
-    impressions = _Impressions.of(deployment, bundle, decisions, used)
     features = (
-        compare_features(_rows(logged, impressions.places), impressions.table(keys), KEY)
+        compare_features(_rows(logged, impressions.places), recomputed, KEY)
         if len(impressions.places)
-        else compare_scores(_no_scores(), _no_scores())
+        else compare_score_columns(pa.array([], pa.string()), {}, {})
     )
     findings = [*_objectives_left(hour_us, contract, measured, impressions)]
     if features.state == "failed":
@@ -422,7 +432,7 @@ class _Impressions:
         deployment: Deployment,
         bundle: Bundle,
         decisions: pa.Table,
-        used: Sequence[str | None],
+        used: pa.Array,
     ) -> "_Impressions":
         """Read the impressions' columns and look them up in what the decisions name.
 
@@ -450,8 +460,9 @@ class _Impressions:
                 snapshot = PublishedSnapshot.read(deployment.snapshots, digest).counts
                 counts.put(rows, counts_of(contract, snapshot, hashes[rows]))
                 named_us[rows] = snapshot.hour_us
-        named_vectors = [used[row] for row in there.tolist()]
-        look_vectors_up(deployment, contract, named_vectors, read, counts)
+        if contract.vectors is not None:
+            columns[VECTORS_USED] = used.take(pa.array(there))
+            look_vectors_up(deployment, contract, columns[VECTORS_USED], read, counts)
         counts.forget(bundle.too_old(named_us + HOUR_US, occurred_us))
         return cls(
             contract, deployment, pa.array(there), columns, hashes, counts, named_us, occurred_us
@@ -459,8 +470,13 @@ class _Impressions:
 
     def table(self, keys: pa.ChunkedArray) -> pa.Table:
         """Return the recomputed features beside the keys of the decisions."""
-        found = _rows(pa.table({KEY: keys}), self.places)
+        found = _rows(pa.table({KEY: keys.cast(pa.string())}), self.places)
         return pa.table({KEY: found.column(KEY), **self.features})
+
+    @property
+    def inputs(self) -> tuple[dict[str, pa.Array], LookedUp]:
+        """What a scorer is given of the recomputed features."""
+        return self.columns, self.counts
 
     @property
     def features(self) -> dict[str, pa.Array]:
@@ -556,7 +572,7 @@ def _score_findings(
     impressions: _Impressions,
     read: ReadColumns,
     looked_up: LookedUp,
-    used: Sequence[str | None],
+    used: pa.Array,
 ) -> Iterator[Finding]:
     """Yield a finding for each goal whose logged scores the named bundle does not give again."""
     settings = deployment.dataset.settings.parity
@@ -595,10 +611,6 @@ def _score_findings(
 
 def _arrays(probabilities: Mapping[str, np.ndarray]) -> dict[str, pa.Array]:
     return {goal: pa.array(values) for goal, values in probabilities.items()}
-
-
-def _no_scores() -> pa.Table:
-    return scores_table(pa.chunked_array([], pa.string()), {}, KEY)
 
 
 def _rows(table: pa.Table, places: pa.Array) -> pa.Table:
