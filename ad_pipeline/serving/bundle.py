@@ -380,7 +380,8 @@ def _canary_features(
 
     A bundle is opened where the vectors themselves may not be.
     """
-    logged = features_json(contract, columns, looked_up)
+    every = np.arange(len(looked_up.totals))
+    logged = features_json(contract, columns, looked_up, every).to_pylist()
     return [
         json.loads(text)
         | {

@@ -47,7 +47,8 @@ def vectors_used(contract: FeatureContract, features: pa.ChunkedArray) -> pa.Arr
     if contract.vectors is None:
         return pa.nulls(len(features), pa.string())
     found = pc.call_function("extract_regex", [features], pc.ExtractRegexOptions(NAMED))
-    return pc.struct_field(found, "digest").combine_chunks().cast(pa.string())
+    (digests,) = found.combine_chunks().flatten()
+    return digests.cast(pa.string())
 
 
 def look_vectors_up(
