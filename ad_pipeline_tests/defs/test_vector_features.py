@@ -1,5 +1,6 @@
 """Users' vectors go the whole way into every learner: published, learnt, served and re-checked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +13,48 @@ from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.serving.bundle import open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
-from ad_pipeline.serving.pointers import CURRENT, USER_VECTORS, read_pointer
+from ad_pipeline.serving.pointers import USER_VECTORS, read_pointer
+from ad_pipeline.serving.promotion import promote
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of
 from ad_pipeline_tests.defs.markets import TINY, drive, make_market, run, write_days
 
 VECTORS = {
     "user_vectors": {
-        "encoder": {"dimension": 4, "width": 8, "heads": 2, "bits": 10},
+        "encoder": {
+            "modalities": [{"name": "ad_click", "tokens": 4, "longest": 4}],
+            "dimension": 4,
+            "width": 8,
+            "heads": 2,
+            "bits": 10,
+        },
         "training": {"epochs": 1},
-        "retrain_every_hours": 8,
+        "retrain_every_hours": 12,
         "shard_bits": 1,
     },
     "deep": {"bits": 12, "embedding": 4, "layers": [8], "batch_rows": 128},
     "online": {"bits": 12},
 }
+PUBLISHED = (
+    'group:"events" or group:"examples" or group:"features" '
+    'or key:"embeddings/encoder" or key:"embeddings/user_vectors"'
+)
+LEARNT = (
+    f'{PUBLISHED} or group:"learners" or key:"serving/bundle" or key:"monitoring/candidate_replay"'
+)
+RECHECKED = (
+    f'{PUBLISHED} or key:"monitoring/parity" or key:"monitoring/parity_findings" '
+    'or key:"monitoring/serving_objectives"'
+)
+SERVED_HOURS = 4
 
 
 @pytest.mark.slow
 def test_vectors_are_learnt_bundled_and_served_and_parity_finds_the_same_bits(tmp_path: Path):
-    market = make_market(tmp_path, TINY, VECTORS)
+    spec = replace(TINY, impressions_per_day=2_000, users=60)
+    market = make_market(tmp_path, spec, VECTORS)
     deployment, day_us = market.deployment, market.start_us + DAY_US
     write_days(market, range(1))
-    run(market, market.start_us, day_us)
+    run(market, market.start_us, day_us, LEARNT)
 
     # The log begins without an encoder and ends with one.
     first, last = (read_hour(deployment.vectors, at) for at in (market.start_us, day_us - HOUR_US))
@@ -61,11 +82,10 @@ def test_vectors_are_learnt_bundled_and_served_and_parity_finds_the_same_bits(tm
     assert models.batch is not None
 
     # A day is served by what the pointers name, and every score is given again from the log.
-    current = read_pointer(deployment.serving, CURRENT)
-    assert current is not None
-    assert current.digest == bundle.digest
+    promote(deployment.serving, deployment.bundles, bundle.digest, {}, watermark_us=day_us)
     drive(market, 1)
-    run(market, day_us, market.end_us)
+    end_us = day_us + SERVED_HOURS * HOUR_US
+    run(market, day_us, end_us, RECHECKED)
     with warehouse.reader() as connection:
         for table in ("candidate_replay", "parity"):
             query = f"SELECT count(*), bool_and(state = 'passed') FROM monitoring.{table}"
@@ -78,4 +98,4 @@ def test_vectors_are_learnt_bundled_and_served_and_parity_finds_the_same_bits(tm
     assert used == [(last.digest,)]
     newest = read_pointer(deployment.serving, USER_VECTORS)
     assert newest is not None
-    assert newest.position == market.end_us
+    assert newest.position == end_us
