@@ -21,13 +21,17 @@ from ad_pipeline.embeddings.published import (
     published_hour,
     read_published,
 )
-from ad_pipeline.embeddings.vectors import WrongVectors
+from ad_pipeline.embeddings.vectors import FoundVectors, StoredVectors, WrongVectors
 from ad_pipeline.embeddings.versions import MixedVersions
 from ad_pipeline.features import encoding_kernels as kernels
 from ad_pipeline.features.encoding import VectorFeatures
 
 OPENED_HOURS = 48
 """Hours whose stores stay opened for the next look-up: they are mapped, and hold no memory."""
+
+
+FEW_ROWS = 64
+"""From here on it pays to look users and ads up once, who come again and again within an hour."""
 
 
 def check_vectors(features: VectorFeatures, published: PublishedVectors) -> None:
@@ -86,17 +90,26 @@ def vector_numbers(
         As :func:`check_vectors`.
     """
     check_vectors(features, published)
-    # Users repeat within an hour, ads more so.
-    (users, user_of), (ads, ad_of) = (
-        np.unique(hashes[:, place], return_inverse=True) for place in (0, 1)
+    users, engagers = (
+        _found(store, hashes[:, place])
+        for place, store in enumerate((published.users, published.engagers))
     )
-    of_users, of_ads = published.users.lookup(users), published.engagers.lookup(ads)
-    of_users.vectors[~of_users.present] = np.nan
     numbers = np.empty((len(hashes), features.dimension + 1), np.float64)
-    kernels.vector_numbers(
-        of_users.vectors[user_of.reshape(-1)], of_ads.vectors[ad_of.reshape(-1)], numbers
-    )
+    kernels.vector_numbers(users, engagers, numbers)
     return numbers
+
+
+def _found(store: StoredVectors, ids: np.ndarray) -> np.ndarray:
+    """Return the vectors of ids, float32 (n, d); NaN where there is none."""
+    if len(ids) < FEW_ROWS:
+        return _masked(store.lookup(ids))
+    distinct, place = np.unique(ids, return_inverse=True)
+    return _masked(store.lookup(distinct))[place.reshape(-1)]
+
+
+def _masked(found: FoundVectors) -> np.ndarray:
+    found.vectors[~found.present] = np.nan
+    return found.vectors
 
 
 def vectors_at(

@@ -4,6 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from ad_pipeline.defs.assets.events import HOURLY_TABLES
+from ad_pipeline.defs.assets.learners.inputs import PUBLISHED
 from ad_pipeline.defs.automation import refresh_after_upstream
 from ad_pipeline.defs.lineage import table_spec
 from ad_pipeline.defs.partitions import SINGLE_RUN
@@ -28,7 +29,7 @@ from ad_pipeline.monitoring.tables import (
             deps=[
                 ["events", "impressions"],
                 ["examples", "labelled_impressions"],
-                ["features", "rates"],
+                *PUBLISHED,
                 ["serving", "current"],
             ],
             on_demand=True,
