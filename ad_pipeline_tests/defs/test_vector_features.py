@@ -21,7 +21,7 @@ from ad_pipeline_tests.defs.markets import TINY, drive, make_market, run, write_
 VECTORS = {
     "user_vectors": {
         "encoder": {
-            "modalities": [{"name": "ad_click", "tokens": 4, "longest": 4}],
+            "modalities": [{"name": "ad_click", "tokens": 4, "longest": 8}],
             "dimension": 4,
             "width": 8,
             "heads": 2,
