@@ -131,7 +131,7 @@ def test_a_sequence_ends_where_the_vector_ended_that_was_served(
     assert 50 < len(learnt) < len(possible)
     assert set(learnt) <= set(possible)
     assert max(sequences.newest_us() - sequences.as_of_us) <= 0
-    lengths = sum(sequences.lengths(name) for name in sequences.spans)
+    lengths = np.sum([sequences.lengths(name) for name in sequences.spans], axis=0)
     assert lengths.min() > 0  # users of whom nothing was known are left out
 
 

@@ -27,13 +27,6 @@ from ad_pipeline.embeddings.vector_hours import (
     engager_centroids,
     known_users,
 )
-    Codec,
-    Layout,
-    Shard,
-    StoredVectors,
-    read_named,
-    refreshed,
-)
 from ad_pipeline.embeddings.vectors import (
     Codec,
     Layout,
