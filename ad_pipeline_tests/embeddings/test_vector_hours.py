@@ -25,6 +25,7 @@ from ad_pipeline.embeddings.vector_hours import (
     ON_DEMAND,
     encode_on_demand,
     engager_centroids,
+    forget_hours,
     known_users,
 )
 from ad_pipeline.embeddings.vectors import (
@@ -171,6 +172,19 @@ def test_an_hour_without_the_one_before_is_refused(published: Market, tmp_path: 
     market = without_vectors(published, tmp_path)
     with pytest.raises(MissingCheckpoint, match="never published"):
         advanced(market, 3, 4)
+
+
+def test_hours_are_forgotten_with_what_no_other_hour_has(published: Market, tmp_path: Path) -> None:
+    market = with_settings(published.copied_to(tmp_path / "home"), tmp_path, kept_hours=2)
+    deployment, end_us = market.deployment, hour_of(market, HOURS)
+    forgotten, swept = forget_hours(deployment, end_us)
+    assert forgotten == HOURS - 2
+    assert published_hours(deployment.vectors) == [end_us - 2 * HOUR_US, end_us - HOUR_US]
+    assert digests(market, HOURS - 2, HOURS) == digests(published, HOURS - 2, HOURS)
+    assert swept.removed > 0
+    with pytest.raises(MissingCheckpoint):
+        read_hour(deployment.vectors, hour_of(market, HOURS - 3))
+    assert forget_hours(deployment, end_us)[1].removed == 0
 
 
 def test_an_hour_whose_encoder_is_not_there_is_refused(published: Market, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from ad_pipeline.embeddings.lookups import counted
 from ad_pipeline.embeddings.published import read_newest
 from ad_pipeline.embeddings.retrieval import diversity_of
 from ad_pipeline.embeddings.tables import CANDIDATES, SIMILAR_USERS, VERSION_LOOKUPS
-from ad_pipeline.embeddings.vector_hours import advance_hours, encode_on_demand
+from ad_pipeline.embeddings.vector_hours import advance_hours, encode_on_demand, forget_hours
 from ad_pipeline.embeddings.vectors import read_vectors
 from ad_pipeline.embeddings.versions import VersionGuard
 
@@ -126,6 +126,10 @@ def user_vectors(
                 "whole digests": whole({"vectors": hour.digest, "encoder": hour.version}),
             },
         )
+    forgotten, swept = forget_hours(deployment.paths, end_us)
+    context.log.info(
+        f"{forgotten} hours of vectors removed; the others are {swept.kept_bytes / 1e6:,.1f} MB"
+    )
     return dg.MaterializeResult()
 
 
