@@ -1178,6 +1178,11 @@ class UserVectorSettings(Group):
     publication_lag_hours: Annotated[int, Field(ge=0)] = Field(
         default=1, description="Hours between the end of an hour and its vectors being served."
     )
+    kept_hours: PositiveInt = Field(
+        default=336,
+        description="Published hours that are kept: whoever learns from served rows reads the "
+        "vectors of their hours again.",
+    )
     full_refresh_every_hours: PositiveInt = Field(
         default=24,
         description="Log hours between two refreshes of everybody, counted from 1970; the hours "

@@ -35,4 +35,19 @@ CANDIDATES = Table(
     description="Ads for each user from what similar users engaged with, the best first.",
 )
 
-TABLES = (SIMILAR_USERS, CANDIDATES)
+VERSION_LOOKUPS = Table(
+    name="embeddings.version_lookups",
+    columns=(
+        Column("asked_by", "VARCHAR", "Who brought vectors of two stores together."),
+        Column("as_of_us", "BIGINT", "Moment of the log that was asked about."),
+        Column("version", "VARCHAR", "Encoder of the vectors that were offered."),
+        Column("wanted", "VARCHAR", "Encoder of those that they were to be used with."),
+        Column("outcome", "VARCHAR", "passed, bridged by a rotation, or refused."),
+        Column("lookups", "BIGINT", "How often."),
+    ),
+    key=("asked_by", "as_of_us", "version", "wanted", "outcome"),
+    clock=None,
+    description="How often vectors of one encoder were to meet another's, and what came of it.",
+)
+
+TABLES = (SIMILAR_USERS, CANDIDATES, VERSION_LOOKUPS)

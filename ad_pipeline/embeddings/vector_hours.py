@@ -11,13 +11,20 @@ On demand, users are encoded at once, whatever their tier: into a store of its o
 the newest hour's, so that no published hour changes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ad_pipeline.checkpoints import Checkpoint, MissingCheckpoint, is_pointed
+from ad_pipeline.checkpoints import (
+    Checkpoint,
+    MissingCheckpoint,
+    Swept,
+    is_pointed,
+    sweep,
+    unpoint,
+)
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.embeddings import encoder_hours
@@ -33,6 +40,7 @@ from ad_pipeline.embeddings.published import (
     NO_ENCODER,
     last_known_us,
     pointer,
+    published_hours,
     read_hour,
     user_hashes,
     write_published,
@@ -46,6 +54,7 @@ from ad_pipeline.embeddings.vectors import (
     FreshVectors,
     Layout,
     StoredVectors,
+    forget_vectors,
     half_precision,
     product_quantized,
     read_vectors,
@@ -229,6 +238,35 @@ def advance_hours(
                 len(read_vectors(root, engagers.digest, verify=False).ids),
                 refresh.layout.codec.error,
             )
+
+
+def forget_hours(
+    deployment: Deployment, end_us: int, needed: Collection[str] = ()
+) -> tuple[int, Swept]:
+    """Remove published hours that ``kept_hours`` does not keep, and what no other hour has of them.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    end_us : int
+        End of the newest hour, microseconds: ages are in log time.
+    needed : collection of str
+        Digests that stay although no pointer names them.
+
+    Returns
+    -------
+    hours : int
+        Removed.
+    swept : Swept
+    """
+    root = deployment.vectors
+    kept_from_us = end_us - settings_of(deployment.dataset).kept_hours * HOUR_US
+    old = [hour_us for hour_us in published_hours(root) if hour_us < kept_from_us]
+    for hour_us in old:
+        unpoint(root, pointer(hour_us))
+        for name in ("users", "engagers"):
+            forget_vectors(root, f"{name}/{hour_key(hour_us)}")
+    return len(old), sweep(root, needed)
 
 
 def known_users(warehouse: "Warehouse", deployment: Deployment, hour_us: int) -> KnownUsers:

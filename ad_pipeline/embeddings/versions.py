@@ -14,7 +14,7 @@ P. H. Schönemann, "A generalized solution of the orthogonal Procrustes problem"
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -156,6 +156,16 @@ class VersionGuard:
                     f"more than {self.tolerated_error:.3g}; encode the users anew instead"
                 )
             self._bridges[rotation.source, rotation.target] = rotation
+
+    def counts(self) -> Iterator[tuple[str, str, str, int]]:
+        """Yield (outcome, version offered, version wanted, times), sorted."""
+        for outcome, times in (
+            ("bridged", self.bridged),
+            ("passed", self.passed),
+            ("refused", self.refused),
+        ):
+            for (version, wanted), count in sorted(times.items()):
+                yield outcome, version, wanted, count
 
     def aligned(self, vectors: np.ndarray, version: str, wanted: str) -> np.ndarray:
         """Return vectors in the space of the wanted version.

@@ -28,11 +28,13 @@ from ad_pipeline.embeddings.candidate_index import write_index
 from ad_pipeline.embeddings.candidates_of_log import eligible_ads, read_index, write_candidates
 from ad_pipeline.embeddings.encoder_hours import settings_of, train_hours
 from ad_pipeline.embeddings.graph_hours import read_graph, refresh_graph, write_table
-from ad_pipeline.embeddings.published import read_newest, read_published
+from ad_pipeline.embeddings.lookups import counted
+from ad_pipeline.embeddings.published import read_newest
 from ad_pipeline.embeddings.retrieval import diversity_of
-from ad_pipeline.embeddings.tables import CANDIDATES, SIMILAR_USERS
-from ad_pipeline.embeddings.vector_hours import advance_hours, encode_on_demand
+from ad_pipeline.embeddings.tables import CANDIDATES, SIMILAR_USERS, VERSION_LOOKUPS
+from ad_pipeline.embeddings.vector_hours import advance_hours, encode_on_demand, forget_hours
 from ad_pipeline.embeddings.vectors import read_vectors
+from ad_pipeline.embeddings.versions import VersionGuard
 from ad_pipeline.serving.pointers import publish_vectors
 
 ENCODER = ["embeddings", "encoder"]
@@ -127,6 +129,10 @@ def user_vectors(
                 "whole digests": whole({"vectors": hour.digest, "encoder": hour.version}),
             },
         )
+    forgotten, swept = forget_hours(deployment.paths, end_us)
+    context.log.info(
+        f"{forgotten} hours of vectors removed; the others are {swept.kept_bytes / 1e6:,.1f} MB"
+    )
     return dg.MaterializeResult()
 
 
@@ -174,22 +180,41 @@ def similar_users(deployment: DeploymentResource):
                 *BUDGETS,
             ],
             kinds={"numpy"},
-        )._replace(automation_condition=refresh_after_upstream())
+        )._replace(automation_condition=refresh_after_upstream()),
+        table_spec(VERSION_LOOKUPS, deps=[SIMILAR_USERS.name.split("."), USER_VECTORS])._replace(
+            automation_condition=refresh_after_upstream()
+        ),
     ],
     backfill_policy=SINGLE_RUN,
 )
 def candidates(deployment: DeploymentResource):
-    """List ads for every user, and write the folder that a scorer answers from."""
+    """List ads for every user, and write the folder that a scorer answers from.
+
+    How alike they are is measured by the newest vectors of the ads' engagers: if the graph is of
+    another encoder, that is refused.
+    """
     paths, warehouse = deployment.paths, deployment.warehouse
     stored = read_graph(paths.vectors)
     index = read_index(warehouse, paths, stored)
     written = write_index(paths.vectors, index)
     eligible = eligible_ads(warehouse, paths, stored.as_of_us)
-    found = write_candidates(warehouse, index, eligible, settings_of(paths.dataset).candidates)
-    engagers = read_published(paths.vectors, stored.vectors).engagers
+    settings = settings_of(paths.dataset)
+    found = write_candidates(warehouse, index, eligible, settings.candidates)
+    engagers = read_newest(paths.vectors).engagers
     vectors = engagers.units(np.arange(len(engagers.ids)))
+    guard = VersionGuard(settings.tolerated_rotation_error)
+    with counted(warehouse, guard, CANDIDATES.name, stored.as_of_us):
+        vectors = guard.aligned(vectors, engagers.version, index.version)
     diversity = diversity_of(found, engagers.ids, vectors)
-    return dg.MaterializeResult(
+    yield dg.MaterializeResult(
+        asset_key=VERSION_LOOKUPS.name.split("."),
+        metadata={
+            f"{outcome}, {short(version)} for {short(wanted)}": count
+            for outcome, version, wanted, count in guard.counts()
+        },
+    )
+    yield dg.MaterializeResult(
+        asset_key=CANDIDATES.name.split("."),
         metadata={
             "dagster/row_count": len(found.ads),
             "as of": timestamp(stored.as_of_us),
@@ -203,7 +228,7 @@ def candidates(deployment: DeploymentResource):
             "whole digest and folder": whole(
                 {"index": written.digest, "folder": str(written.path)}
             ),
-        }
+        },
     )
 
 

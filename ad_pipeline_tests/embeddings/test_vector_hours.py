@@ -1,0 +1,242 @@
+"""Hours publish what the log said by their end, whatever range they were made in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ad_pipeline.checkpoints import MissingCheckpoint, unpoint
+from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.embeddings import encoder_hours
+from ad_pipeline.embeddings.encoder import Encoder
+from ad_pipeline.embeddings.published import (
+    NO_ENCODER,
+    ad_hashes,
+    last_known_us,
+    published_hours,
+    read_hour,
+    read_newest,
+    user_hashes,
+)
+from ad_pipeline.embeddings.retrieval import engaged_until
+from ad_pipeline.embeddings.vector_hours import (
+    ON_DEMAND,
+    encode_on_demand,
+    engager_centroids,
+    forget_hours,
+    known_users,
+)
+from ad_pipeline.embeddings.vectors import (
+    Codec,
+    Layout,
+    Shard,
+    StoredVectors,
+    read_named,
+    refreshed,
+)
+from ad_pipeline.warehouse import rows_of
+from ad_pipeline_tests.defs.markets import Market
+from ad_pipeline_tests.embeddings.made_users import VERSION, made_ids, made_vectors
+from ad_pipeline_tests.embeddings.made_worlds import needs_jax
+from ad_pipeline_tests.embeddings.vector_markets import (
+    FIRST_ENCODER,
+    HOURS,
+    advanced,
+    hour_of,
+    trained,
+    vector_settings,
+    warehouse_of,
+    with_settings,
+)
+
+pytestmark = needs_jax
+
+LAST = HOURS - 1
+
+
+def digests(market: Market, first: int, last: int) -> list[str]:
+    root = market.deployment.vectors
+    return [read_hour(root, hour_of(market, hour)).digest for hour in range(first, last)]
+
+
+def without_vectors(market: Market, folder: Path) -> Market:
+    return market.copied_to(folder / "home", "vectors")
+
+
+def test_hours_made_one_by_one_are_those_made_together(published: Market, tmp_path: Path) -> None:
+    market = without_vectors(published, tmp_path)
+    for hour in (*range(FIRST_ENCODER), FIRST_ENCODER):
+        advanced(market, hour, hour + 1)
+    advanced(market, FIRST_ENCODER + 1, FIRST_ENCODER + 2)
+    advanced(market, FIRST_ENCODER + 2, HOURS)
+    assert digests(market, 0, HOURS) == digests(published, 0, HOURS)
+    assert published_hours(market.deployment.vectors) == [
+        hour_of(market, hour) for hour in range(HOURS)
+    ]
+    # Made again, nothing changes.
+    advanced(market, LAST, HOURS)
+    assert digests(market, 0, HOURS) == digests(published, 0, HOURS)
+
+
+def changed_log(market: Market, statement: str) -> None:
+    with warehouse_of(market).writer() as connection:
+        connection.execute(statement)
+
+
+def test_what_the_log_had_later_changes_no_hour_before(published: Market, tmp_path: Path) -> None:
+    """The control plants a row that the log had by the hour's end, and the hour is another one."""
+    market = without_vectors(published, tmp_path)
+    end_us = hour_of(market, FIRST_ENCODER + 1)
+    for table in ("user_activities", "engagements", "impressions"):
+        changed_log(market, f"DELETE FROM events.{table} WHERE received_us >= {end_us}")
+    advanced(market, 0, FIRST_ENCODER + 1)
+    assert digests(market, 0, FIRST_ENCODER + 1) == digests(published, 0, FIRST_ENCODER + 1)
+    changed_log(
+        market,
+        "INSERT INTO events.user_activities BY NAME SELECT * REPLACE ('planted' AS content_id, "
+        f"{end_us - 1} AS received_us) FROM events.user_activities "
+        "WHERE modality = 'content_view' LIMIT 1",
+    )
+    advanced(market, FIRST_ENCODER, FIRST_ENCODER + 1)
+    assert digests(market, FIRST_ENCODER, FIRST_ENCODER + 1) != digests(
+        published, FIRST_ENCODER, FIRST_ENCODER + 1
+    )
+
+
+def test_hours_before_the_first_encoder_have_nobody(published: Market) -> None:
+    root = published.deployment.vectors
+    none = read_hour(root, hour_of(published, FIRST_ENCODER - 1))
+    assert none.version == NO_ENCODER
+    assert not none.users.lookup(np.arange(5, dtype=np.uint64)).present.any()
+    some = read_hour(root, hour_of(published, FIRST_ENCODER))
+    assert some.version == encoder_hours.digest_after(
+        published.deployment, hour_of(published, FIRST_ENCODER)
+    )
+    assert len(some.users.ids) > 100
+    assert len(some.engagers.ids) > 5
+
+
+def test_an_hour_encodes_whom_it_asks_for_and_leaves_the_others(published: Market) -> None:
+    deployment, asked = published.deployment, vector_settings(published)
+    hour_us = hour_of(published, FIRST_ENCODER + 1)
+    before = read_hour(deployment.vectors, hour_us - HOUR_US).users
+    after = read_hour(deployment.vectors, hour_us).users
+    known = known_users(warehouse_of(published), deployment, hour_us)
+    due = known.ids[known.due(before, asked, hour_us)]
+    now = after.refreshed_us == last_known_us(hour_us)
+    np.testing.assert_array_equal(after.ids[now], np.sort(due))
+    assert 0 < now.sum() < len(now) / 2
+    others = after.ids[~now]
+    np.testing.assert_array_equal(after.lookup(others).vectors, before.lookup(others).vectors)
+    encoder = Encoder.open(deployment.checkpoints, after.version)
+    alone = encoder.vectors(known.sequences.take(np.flatnonzero(known.ids == due[0])))
+    held = after.shards[int(after.layout.shards(due[:1])[0])]
+    newest = held.held[np.searchsorted(held.ids, due[0]), 0]
+    np.testing.assert_array_equal(newest, alone[0].astype(np.float16))
+
+
+def test_another_encoder_begins_a_store_in_which_nothing_is_averaged(
+    published: Market, tmp_path: Path
+) -> None:
+    market = published.copied_to(tmp_path / "home")
+    other = with_settings(
+        market, tmp_path, training={"batch_sequences": 16, "epochs": 1, "seed": 1}
+    )
+    trained(other, LAST, HOURS)
+    (hour,) = advanced(other, LAST, HOURS)
+    found = read_newest(other.deployment.vectors)
+    assert hour.refresh == "full"
+    assert found.version != read_newest(published.deployment.vectors).version
+    assert found.engagers.version == found.version
+    assert {int(count) for shard in found.users.shards for count in shard.counts} == {1}
+    averaged = read_newest(published.deployment.vectors).users
+    assert max(int(shard.counts.max()) for shard in averaged.shards) > 1
+
+
+def test_who_did_nothing_within_the_lookback_leaves_at_a_full_refresh(
+    published: Market, tmp_path: Path
+) -> None:
+    market = published.copied_to(tmp_path / "home")
+    shorter = with_settings(market, tmp_path, lookback_hours=3, full_refresh_every_hours=1)
+    (hour,) = advanced(shorter, LAST, HOURS)
+    known = known_users(warehouse_of(shorter), shorter.deployment, hour_of(shorter, LAST))
+    found = read_newest(shorter.deployment.vectors).users
+    assert hour.refresh == "full"
+    assert 0 < len(found.ids) < len(read_newest(published.deployment.vectors).users.ids)
+    assert len(found.ids) == (known.activities > 0).sum()
+
+
+def test_an_hour_without_the_one_before_is_refused(published: Market, tmp_path: Path) -> None:
+    market = without_vectors(published, tmp_path)
+    with pytest.raises(MissingCheckpoint, match="never published"):
+        advanced(market, 3, 4)
+
+
+def test_hours_are_forgotten_with_what_no_other_hour_has(published: Market, tmp_path: Path) -> None:
+    market = with_settings(published.copied_to(tmp_path / "home"), tmp_path, kept_hours=2)
+    deployment, end_us = market.deployment, hour_of(market, HOURS)
+    forgotten, swept = forget_hours(deployment, end_us)
+    assert forgotten == HOURS - 2
+    assert published_hours(deployment.vectors) == [end_us - 2 * HOUR_US, end_us - HOUR_US]
+    assert digests(market, HOURS - 2, HOURS) == digests(published, HOURS - 2, HOURS)
+    assert swept.removed > 0
+    with pytest.raises(MissingCheckpoint):
+        read_hour(deployment.vectors, hour_of(market, HOURS - 3))
+    assert forget_hours(deployment, end_us)[1].removed == 0
+
+
+def test_an_hour_whose_encoder_is_not_there_is_refused(published: Market, tmp_path: Path) -> None:
+    market = published.copied_to(tmp_path / "home")
+    hour_us = hour_of(market, LAST)
+    unpoint(market.deployment.checkpoints, encoder_hours.pointer(hour_us))
+    with pytest.raises(MissingCheckpoint, match=r"materialize embeddings\.encoder"):
+        advanced(market, LAST, HOURS)
+
+
+def test_who_is_asked_for_gets_a_vector_and_no_published_hour_changes(
+    published: Market, tmp_path: Path
+) -> None:
+    market = published.copied_to(tmp_path / "home")
+    deployment, hour_us = market.deployment, hour_of(market, LAST)
+    before = read_hour(deployment.vectors, hour_us)
+    waiting = before.users.ids[before.users.refreshed_us < last_known_us(hour_us)]
+    with warehouse_of(market).reader() as connection:
+        texts = rows_of(connection, "SELECT DISTINCT user_id FROM events.impressions ORDER BY ALL")[
+            "user_id"
+        ].to_pylist()
+    asked = [text for text in texts if user_hashes([text])[0] in waiting][:3]
+    encode_on_demand(warehouse_of(market), deployment, hour_us, [*asked, "nobody"])
+    found = read_named(deployment.vectors, ON_DEMAND)
+    assert read_hour(deployment.vectors, hour_us).digest == before.digest
+    np.testing.assert_array_equal(found.ids, before.users.ids)
+    anew = found.ids[found.refreshed_us > before.users.refreshed_us]
+    np.testing.assert_array_equal(anew, np.sort(user_hashes(asked)))
+    with pytest.raises(MissingCheckpoint, match="no encoder"):
+        encode_on_demand(warehouse_of(market), deployment, hour_of(market, 2), asked)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 60))
+def test_an_ads_engagers_are_the_mean_of_unit_vectors(
+    seed: int, users: int, engagements: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    ids, ads = made_ids(rng, users), ad_hashes(["a", "b", "c"])
+    vectors = made_vectors(rng, users, 4)
+    layout = Layout(VERSION, Codec(4, None, 0.0), 0, 1)
+    store = StoredVectors(layout, 0, (refreshed(Shard.empty(layout), layout, ids, vectors, 0),))
+    whom = np.concatenate([ids, made_ids(rng, 3)])  # the last of them have no vector
+    who, what = rng.choice(whom, engagements), rng.choice(ads, engagements)
+    engaged = engaged_until(who, what, np.zeros(engagements, np.int64), 0)
+    found, means = engager_centroids(engaged, store)
+    by_hand = {}
+    for ad in ads:
+        own = np.unique(who[(what == ad) & np.isin(who, ids)])
+        if len(own):
+            of_ad = store.read(store.positions(own))[0].astype(np.float64)
+            by_hand[ad] = (of_ad / np.linalg.norm(of_ad, axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_array_equal(found, sorted(by_hand))
+    for ad, mean in zip(found, means, strict=True):
+        np.testing.assert_allclose(mean, by_hand[ad], rtol=1e-5, atol=1e-6)
