@@ -249,7 +249,7 @@ def forget_hours(
     ----------
     deployment : Deployment
     end_us : int
-        End of the newest hour, microseconds: ages are in log time.
+        Microseconds: ages are in log time, and count back from here.
     needed : collection of str
         Digests that stay although no pointer names them.
 

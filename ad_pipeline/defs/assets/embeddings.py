@@ -129,7 +129,8 @@ def user_vectors(
                 "whole digests": whole({"vectors": hour.digest, "encoder": hour.version}),
             },
         )
-    forgotten, swept = forget_hours(deployment.paths, end_us)
+    # Not from the end: learners of this run read the vectors of its whole range.
+    forgotten, swept = forget_hours(paths, start_us)
     context.log.info(
         f"{forgotten} hours of vectors removed; the others are {swept.kept_bytes / 1e6:,.1f} MB"
     )
