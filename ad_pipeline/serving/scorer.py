@@ -25,6 +25,7 @@ from ad_pipeline.features.encoding import (
     VECTORS_USED,
     LookedUp,
     ReadColumns,
+    VectorFeatures,
     entity_hashes,
     read_columns,
     vector_hashes,
@@ -119,7 +120,7 @@ class Scorer:
         _check_fits(bundle, snapshot, vectors)
         self.bundle = bundle
         self.snapshot = snapshot
-        self.vectors = vectors
+        self.vectors = None if bundle.contract.vectors is None else vectors
         self._folders: _Folders | None = None
 
     @classmethod
@@ -317,7 +318,7 @@ class Scorer:
         everywhere = np.ones(n, np.bool_)
         read = read_columns(contract, columns)
         looked_up = self._looked_up(read)
-        end_us, vectors_end_us = None, None
+        end_us = None
         too_old = np.zeros(n, np.bool_)
         if self.snapshot is None:
             if contract.entities:
@@ -338,19 +339,9 @@ class Scorer:
                         Fallback("counts too old to be taken: every one is 0", too_old)
                     )
         if contract.vectors is not None:
-            if self.vectors is None:
-                fallbacks.append(Fallback("no user vectors: every one is unknown", everywhere))
-            else:
-                vectors_end_us = self.vectors.hour_us + HOUR_US
-                if occurred_us is not None:
-                    lag_hours = contract.vectors.lag_hours
-                    fallbacks.extend(
-                        _untimely(UNTIMELY_VECTORS, lag_hours, vectors_end_us, occurred_us)
-                    )
-            used = "" if self.vectors is None else self.vectors.digest
-            columns[VECTORS_USED] = string_array(
-                [used if used and not old else None for old in too_old.tolist()]
-            )
+            used = None if self.vectors is None else self.vectors.digest
+            columns[VECTORS_USED] = string_array([None if old else used for old in too_old])
+            fallbacks.extend(self._without_vectors_due(contract.vectors, occurred_us, everywhere))
         fallbacks.extend(Fallback(reason, everywhere) for reason in self.bundle.missing())
         scores = self.bundle.score(read, looked_up)
         fallbacks.extend(_lower_rungs(scores))
@@ -368,8 +359,18 @@ class Scorer:
             bundle_hash=self.bundle.digest,
             snapshot_hash="" if self.snapshot is None else self.snapshot.digest,
             log_share=self.bundle.log_share,
-            vectors_end_us=vectors_end_us,
+            vectors_end_us=None if self.vectors is None else self.vectors.hour_us + HOUR_US,
         )
+
+    def _without_vectors_due(
+        self, features: VectorFeatures, occurred_us: np.ndarray | None, everywhere: np.ndarray
+    ) -> Iterator[Fallback]:
+        """Say which requests have no vectors, or not those that training would have used."""
+        if self.vectors is None:
+            yield Fallback("no user vectors: every one is unknown", everywhere)
+        elif occurred_us is not None:
+            end_us = self.vectors.hour_us + HOUR_US
+            yield from _untimely(UNTIMELY_VECTORS, features.lag_hours, end_us, occurred_us)
 
     def _looked_up(self, read: ReadColumns) -> LookedUp:
         contract = self.bundle.contract
