@@ -5,6 +5,7 @@ by version, refreshed when they are due and never mixed across versions. From th
 follow the graph of similar users and, from what these engaged with, candidates of ads. (Wang et
 al., "Async Learned User Embeddings for Ads Delivery Optimization", arXiv 2406.05898.)
 
-Rankers that read vectors as features, and how much they gain, belong to later rooms; so do tables
-and times of refresh that Dagster keeps.
+After each log hour the vectors that are due are computed and published; nothing of it is made
+unless the settings ask for it. Rankers that read vectors as features, and how much they gain,
+belong to later rooms.
 """
