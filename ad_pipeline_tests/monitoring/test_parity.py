@@ -3,7 +3,6 @@
 import json
 import struct
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -187,7 +186,7 @@ def test_scores_survive_the_json_of_the_log_bit_for_bit(values: list[float]):
     ]
     recomputed = scores(*((f"r{k}", "click", value) for k, value in enumerate(values)))
     table = pa.Table.from_pylist(decisions)
-    logged = logged_columns(duckdb.connect(), table.column("scores"))
+    logged = logged_columns(table.column("scores"))
     keys = table.column("request_id")
     assert parity.compare_scores(scores_table(keys, logged), recomputed).passed
 
@@ -198,7 +197,7 @@ def test_logged_features_become_columns_of_one_type_each():
         {"request_id": "r1", "features": json.dumps({"n": 0.5, "t": None, "m": "y"})},
         {"request_id": "r2", "features": None},
     ]
-    table = features_of(duckdb.connect(), pa.Table.from_pylist(decisions))
+    table = features_of(pa.Table.from_pylist(decisions))
     assert table.column("n").to_pylist() == [1.0, 0.5, None]
     assert table.column("t").to_pylist() == ["x", None, None]
     assert table.column("m").to_pylist() == ["1", '"y"', None]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -255,17 +254,16 @@ def recheck_decisions(
         If a decision names a bundle or a snapshot that is not there or not intact.
     """
     bundles: dict[str, Bundle] = {}
-    with duckdb.connect() as parser:
-        for hour_us, decisions in _decisions_by_hour(warehouse, start_us, end_us):
-            if not decisions.num_rows:
-                nothing = compare_score_columns(pa.array([], pa.string()), {}, {})
-                yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
-                continue
-            for digest in sorted(decisions.column("bundle_hash").unique().to_pylist()):
-                if digest not in bundles:
-                    bundles[digest] = open_bundle(deployment.bundles, digest)
-                of_bundle = _where(decisions, "bundle_hash", digest)
-                yield recheck_bundle(parser, deployment, bundles[digest], hour_us, of_bundle)
+    for hour_us, decisions in _decisions_by_hour(warehouse, start_us, end_us):
+        if not decisions.num_rows:
+            nothing = compare_score_columns(pa.array([], pa.string()), {}, {})
+            yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
+            continue
+        for digest in sorted(decisions.column("bundle_hash").unique().to_pylist()):
+            if digest not in bundles:
+                bundles[digest] = open_bundle(deployment.bundles, digest)
+            of_bundle = _where(decisions, "bundle_hash", digest)
+            yield recheck_bundle(deployment, bundles[digest], hour_us, of_bundle)
 
 
 def _decisions_by_hour(
@@ -328,32 +326,28 @@ def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[l
 
 
 def recheck_bundle(
-    connection: duckdb.DuckDBPyConnection,
-    deployment: Deployment,
-    bundle: Bundle,
-    hour_us: int,
-    decisions: pa.Table,
+    deployment: Deployment, bundle: Bundle, hour_us: int, decisions: pa.Table
 ) -> RecheckedHour:
-    """Re-check the decisions of one hour and bundle; the connection parses."""
+    """Re-check the decisions of one hour and bundle."""
     settings = deployment.dataset.settings.parity
     contract = bundle.contract
     impressions = _Impressions.of(deployment, bundle, decisions)
     recomputed = impressions.table(decisions.column(KEY))
-    logged = logged_features(connection, contract, decisions, recomputed, impressions.inputs, KEY)
+    logged = logged_features(contract, decisions, recomputed, impressions.inputs, KEY)
     keys = logged.column(KEY)
     columns, counts = (
         impressions.inputs if logged is recomputed else logged_inputs_of(contract, logged)
     )
     rescored = _arrays(bundle.score(read_columns(contract, columns), counts).probabilities)
-    logged_scores = logged_columns(connection, decisions.column("scores"))
+    logged_scores = logged_columns(decisions.column("scores"))
     unscored = {goal: pa.nulls(decisions.num_rows) for goal in rescored}
     scores = compare_score_columns(keys.combine_chunks(), unscored | logged_scores, rescored)
     measured = measured_objectives(
         settings,
         contract.columns,
         {name: logged.column(name).combine_chunks() for name in logged.column_names if name != KEY},
-        logged_columns(connection, decisions.column("ages_us")),
-        listed(connection, decisions.column("fallbacks")),
+        logged_columns(decisions.column("ages_us")),
+        listed(decisions.column("fallbacks")),
         [(unscored | logged_scores)[goal] for goal in rescored],
         decisions.num_rows,
     )
