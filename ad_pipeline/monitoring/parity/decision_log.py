@@ -50,36 +50,6 @@ def features_of(decisions: pa.Table, key: str = "request_id") -> pa.Table:
     return pa.table({key: decisions.column(key).cast(pa.string()), **columns})
 
 
-def scores_table(
-    keys: pa.ChunkedArray, probabilities: dict[str, pa.Array], key: str = "request_id"
-) -> pa.Table:
-    """Lay columns of probabilities, one a goal, below each other.
-
-    Parameters
-    ----------
-    keys : Arrow column of shape (n,)
-    probabilities : dict of str to Arrow array of shape (n,)
-        What is not float64 is no probability, and null. JSON keeps a float64 exactly when its
-        writer gives 17 digits or the shortest that reads back, as Python's does.
-    key : str
-        Name of the keys' column.
-    """
-    schema = pa.schema([(key, pa.string()), ("goal", pa.string()), ("probability", pa.float64())])
-    parts = [
-        pa.table(
-            {
-                key: keys,
-                "goal": pa.repeat(goal, len(values)),
-                "probability": values
-                if pa.types.is_float64(values.type)
-                else pa.nulls(len(values), pa.float64()),
-            }
-        )
-        for goal, values in probabilities.items()
-    ]
-    return pa.concat_tables([schema.empty_table(), *parts])
-
-
 def logged_columns(texts: pa.ChunkedArray) -> dict[str, pa.Array]:
     """Return the members of JSON objects as columns, by name.
 
@@ -141,22 +111,28 @@ def listed(texts: pa.ChunkedArray) -> dict[str, int]:
 
     A log has few different lists, so each is read once.
     """
-    different, rows = texts.value_counts().flatten()
+    different, rows = texts.drop_null().value_counts().flatten()
     lists = [_texts(text) for text in different.to_pylist()]
     if None in lists:
         with duckdb.connect() as parser:
-            parser.register("logged", pa.table({"text": different, "rows": rows}))
-            return dict(parser.execute(_ELEMENTS).fetchall())
+            return exact_lists(parser, different, rows)
     found: Counter[str] = Counter()
     for elements, times in zip(lists, rows.to_pylist(), strict=True):
-        found.update(dict.fromkeys(elements or (), times))
+        for element in elements or ():
+            found[element] += times
     return dict(sorted(found.items()))
 
 
-def _texts(text: str | None) -> list[str] | None:
+def exact_lists(
+    connection: duckdb.DuckDBPyConnection, texts: pa.Array, rows: pa.Array
+) -> dict[str, int]:
+    """Count the elements of any JSON lists, each of so many rows; the connection parses."""
+    connection.register("logged", pa.table({"text": texts, "rows": rows}))
+    return dict(connection.execute(_ELEMENTS).fetchall())
+
+
+def _texts(text: str) -> list[str] | None:
     """Return the elements of a JSON list of nothing but texts; None if it is another JSON."""
-    if text is None:
-        return None
     try:
         read = json.loads(text)
     except (ValueError, RecursionError):
