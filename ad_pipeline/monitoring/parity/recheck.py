@@ -264,6 +264,8 @@ def recheck_decisions(
                 bundles[digest] = open_bundle(deployment.bundles, digest)
             of_bundle = _where(decisions, "bundle_hash", digest)
             yield recheck_bundle(deployment, bundles[digest], hour_us, of_bundle)
+            del of_bundle
+        del decisions  # else these hours are held while the next ones are read
 
 
 def _decisions_by_hour(
@@ -276,40 +278,48 @@ def _decisions_by_hour(
     span = {"start_us": hour_of(start_us), "end_us": end_us}
     with warehouse.reader() as connection:
         counted = rows_of(connection, select("monitoring.decisions_by_hour"), span)
-    decisions = dict(zip(*(column.to_pylist() for column in counted.columns), strict=True))
-    for hours in _read_together(decisions, list(hours_between(start_us, end_us))):
+    rows_in = dict(zip(*(column.to_pylist() for column in counted.columns), strict=True))
+    for hours in _read_together(rows_in, list(hours_between(start_us, end_us))):
         span = {"start_us": hours[0], "end_us": hours[-1] + HOUR_US}
         with warehouse.reader() as connection:
-            rows = _beside_impressions(
-                rows_of(connection, select("monitoring.decisions_to_check"), span),
-                rows_of(connection, select("monitoring.impressions_to_check"), span),
-            )
+            decisions = rows_of(connection, select("monitoring.decisions_to_check"), span)
+            impressions = rows_of(connection, select("monitoring.impressions_to_check"), span)
+        places = _order(decisions)
         first = 0
         for hour_us in hours:
-            yield hour_us, rows.slice(first, decisions.get(hour_us, 0))
-            first += decisions.get(hour_us, 0)
+            rows = rows_in.get(hour_us, 0)
+            of_hour = (
+                decisions.slice(first, rows)
+                if places is None
+                else decisions.take(places.slice(first, rows))
+            )
+            yield hour_us, _beside_impressions(of_hour, impressions, first)
+            first += rows
+        del decisions, impressions, of_hour  # else they are held while the next ones are read
 
 
-def _beside_impressions(decisions: pa.Table, impressions: pa.Table) -> pa.Table:
-    """Lay the columns of the impressions, which are in order, beside those of the decisions."""
-    decisions = _in_order(decisions)
-    keys = impressions.column(KEY)
-    if not keys.equals(decisions.column(KEY)):
-        check_identify(keys.combine_chunks(), (KEY,))
-    for name in impressions.column_names:
-        if name != KEY:
-            decisions = decisions.append_column(name, impressions.column(name))
-    return decisions
-
-
-def _in_order(decisions: pa.Table) -> pa.Table:
-    """Return decisions by arrival and key, as they mostly are already."""
-    if (np.diff(decisions.column("received_us").to_numpy()) > 0).all():
-        return decisions
+def _order(decisions: pa.Table) -> pa.Array | None:
+    """Return the rows of decisions by arrival and key; None if they lie so, as they mostly do."""
+    keys = decisions.column(KEY)
+    steps = np.diff(decisions.column("received_us").to_numpy())
+    tied = np.flatnonzero(steps == 0)
+    before, after = keys.take(pa.array(tied)), keys.take(pa.array(tied + 1))
+    are_tied_in_order = pc.call_function("less", [before, after]).fill_null(False)
+    if (steps >= 0).all() and are_tied_in_order.to_numpy().all():
+        return None
     by_arrival = [("received_us", "ascending"), (KEY, "ascending")]
-    return decisions.take(
-        pc.call_function("sort_indices", [decisions], pc.SortOptions(sort_keys=by_arrival))
-    )
+    return pc.call_function("sort_indices", [decisions], pc.SortOptions(sort_keys=by_arrival))
+
+
+def _beside_impressions(of_hour: pa.Table, impressions: pa.Table, first: int) -> pa.Table:
+    """Lay the columns of the impressions from a row on beside those of an hour's decisions."""
+    beside = impressions.slice(first, of_hour.num_rows)
+    if not beside.column(KEY).equals(of_hour.column(KEY)):
+        check_identify(impressions.column(KEY).combine_chunks(), (KEY,))
+    for name in beside.column_names:
+        if name != KEY:
+            of_hour = of_hour.append_column(name, beside.column(name))
+    return of_hour
 
 
 def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[list[int]]:
