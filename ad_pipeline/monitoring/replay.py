@@ -307,7 +307,7 @@ def _against_sql(
         table = recount(connection, contract, snapshot_hour(contract, hour_us))
         counted.append(_recounted_features(contract, served.take(places), table))
     return compare_features(
-        features_of(connection, pa.concat_tables(used), KEY), pa.concat_tables(counted), KEY
+        features_of(pa.concat_tables(used), KEY), pa.concat_tables(counted), KEY
     )
 
 

@@ -500,19 +500,21 @@ def _write_objects(
     labels: np.ndarray,
     label_ends: np.ndarray,
     rows: np.ndarray,
-    out: np.ndarray,
+    letters: np.ndarray,
     ends: np.ndarray,
 ) -> bool:
     """Write an object a row behind one another; return whether every text is ASCII."""
-    values = np.empty((members.size, _BLOCK_ROWS), np.int64)
-    sizes = np.empty((members.size, _BLOCK_ROWS), np.int64)
+    # An array would be counted, atomically, in each call that it is handed to; this one is not.
+    out = carray(hashing.pointer(letters.ctypes.data), letters.size, np.uint8)
+    values = np.empty((_BLOCK_ROWS, members.size), np.int64)
+    sizes = np.empty((_BLOCK_ROWS, members.size), np.int64)
     at = 0
     are_ascii = True
     ends[0] = 0
     for first in range(0, rows.size, _BLOCK_ROWS):
         of_block = rows[first : first + _BLOCK_ROWS]
         for m in range(members.size):
-            _read(members[m], of_block, values[m], sizes[m])
+            _read(members[m], of_block, values[:, m], sizes[:, m])
         for k in range(of_block.size):
             label = 0
             for m in range(members.size):
@@ -520,8 +522,8 @@ def _write_objects(
                 _copy(out.ctypes.data + at, labels.ctypes.data + label, size)
                 at += size
                 label = label_ends[m]
-                kind, value = members[m].kind, values[m, k]
-                if sizes[m, k] < 0:
+                kind, value = members[m].kind, values[k, m]
+                if sizes[k, m] < 0:
                     _copy(out.ctypes.data + at, _NULL_TEXT.ctypes.data, 4)
                     at += 4
                 elif kind == _WHOLE:
@@ -529,7 +531,7 @@ def _write_objects(
                 elif kind == _FLOAT:
                     at = _write_float(np.int64(value).view(np.float64), out, at)
                 else:
-                    at, is_ascii = _write_text(value, sizes[m, k], out, at)
+                    at, is_ascii = _write_text(value, sizes[k, m], out, at)
                     are_ascii &= is_ascii
             out[at] = _END
             at += 1

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -260,8 +259,7 @@ def test_counts_that_were_too_old_to_be_taken_pass_parity_and_others_would_not(
         decisions = decisions.append_column(name, logged.column(name))
 
     def features(rechecked_with: Bundle) -> str:
-        with duckdb.connect() as parser:
-            found = recheck_bundle(parser, served, rechecked_with, hour_us, decisions)
+        found = recheck_bundle(served, rechecked_with, hour_us, decisions)
         assert found.scores.state == "passed"
         return found.features.state
 

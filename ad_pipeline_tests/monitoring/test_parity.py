@@ -3,7 +3,6 @@
 import json
 import struct
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,11 +12,7 @@ from hypothesis import strategies as st
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.monitoring import tables
 from ad_pipeline.monitoring.parity import comparison as parity
-from ad_pipeline.monitoring.parity.decision_log import (
-    features_of,
-    logged_columns,
-    scores_table,
-)
+from ad_pipeline.monitoring.parity.decision_log import features_of, logged_columns
 
 
 def features(**columns: list) -> pa.Table:
@@ -179,17 +174,49 @@ def test_counts_are_what_was_planted(plan: list[str]):
     assert result.passed == (planted[0] == len(plan))
 
 
+SCORES = st.none() | st.sampled_from([0.0, -0.0, 0.25, 0.5, float("nan")])
+
+
+@given(st.lists(st.tuples(SCORES, SCORES, SCORES, SCORES), min_size=1, max_size=20))
+def test_scores_by_column_compare_as_the_same_scores_below_each_other(rows: list[tuple]):
+    """A goal that only one side has is all missing, or all extra."""
+    keys = [f"r{(7 * k) % 23}" for k in range(len(rows))]
+    names = ("click", "purchase"), ("click", "view")
+    sides = [dict(zip(names[0], list(zip(*rows, strict=True))[:2], strict=True))]
+    sides.append(dict(zip(names[1], list(zip(*rows, strict=True))[2:], strict=True)))
+    tall = [
+        scores(
+            *(
+                (key, goal, value)
+                for goal in side
+                for key, value in zip(keys, side[goal], strict=True)
+            )
+        )
+        for side in sides
+    ]
+    wide = [{g: pa.array(values, pa.float64()) for g, values in side.items()} for side in sides]
+    by_column = parity.compare_score_columns(pa.array(keys), *wide)
+    assert repr(by_column) == repr(parity.compare_scores(*tall))
+
+
+def test_a_decision_that_is_there_twice_is_refused_by_column_too():
+    column = {"click": pa.array([0.5, 0.5])}
+    with pytest.raises(parity.RepeatedKey, match="r0"):
+        parity.compare_score_columns(pa.array(["r0", "r0"]), column, column)
+    nothing = parity.compare_score_columns(pa.array([], pa.string()), {}, {})
+    assert nothing.state == "no decisions yet"
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_scores_survive_the_json_of_the_log_bit_for_bit(values: list[float]):
     decisions = [
         {"request_id": f"r{k}", "scores": json.dumps({"click": value})}
         for k, value in enumerate(values)
     ]
-    recomputed = scores(*((f"r{k}", "click", value) for k, value in enumerate(values)))
     table = pa.Table.from_pylist(decisions)
-    logged = logged_columns(duckdb.connect(), table.column("scores"))
-    keys = table.column("request_id")
-    assert parity.compare_scores(scores_table(keys, logged), recomputed).passed
+    logged = logged_columns(table.column("scores"))
+    keys = table.column("request_id").combine_chunks()
+    assert parity.compare_score_columns(keys, logged, {"click": pa.array(values)}).passed
 
 
 def test_logged_features_become_columns_of_one_type_each():
@@ -198,7 +225,7 @@ def test_logged_features_become_columns_of_one_type_each():
         {"request_id": "r1", "features": json.dumps({"n": 0.5, "t": None, "m": "y"})},
         {"request_id": "r2", "features": None},
     ]
-    table = features_of(duckdb.connect(), pa.Table.from_pylist(decisions))
+    table = features_of(pa.Table.from_pylist(decisions))
     assert table.column("n").to_pylist() == [1.0, 0.5, None]
     assert table.column("t").to_pylist() == ["x", None, None]
     assert table.column("m").to_pylist() == ["1", '"y"', None]

@@ -1,6 +1,8 @@
 """The whole way: a faulty scorer's log goes through files and ingestion; its hour is accused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,11 @@ import pytest
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.monitoring.parity.parity_plots import differing_shares, parity_picture
-from ad_pipeline.monitoring.parity.recheck import record_parity, scores_not_given_again
+from ad_pipeline.monitoring.parity.recheck import (
+    recheck_decisions,
+    record_parity,
+    scores_not_given_again,
+)
 from ad_pipeline.serving.candidate import JudgedCandidate, promote_candidate
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import PromotionVerdict
@@ -41,6 +47,24 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
 
 def span_of(served: Deployment) -> tuple[int, int]:
     return hours_of_days(served, range(SERVED_DAY, SERVED_DAY + 1))
+
+
+def test_the_order_in_which_decisions_lie_in_the_log_changes_nothing(
+    served: Deployment, tmp_path: Path
+):
+    shuffled = tmp_path / "shuffled.duckdb"
+    shutil.copy(served.warehouse, shuffled)
+    with Warehouse(shuffled).writer() as connection:
+        connection.execute(
+            "CREATE OR REPLACE TABLE events.decisions AS "
+            "SELECT * FROM events.decisions ORDER BY hash(request_id)"
+        )
+    found, otherwise = (
+        list(recheck_decisions(Warehouse(path), served, *span_of(served)))
+        for path in (served.warehouse, shuffled)
+    )
+    assert {hour.state for hour in found} == {"passed", "failed"}
+    assert repr(found) == repr(otherwise)
 
 
 def test_each_faulty_hour_is_found_with_its_cause_and_no_other(served: Deployment):

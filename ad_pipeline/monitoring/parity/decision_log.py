@@ -31,15 +31,11 @@ _ELEMENTS = (
 )
 
 
-def features_of(
-    connection: duckdb.DuckDBPyConnection, decisions: pa.Table, key: str = "request_id"
-) -> pa.Table:
+def features_of(decisions: pa.Table, key: str = "request_id") -> pa.Table:
     """Lay the logged features of decisions out as one column a feature.
 
     Parameters
     ----------
-    connection : DuckDBPyConnection
-        Any: it only parses.
     decisions : pyarrow.Table
         Rows of ``events.decisions``: ``key`` and ``features``, a JSON object or null.
     key : str
@@ -50,49 +46,15 @@ def features_of(
         In the order of the decisions: ``key`` and every feature that any decision names: float64
         when all its values are numbers, texts when all are texts, else each value's JSON text.
     """
-    columns = logged_columns(connection, decisions.column("features"))
+    columns = logged_columns(decisions.column("features"))
     return pa.table({key: decisions.column(key).cast(pa.string()), **columns})
 
 
-def scores_table(
-    keys: pa.ChunkedArray, probabilities: dict[str, pa.Array], key: str = "request_id"
-) -> pa.Table:
-    """Lay columns of probabilities, one a goal, below each other.
-
-    Parameters
-    ----------
-    keys : Arrow column of shape (n,)
-    probabilities : dict of str to Arrow array of shape (n,)
-        What is not float64 is no probability, and null. JSON keeps a float64 exactly when its
-        writer gives 17 digits or the shortest that reads back, as Python's does.
-    key : str
-        Name of the keys' column.
-    """
-    schema = pa.schema([(key, pa.string()), ("goal", pa.string()), ("probability", pa.float64())])
-    parts = [
-        pa.table(
-            {
-                key: keys,
-                "goal": pa.repeat(goal, len(values)),
-                "probability": values
-                if pa.types.is_float64(values.type)
-                else pa.nulls(len(values), pa.float64()),
-            }
-        )
-        for goal, values in probabilities.items()
-    ]
-    return pa.concat_tables([schema.empty_table(), *parts])
-
-
-def logged_columns(
-    connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray
-) -> dict[str, pa.Array]:
+def logged_columns(texts: pa.ChunkedArray) -> dict[str, pa.Array]:
     """Return the members of JSON objects as columns, by name.
 
     Parameters
     ----------
-    connection : DuckDBPyConnection
-        Any: it only parses.
     texts : Arrow column of texts, shape (n,)
         JSON objects or nulls.
 
@@ -106,13 +68,16 @@ def logged_columns(
     if first is None:
         return {}
     flat = flat_columns(in_one_piece(texts), _names(first.as_py()))
-    return exact_columns(connection, texts) if flat is None else flat
+    if flat is not None:
+        return flat
+    with duckdb.connect() as parser:
+        return exact_columns(parser, texts)
 
 
 def exact_columns(
     connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray
 ) -> dict[str, pa.Array]:
-    """Return the members of any JSON objects as columns; see :func:`logged_columns`."""
+    """Return the members of any JSON objects as columns; the connection parses."""
     connection.register("logged", pa.table({"text": texts}))
     names = [name for (name,) in connection.execute(_NAMES).fetchall()]
     if not names:
@@ -141,27 +106,33 @@ def in_one_piece(texts: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in texts.chunks])
 
 
-def listed(connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray) -> dict[str, int]:
+def listed(texts: pa.ChunkedArray) -> dict[str, int]:
     """Count the elements of JSON lists of texts over all rows, by element.
 
     A log has few different lists, so each is read once.
     """
-    different, rows = texts.value_counts().flatten()
+    different, rows = texts.drop_null().value_counts().flatten()
     lists = [_texts(text) for text in different.to_pylist()]
-    if None not in lists:
-        found: Counter[str] = Counter()
-        for elements, times in zip(lists, rows.to_pylist(), strict=True):
-            for element in elements or ():
-                found[element] += times
-        return dict(sorted(found.items()))
-    connection.register("logged", pa.table({"text": different, "rows": rows}))
+    if None in lists:
+        with duckdb.connect() as parser:
+            return exact_lists(parser, different, rows)
+    found: Counter[str] = Counter()
+    for elements, times in zip(lists, rows.to_pylist(), strict=True):
+        for element in elements or ():
+            found[element] += times
+    return dict(sorted(found.items()))
+
+
+def exact_lists(
+    connection: duckdb.DuckDBPyConnection, texts: pa.Array, rows: pa.Array
+) -> dict[str, int]:
+    """Count the elements of any JSON lists, each of so many rows; the connection parses."""
+    connection.register("logged", pa.table({"text": texts, "rows": rows}))
     return dict(connection.execute(_ELEMENTS).fetchall())
 
 
-def _texts(text: str | None) -> list[str] | None:
+def _texts(text: str) -> list[str] | None:
     """Return the elements of a JSON list of nothing but texts; None if it is another JSON."""
-    if text is None:
-        return None
     try:
         read = json.loads(text)
     except (ValueError, RecursionError):

@@ -15,6 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numba import njit, types
+from numba.np.numpy_support import carray
+
+from ad_pipeline import hashing
 
 _NULL, _NUMBER, _DIGITS, _TEXT, _INFINITY = 0, 1, 2, 3, 4
 """What a value is; of ``_DIGITS``, a number, only the place is known yet."""
@@ -50,7 +53,7 @@ def flat_columns(texts: pa.Array, names: Sequence[str]) -> dict[str, pa.Array] |
 
     Parameters
     ----------
-    texts : Arrow array of texts, shape (n,)
+    texts : Arrow array of shape (n,), ``string`` or ``large_string``
         JSON or nulls.
     names : sequence of str
         The members that every object is expected to have, in this order.
@@ -70,10 +73,11 @@ def flat_columns(texts: pa.Array, names: Sequence[str]) -> dict[str, pa.Array] |
     """
     if not names or len(set(names)) < len(names):
         return None
-    wide = texts.cast(pa.large_string())
-    validity, offsets, data = (_view(buffer) for buffer in wide.buffers())
-    offsets = offsets.view(np.int64)[wide.offset : wide.offset + len(wide) + 1]
-    n = len(wide)
+    n = len(texts)
+    validity, offsets, data = (_view(buffer) for buffer in texts.buffers())
+    width = np.int32 if pa.types.is_string(texts.type) else np.int64
+    # Only the offsets of these rows: a cast of a slice would make those of its whole column wide.
+    offsets = offsets.view(width)[texts.offset : texts.offset + n + 1].astype(np.int64)
     kinds = np.empty((len(names), n), np.uint8)
     numbers = np.empty((len(names), n))
     starts = np.empty((len(names), n), np.int64)
@@ -86,7 +90,7 @@ def flat_columns(texts: pa.Array, names: Sequence[str]) -> dict[str, pa.Array] |
         ends = np.cumsum(list(map(len, labels)))
         found[:] = 0
         return _read_objects(
-            data, offsets, validity, wide.offset, np.frombuffer(b"".join(labels), np.uint8), ends,
+            data, offsets, validity, texts.offset, np.frombuffer(b"".join(labels), np.uint8), ends,
             kinds, numbers, starts, sizes, found,
         )  # fmt: skip
 
@@ -237,14 +241,14 @@ def _read_number(
 
 @njit(cache=True)
 def _read_objects(
-    data: np.ndarray,
+    letters: np.ndarray,
     offsets: np.ndarray,
     validity: np.ndarray,
     first: int,
     labels: np.ndarray,
     label_ends: np.ndarray,
     kinds: np.ndarray,
-    numbers: np.ndarray,
+    parsed: np.ndarray,
     starts: np.ndarray,
     sizes: np.ndarray,
     found: np.ndarray,
@@ -253,6 +257,9 @@ def _read_objects(
 
     ``validity`` is Arrow's bitmap from row ``-first`` on, empty if all are there.
     """
+    # An array would be counted, atomically, in each call that it is handed to; these are not.
+    data = carray(hashing.pointer(letters.ctypes.data), letters.size, np.uint8)
+    numbers = carray(hashing.pointer(parsed.ctypes.data), parsed.shape, np.float64)
     members = label_ends.size
     for row in range(offsets.size - 1):
         bit = first + row

@@ -6,22 +6,23 @@ that shares nothing with the writer: a writer that lies would lie to both sides.
 counted and explained is the business of :mod:`.comparison` and :mod:`.causes`.
 """
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.features.encoding import FeatureContract, LookedUp
 from ad_pipeline.monitoring.parity.comparison import compare_features
-from ad_pipeline.monitoring.parity.decision_log import features_of, in_one_piece
+from ad_pipeline.monitoring.parity.decision_log import features_of
 from ad_pipeline.serving.decisions import features_json
 
 READ_ALL_THE_SAME = 256
 """Decisions of an hour and bundle that are read whatever their text is."""
 
+_WRITTEN_TOGETHER = 4_096
+"""Texts that are held at a time, about as many megabytes as thousands."""
+
 
 def logged_features(
-    connection: duckdb.DuckDBPyConnection,
     contract: FeatureContract,
     decisions: pa.Table,
     recomputed: pa.Table,
@@ -32,8 +33,6 @@ def logged_features(
 
     Parameters
     ----------
-    connection : DuckDBPyConnection
-        Any: it only parses.
     contract : FeatureContract
     decisions : pyarrow.Table of n rows
         Of ``events.decisions``: ``key`` and ``features``.
@@ -52,10 +51,10 @@ def logged_features(
     n = decisions.num_rows
     if recomputed.num_rows == n and _are_written(contract, decisions.column("features"), inputs):
         chosen = pa.array(np.arange(0, n, -(-n // READ_ALL_THE_SAME)))
-        read = features_of(connection, decisions.select([key, "features"]).take(chosen), key)
+        read = features_of(decisions.select([key, "features"]).take(chosen), key)
         if compare_features(read, recomputed.take(chosen), key).passed:
             return recomputed
-    return features_of(connection, decisions, key)
+    return features_of(decisions, key)
 
 
 def _are_written(
@@ -68,8 +67,13 @@ def _are_written(
     # NaN and null are written alike, but they are two values.
     if any(_has_nan(columns[name]) for name in contract.numeric):
         return False
-    written = features_json(contract, columns, counts, np.arange(len(texts)))
-    return in_one_piece(texts).cast(written.type).equals(written)
+    for first in range(0, len(texts), _WRITTEN_TOGETHER):
+        logged = texts.slice(first, _WRITTEN_TOGETHER)
+        rows = np.arange(first, first + len(logged))
+        written = features_json(contract, columns, counts, rows).cast(texts.type)
+        if not pa.chunked_array([written]).equals(logged):
+            return False
+    return True
 
 
 def _has_nan(numbers: pa.Array) -> bool:

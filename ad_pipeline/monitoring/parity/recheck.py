@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -263,17 +262,18 @@ def recheck_decisions(
         If a decision names a bundle or a snapshot that is not there or not intact.
     """
     bundles: dict[str, Bundle] = {}
-    with duckdb.connect() as parser:
-        for hour_us, decisions in _decisions_by_hour(warehouse, start_us, end_us):
-            if not decisions.num_rows:
-                nothing = compare_score_columns(pa.array([], pa.string()), {}, {})
-                yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
-                continue
-            for digest in sorted(decisions.column("bundle_hash").unique().to_pylist()):
-                if digest not in bundles:
-                    bundles[digest] = open_bundle(deployment.bundles, digest)
-                of_bundle = _where(decisions, "bundle_hash", digest)
-                yield recheck_bundle(parser, deployment, bundles[digest], hour_us, of_bundle)
+    for hour_us, decisions in _decisions_by_hour(warehouse, start_us, end_us):
+        if not decisions.num_rows:
+            nothing = compare_score_columns(pa.array([], pa.string()), {}, {})
+            yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
+            continue
+        for digest in sorted(decisions.column("bundle_hash").unique().to_pylist()):
+            if digest not in bundles:
+                bundles[digest] = open_bundle(deployment.bundles, digest)
+            of_bundle = _where(decisions, "bundle_hash", digest)
+            yield recheck_bundle(deployment, bundles[digest], hour_us, of_bundle)
+            del of_bundle
+        del decisions  # else these hours are held while the next ones are read
 
 
 def _decisions_by_hour(
@@ -286,40 +286,48 @@ def _decisions_by_hour(
     span = {"start_us": hour_of(start_us), "end_us": end_us}
     with warehouse.reader() as connection:
         counted = rows_of(connection, select("monitoring.decisions_by_hour"), span)
-    decisions = dict(zip(*(column.to_pylist() for column in counted.columns), strict=True))
-    for hours in _read_together(decisions, list(hours_between(start_us, end_us))):
+    rows_in = dict(zip(*(column.to_pylist() for column in counted.columns), strict=True))
+    for hours in _read_together(rows_in, list(hours_between(start_us, end_us))):
         span = {"start_us": hours[0], "end_us": hours[-1] + HOUR_US}
         with warehouse.reader() as connection:
-            rows = _beside_impressions(
-                rows_of(connection, select("monitoring.decisions_to_check"), span),
-                rows_of(connection, select("monitoring.impressions_to_check"), span),
-            )
+            decisions = rows_of(connection, select("monitoring.decisions_to_check"), span)
+            impressions = rows_of(connection, select("monitoring.impressions_to_check"), span)
+        places = _order(decisions)
         first = 0
         for hour_us in hours:
-            yield hour_us, rows.slice(first, decisions.get(hour_us, 0))
-            first += decisions.get(hour_us, 0)
+            rows = rows_in.get(hour_us, 0)
+            of_hour = (
+                decisions.slice(first, rows)
+                if places is None
+                else decisions.take(places.slice(first, rows))
+            )
+            yield hour_us, _beside_impressions(of_hour, impressions, first)
+            first += rows
+        del decisions, impressions, of_hour  # else they are held while the next ones are read
 
 
-def _beside_impressions(decisions: pa.Table, impressions: pa.Table) -> pa.Table:
-    """Lay the columns of the impressions, which are in order, beside those of the decisions."""
-    decisions = _in_order(decisions)
-    keys = impressions.column(KEY)
-    if not keys.equals(decisions.column(KEY)):
-        check_identify(keys.combine_chunks(), (KEY,))
-    for name in impressions.column_names:
-        if name != KEY:
-            decisions = decisions.append_column(name, impressions.column(name))
-    return decisions
-
-
-def _in_order(decisions: pa.Table) -> pa.Table:
-    """Return decisions by arrival and key, as they mostly are already."""
-    if (np.diff(decisions.column("received_us").to_numpy()) > 0).all():
-        return decisions
+def _order(decisions: pa.Table) -> pa.Array | None:
+    """Return the rows of decisions by arrival and key; None if they lie so, as they mostly do."""
+    keys = decisions.column(KEY)
+    steps = np.diff(decisions.column("received_us").to_numpy())
+    tied = np.flatnonzero(steps == 0)
+    before, after = keys.take(pa.array(tied)), keys.take(pa.array(tied + 1))
+    are_tied_in_order = pc.call_function("less", [before, after]).fill_null(False)
+    if (steps >= 0).all() and are_tied_in_order.to_numpy().all():
+        return None
     by_arrival = [("received_us", "ascending"), (KEY, "ascending")]
-    return decisions.take(
-        pc.call_function("sort_indices", [decisions], pc.SortOptions(sort_keys=by_arrival))
-    )
+    return pc.call_function("sort_indices", [decisions], pc.SortOptions(sort_keys=by_arrival))
+
+
+def _beside_impressions(of_hour: pa.Table, impressions: pa.Table, first: int) -> pa.Table:
+    """Lay the columns of the impressions from a row on beside those of an hour's decisions."""
+    beside = impressions.slice(first, of_hour.num_rows)
+    if not beside.column(KEY).equals(of_hour.column(KEY)):
+        check_identify(impressions.column(KEY).combine_chunks(), (KEY,))
+    for name in beside.column_names:
+        if name != KEY:
+            of_hour = of_hour.append_column(name, beside.column(name))
+    return of_hour
 
 
 def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[list[int]]:
@@ -336,19 +344,15 @@ def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[l
 
 
 def recheck_bundle(
-    connection: duckdb.DuckDBPyConnection,
-    deployment: Deployment,
-    bundle: Bundle,
-    hour_us: int,
-    decisions: pa.Table,
+    deployment: Deployment, bundle: Bundle, hour_us: int, decisions: pa.Table
 ) -> RecheckedHour:
-    """Re-check the decisions of one hour and bundle; the connection parses."""
+    """Re-check the decisions of one hour and bundle."""
     settings = deployment.dataset.settings.parity
     contract = bundle.contract
     used = vectors_used(contract, decisions.column("features"))
     impressions = _Impressions.of(deployment, bundle, decisions, used)
     recomputed = impressions.table(decisions.column(KEY))
-    logged = logged_features(connection, contract, decisions, recomputed, impressions.inputs, KEY)
+    logged = logged_features(contract, decisions, recomputed, impressions.inputs, KEY)
     keys = logged.column(KEY)
     columns, looked_up = (
         impressions.inputs if logged is recomputed else logged_inputs_of(contract, logged)
@@ -357,15 +361,15 @@ def recheck_bundle(
     if logged is not recomputed:
         look_vectors_up(deployment, contract, used, read, looked_up)
     rescored = _arrays(bundle.score(read, looked_up).probabilities)
-    logged_scores = logged_columns(connection, decisions.column("scores"))
+    logged_scores = logged_columns(decisions.column("scores"))
     unscored = {goal: pa.nulls(decisions.num_rows) for goal in rescored}
     scores = compare_score_columns(keys.combine_chunks(), unscored | logged_scores, rescored)
     measured = measured_objectives(
         settings,
         contract.logged_columns,
         {name: logged.column(name).combine_chunks() for name in logged.column_names if name != KEY},
-        logged_columns(connection, decisions.column("ages_us")),
-        listed(connection, decisions.column("fallbacks")),
+        logged_columns(decisions.column("ages_us")),
+        listed(decisions.column("fallbacks")),
         [(unscored | logged_scores)[goal] for goal in rescored],
         decisions.num_rows,
     )
