@@ -1,4 +1,4 @@
-"""Users' vectors go the whole way into every learner: published, learnt, served and re-checked."""
+"""Users' vectors go the whole way: published, learnt, bundled, served and re-checked."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +27,11 @@ VECTORS = {
             "heads": 2,
             "bits": 10,
         },
-        "training": {"epochs": 1},
-        "retrain_every_hours": 12,
+        "training": {"epochs": 1, "batch_sequences": 16},
+        "minimum_positives": 20,
+        "retrain_every_hours": 8,
         "shard_bits": 1,
     },
-    "deep": {"bits": 12, "embedding": 4, "layers": [8], "batch_rows": 128},
     "online": {"bits": 12},
 }
 PUBLISHED = (
@@ -77,8 +77,6 @@ def test_vectors_are_learnt_bundled_and_served_and_parity_finds_the_same_bits(tm
     bundle = open_bundle(deployment.bundles, resolve(deployment.bundles, CANDIDATE))
     assert bundle.contract == contract
     models = {each.goal: each for each in bundle.goals}["click"]
-    assert models.deep is not None
-    assert models.deep.fields == len(contract.token_names)
     assert models.batch is not None
 
     # A day is served by what the pointers name, and every score is given again from the log.
