@@ -24,11 +24,11 @@ SETTINGS = DeepSettings(bits=8, embedding=4, layers=(16, 8))
 FIELDS = len(worlds.CONTRACT.token_names)
 
 
-def trained(seed: int) -> TrainedDeep:
+def trained(seed: int, fields: int = FIELDS) -> TrainedDeep:
     """Return a model of drawn numbers, as a checkpoint would give it, made without training."""
     generator = np.random.default_rng(seed)
     learnt = np.sort(generator.choice(1 << SETTINGS.bits, 100, replace=False)).astype(np.uint32)
-    widths = [FIELDS * SETTINGS.embedding, *SETTINGS.layers, 1]
+    widths = [fields * SETTINGS.embedding, *SETTINGS.layers, 1]
     arrays: dict[str, np.ndarray] = {
         "slots": learnt,
         "numbers": generator.normal(0, 0.3, (100, 5)).astype(np.float32),
@@ -38,7 +38,7 @@ def trained(seed: int) -> TrainedDeep:
         arrays[f"weights_{place}"] = generator.normal(0, 0.3, (inputs, units)).astype(np.float32)
         arrays[f"biases_{place}"] = generator.normal(0, 0.1, units).astype(np.float32)
     told: Mapping[str, Any] = {
-        "settings": SETTINGS.model_dump(mode="json"), "fields": FIELDS,
+        "settings": SETTINGS.model_dump(mode="json"), "fields": fields,
         "slot_bits": worlds.CONTRACT.bits, "horizon_days": 1.0, "seed": 3, "unlearnt_scale": 0.01,
     }  # fmt: skip
     exported = ExportedDeep.from_state(arrays, told)

@@ -23,6 +23,7 @@ from ad_pipeline.features.encoding import (
     entity_hashes,
     read_columns,
     request_columns,
+    slots,
     vector_hashes,
 )
 from ad_pipeline.features.rates import counts_at, pointer
@@ -33,6 +34,7 @@ from ad_pipeline.serving.explanation import canary, explain, with_vectors
 from ad_pipeline.serving.proof import prove_goal
 from ad_pipeline.serving.scorer import Scorer
 from ad_pipeline_tests.serving import worlds
+from ad_pipeline_tests.serving.test_deep_bundle import trained, with_deep
 from ad_pipeline_tests.serving.worlds import CONTRACT, SERVED_US, START_US, WITH_VECTORS, World
 
 
@@ -82,6 +84,24 @@ def test_vectors_move_the_scores_of_both_experts(seeing: World) -> None:
     for expert in ("online", "batch"):
         moved = with_them.logits["click"][expert] != without.logits["click"][expert]
         assert moved.mean() > 0.5
+
+
+def test_wide_and_deep_reads_vectors_by_their_buckets(seeing: World, tmp_path: Path) -> None:
+    source = trained(1, len(WITH_VECTORS.token_names))
+    models = (with_deep(seeing.models[0], source), *seeing.models[1:])
+    bundle = worlds.write(
+        tmp_path, models, seeing.requests, seeing.due.counts,
+        contract=WITH_VECTORS, vectors=seeing.vectors[1],
+    )  # fmt: skip
+    goal = models[0].goal
+    with_them, without = (
+        Scorer(bundle, seeing.due, vectors).score_requests(seeing.requests).logits[goal]["deep"]
+        for vectors in (seeing.vectors[1], None)
+    )
+    read = read_columns(WITH_VECTORS, request_columns(WITH_VECTORS, seeing.requests))
+    hashed = slots(WITH_VECTORS, read, as_trained(seeing))
+    assert np.array_equal(with_them, source.logits(hashed))
+    assert (with_them != without).mean() > 0.5
 
 
 def test_the_log_names_the_vectors_and_how_old_they_are_and_holds_none_of_their_numbers(
