@@ -173,8 +173,8 @@ def figures(rows: int, runs: int, *, linear: bool) -> list[Figure]:
                 f"re-check of {decisions:,} logged decisions beside one scoring pass over them",
                 RATIO,
                 "lower",
-                "reading the texts from the warehouse takes as long as scoring; scoring again, writing "
-                "the recomputed features and looking them up are the rest",
+                "reading the texts from the warehouse takes as long as scoring; scoring again, "
+                "writing the recomputed features and looking them up are the rest",
             ),
             Figure(
                 "log_sampled_share",
