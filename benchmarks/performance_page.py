@@ -72,10 +72,10 @@ INTRODUCTION = """\
 # Performance
 
 Drawn from `benchmarks/speed/measured/` by `make bench`; do not edit. Each figure is the median of
-the runs that its command makes, on the machine that is named below it. Machines differ, and this
-one is shared: ratios were taken in one run and carry over better than seconds. *To reach* is what
-the project set itself before it measured; a figure without it explains another one. A limit is what
-bounds a figure."""
+the runs that its command makes (of parity the least), on the machine that is named below it.
+Machines differ, and this one is shared: ratios were taken in one run and carry over better than
+seconds. *To reach* is what the project set itself before it measured; a figure without it explains
+another one. A limit is what bounds a figure."""
 
 
 def render(measured: dict[str, dict[str, Any]]) -> str:

@@ -270,12 +270,12 @@ def _bit(bitmap: int, place: int) -> bool:
 
 
 @njit(cache=True, inline="always")
-def _int64_at(address: int) -> int:
+def _int64_at(address: int) -> Any:
     return carray(hashing.pointer(address), 1, np.int64)[0]
 
 
 @njit(cache=True, inline="always")
-def _code_at(address: int, width: int) -> int:
+def _code_at(address: int, width: int) -> Any:
     # Codes are never negative, so a signed type is read as an unsigned one.
     if width == 1:
         return np.int64(carray(hashing.pointer(address), 1, np.uint8)[0])
@@ -366,7 +366,7 @@ def _scaled(power: np.ndarray, number: np.uint64) -> np.uint64:
 
 
 @njit(cache=True)
-def _shortest(bits: np.uint64) -> tuple[np.uint64, int]:
+def _shortest(bits: np.uint64) -> tuple[Any, Any]:
     """Return digits and power of ten of a positive finite float64, the nearest of the fewest."""
     mantissa = bits & np.uint64((1 << 52) - 1)
     exponent = np.int64(bits >> np.uint64(52))
@@ -467,7 +467,7 @@ def _write_whole(value: int, out: np.ndarray, at: int) -> int:
 
 
 @njit(cache=True)
-def _write_text(letters: int, size: int, out: np.ndarray, at: int) -> tuple[int, bool]:
+def _write_text(letters: int, size: int, out: np.ndarray, at: int) -> tuple[int, Any]:
     """Write a text between quotes; return where it ends and whether it is all ASCII."""
     text = carray(hashing.pointer(letters), size, np.uint8)
     seen = np.uint8(0)

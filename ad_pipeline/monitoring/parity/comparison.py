@@ -309,9 +309,8 @@ def _values(column: pa.ChunkedArray | None, rows: int, at: Places) -> pa.Array:
     """Return a side's column, null where the side has none, in the order of all keys."""
     if column is None or not rows:
         return pa.nulls(rows if at is None else len(at))
-    if at is not None:
-        column = column.take(pa.array(at, mask=at < 0))
-    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    taken = column if at is None else column.take(pa.array(at, mask=at < 0))
+    values = taken.combine_chunks()
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if _is_number(values.type):

@@ -7,7 +7,7 @@ serving keep its objectives? What differs gets a cause (:mod:`.causes`). Decisio
 written by whoever serves; when there are none, that is said and never counted as passed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.checkpoints import is_pointed
-from ad_pipeline.clocks import HOUR_US, hour_of, hours_between, timestamp
+from ad_pipeline.clocks import HOUR_US, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.features.encoding import (
     VECTORS_USED,
@@ -45,10 +45,10 @@ from ad_pipeline.monitoring.parity.causes import (
 from ad_pipeline.monitoring.parity.comparison import (
     Parity,
     State,
-    check_identify,
     compare_features,
     compare_score_columns,
 )
+from ad_pipeline.monitoring.parity.decision_hours import KEY, decisions_by_hour
 from ad_pipeline.monitoring.parity.decision_log import (
     listed,
     logged_columns,
@@ -72,15 +72,10 @@ from ad_pipeline.serving.bundle import Bundle, open_bundle
 from ad_pipeline.serving.decisions import RATES_AGE, count_columns
 from ad_pipeline.serving.promotion import history
 from ad_pipeline.serving.scorer import PublishedSnapshot, cast_column
-from ad_pipeline.warehouse import Warehouse, arrow_rows, one_row, replace_hours, rows_of, select
-
-KEY = "request_id"
+from ad_pipeline.warehouse import Warehouse, arrow_rows, one_row, replace_hours, select
 
 OTHER_BUNDLES = 3
 """Bundles that served before, tried as the cause of a score that is not given again."""
-
-READ_TOGETHER = 200_000
-"""Decisions that are held at a time, unless one hour has more: 321 MB where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +257,7 @@ def recheck_decisions(
         If a decision names a bundle or a snapshot that is not there or not intact.
     """
     bundles: dict[str, Bundle] = {}
-    for hour_us, decisions in _decisions_by_hour(warehouse, start_us, end_us):
+    for hour_us, decisions in decisions_by_hour(warehouse, start_us, end_us):
         if not decisions.num_rows:
             nothing = compare_score_columns(pa.array([], pa.string()), {}, {})
             yield RecheckedHour(hour_us, "", 0, 0, nothing, nothing)
@@ -274,73 +269,6 @@ def recheck_decisions(
             yield recheck_bundle(deployment, bundles[digest], hour_us, of_bundle)
             del of_bundle
         del decisions  # else these hours are held while the next ones are read
-
-
-def _decisions_by_hour(
-    warehouse: Warehouse, start_us: int, end_us: int
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the decisions of each hour, in order.
-
-    Hours are read together as far as they fit: every reading looks through all impressions.
-    """
-    span = {"start_us": hour_of(start_us), "end_us": end_us}
-    with warehouse.reader() as connection:
-        counted = rows_of(connection, select("monitoring.decisions_by_hour"), span)
-    rows_in = dict(zip(*(column.to_pylist() for column in counted.columns), strict=True))
-    for hours in _read_together(rows_in, list(hours_between(start_us, end_us))):
-        span = {"start_us": hours[0], "end_us": hours[-1] + HOUR_US}
-        with warehouse.reader() as connection:
-            decisions = rows_of(connection, select("monitoring.decisions_to_check"), span)
-            impressions = rows_of(connection, select("monitoring.impressions_to_check"), span)
-        places = _order(decisions)
-        first = 0
-        for hour_us in hours:
-            rows = rows_in.get(hour_us, 0)
-            of_hour = (
-                decisions.slice(first, rows)
-                if places is None
-                else decisions.take(places.slice(first, rows))
-            )
-            yield hour_us, _beside_impressions(of_hour, impressions, first)
-            first += rows
-        del decisions, impressions, of_hour  # else they are held while the next ones are read
-
-
-def _order(decisions: pa.Table) -> pa.Array | None:
-    """Return the rows of decisions by arrival and key; None if they lie so, as they mostly do."""
-    keys = decisions.column(KEY)
-    steps = np.diff(decisions.column("received_us").to_numpy())
-    tied = np.flatnonzero(steps == 0)
-    before, after = keys.take(pa.array(tied)), keys.take(pa.array(tied + 1))
-    are_tied_in_order = pc.call_function("less", [before, after]).fill_null(False)
-    if (steps >= 0).all() and are_tied_in_order.to_numpy().all():
-        return None
-    by_arrival = [("received_us", "ascending"), (KEY, "ascending")]
-    return pc.call_function("sort_indices", [decisions], pc.SortOptions(sort_keys=by_arrival))
-
-
-def _beside_impressions(of_hour: pa.Table, impressions: pa.Table, first: int) -> pa.Table:
-    """Lay the columns of the impressions from a row on beside those of an hour's decisions."""
-    beside = impressions.slice(first, of_hour.num_rows)
-    if not beside.column(KEY).equals(of_hour.column(KEY)):
-        check_identify(impressions.column(KEY).combine_chunks(), (KEY,))
-    for name in beside.column_names:
-        if name != KEY:
-            of_hour = of_hour.append_column(name, beside.column(name))
-    return of_hour
-
-
-def _read_together(decisions: Mapping[int, int], hours: Sequence[int]) -> list[list[int]]:
-    """Return the hours in groups of at most :data:`READ_TOGETHER` decisions, or of one hour."""
-    groups: list[list[int]] = []
-    rows = 0
-    for hour_us in hours:
-        rows += decisions.get(hour_us, 0)
-        if not groups or rows > READ_TOGETHER:
-            groups.append([])
-            rows = decisions.get(hour_us, 0)
-        groups[-1].append(hour_us)
-    return groups
 
 
 def recheck_bundle(
