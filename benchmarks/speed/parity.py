@@ -147,7 +147,8 @@ def seconds_of(
 def log_seconds(hours: Hours, share: float, runs: int) -> float:
     """Return the seconds that writing a share of the decisions takes, scoring left out."""
     scored = [replace(scorer.score_many(requests), log_share=share) for scorer, requests in hours]
-    return least_seconds(lambda: [decisions.to_log() for decisions in scored], runs)
+    # A hundredth of a second is more easily disturbed than the others' half.
+    return least_seconds(lambda: [decisions.to_log() for decisions in scored], 10 * runs)
 
 
 def figures(rows: int, runs: int, *, linear: bool) -> list[Figure]:
