@@ -182,7 +182,7 @@ def _take(deployment: Deployment, sampler: Sampler) -> tuple[Samples, list[Findi
         paths = deployment.log_files(source)
         subject = f"sources.{table}.files"
         if not paths:
-            # Other tables may come later: an exchange without decisions has served nothing yet. And a
+            # Other tables may come later: an exchange without decisions has served nothing yet. A
             # table may have a source for each form of a log, of which a user has one.
             needed = table in {"impressions", "engagements"} and not any(
                 deployment.log_files(other) for other in deployment.dataset.sources_of(table)

@@ -1,8 +1,7 @@
-"""Small logs of what users did, in the published formats of MovieLens, Taobao and Criteo, with oddities.
+"""Small logs of what users did in the formats of MovieLens, Taobao and Criteo, with faults in them.
 
-Only the formats are real; values are drawn here, from a seed. What a file holds is for a reader of
-its own to say (``test_behaviour_logs.py`` has one in pandas): a generator says only which oddities
-it planted.
+Only the formats are real; values are drawn here, from a seed. What must come of a file is for
+``test_behaviour_logs.py`` to say, which reads it with an oracle.
 """
 
 import gzip
@@ -24,21 +23,15 @@ CRITEO_COLUMNS = (
 """Header of Criteo's attribution log."""
 
 
-def write_movielens(path: Path, *, start_us: int, seed: int = 4) -> dict[str, int]:
+def write_movielens(path: Path, *, start_us: int, seed: int = 4) -> None:
     """Write ratings as in ``ratings.csv``, or as in ml-1m where the path ends in ``.dat``.
 
     By user and movie, so in no order of time, with CRLF at the ends of lines.
-
-    Returns
-    -------
-    dict of str to int
-        Lines planted, by oddity: ``repeated``, ``without_rating``, ``no_time``, ``torn``, ``early``.
     """
     draw = np.random.default_rng(seed)
     mark = "::" if path.name.endswith(".dat") else ","
     start_s, last_s = start_us // SECOND_US, start_us // SECOND_US + HOURS * 3600 - 1
     lines: list[str] = []
-    planted = {"repeated": 3, "without_rating": 2, "no_time": 2, "torn": 1, "early": 0}
     for user in range(1, 41):
         movies = np.sort(draw.choice(80, int(draw.integers(5, 40)), replace=False)) + 1
         for movie in movies:
@@ -46,7 +39,6 @@ def write_movielens(path: Path, *, start_us: int, seed: int = 4) -> dict[str, in
             early = bool(draw.random() < 0.2)
             rated_s = draw.integers(1_000_000_000, start_s) if early else None
             at_s = int(draw.integers(start_s, last_s) if rated_s is None else rated_s)
-            planted["early"] += early
             lines.append(mark.join((str(user), str(movie), str(rating), str(at_s))))
     lines += [mark.join(("77", str(place), "", str(start_s + 60))) for place in (1, 2)]
     lines += [mark.join(("78", str(place), "5.0", "yesterday")) for place in (1, 2)]
@@ -56,19 +48,12 @@ def write_movielens(path: Path, *, start_us: int, seed: int = 4) -> dict[str, in
         lines.insert(place, lines[place])
     header = [] if path.name.endswith(".dat") else ["userId,movieId,rating,timestamp"]
     _write(path, header + lines, end="\r\n")
-    return planted
 
 
-def write_taobao_behaviour(path: Path, *, start_us: int, seed: int = 5) -> dict[str, int]:
+def write_taobao_behaviour(path: Path, *, start_us: int, seed: int = 5) -> None:
     """Write views, carts, favourites and purchases as in ``UserBehavior.csv``, by user.
 
     Most purchases follow a view of the item on the same day; some have none, some come before it.
-
-    Returns
-    -------
-    dict of str to int
-        Lines planted, by oddity: ``negative``, ``before``, ``after``, ``unknown``, ``torn``,
-        ``without_item``, ``repeated``.
     """
     draw = np.random.default_rng(seed)
     start_s, last_s = start_us // SECOND_US, start_us // SECOND_US + HOURS * 3600 - 1
@@ -89,28 +74,19 @@ def write_taobao_behaviour(path: Path, *, start_us: int, seed: int = 5) -> dict[
         if user % 2:
             of_user.sort()  # users of odd numbers are in order, the others are not
         lines += [line for _, line in of_user]
-    planted = {"negative": 2, "before": 4, "after": 3, "unknown": 1, "torn": 1, "without_item": 2}
     lines += ["901,5,5,pv,-1501372800", "901,6,6,buy,-2134949234"]
     lines += [f"902,5,5,pv,{second}" for second in (start_s - 1, 1_442_361_600, 44, start_s - 9)]
     lines += [f"903,5,5,pv,{second}" for second in (last_s + 1, 2_122_867_355, last_s + 90_000)]
     lines += [f"904,5,5,share,{start_s + 100}", f"905,5,5,pv,{last_s}"]
     lines += [f"906,,5,pv,{start_s + 50}", f"906,,5,buy,{start_s + 60}"]
     lines.insert(300, "17,4,")
-    planted["repeated"] = 5
     for place in (3, 33, 133, 233, 433):
         lines.insert(place, lines[place])
     _write(path, lines)
-    return planted
 
 
-def write_taobao_ads(folder: Path, *, start_us: int, seed: int = 6) -> dict[str, int]:
-    """Write ``raw_sample.csv`` and ``behavior_log.csv``; behaviours begin 20 hours before the ads.
-
-    Returns
-    -------
-    dict of str to int
-        Lines planted, by oddity: ``repeated``, ``without_brand``, ``torn``, ``without_user``.
-    """
+def write_taobao_ads(folder: Path, *, start_us: int, seed: int = 6) -> None:
+    """Write ``raw_sample.csv`` and ``behavior_log.csv``: behaviours begin 20 hours before ads."""
     draw = np.random.default_rng(seed)
     start_s = start_us // SECOND_US
     first_s, last_s = start_s + 20 * 3600, start_s + HOURS * 3600 - 1
@@ -134,19 +110,13 @@ def write_taobao_ads(folder: Path, *, start_us: int, seed: int = 6) -> dict[str,
     did += ["5,1493", did[22]]
     _write(folder / "raw_sample.csv", shown)
     _write(folder / "behavior_log.csv", did)
-    return {"repeated": 2, "without_brand": 2, "torn": 1, "without_user": 1, "no_time": 1}
 
 
-def write_criteo_attribution(path: Path, *, seed: int = 7) -> dict[str, int]:
+def write_criteo_attribution(path: Path, *, seed: int = 7) -> None:
     """Write impressions with clicks and late conversions, tab separated and gzipped, by time.
 
     A conversion stands on each impression of its user and campaign before it, up to 12 hours back;
     of one in twenty the time is beyond that.
-
-    Returns
-    -------
-    dict of str to int
-        Lines planted, by oddity: ``torn``, ``no_time``.
     """
     draw = np.random.default_rng(seed)
     at_s = np.sort(draw.integers(0, HOURS * 3600, 1_200))
@@ -174,7 +144,6 @@ def write_criteo_attribution(path: Path, *, seed: int = 7) -> dict[str, int]:
     # At the end: a line that cannot be taken apart has no number, one that can has.
     lines += ["17\t4", "\t".join(["late", *rows[0][1:]])]
     _write(path, lines)
-    return {"torn": 1, "no_time": 1}
 
 
 def _write(path: Path, lines: Sequence[str], end: str = "\n") -> None:
