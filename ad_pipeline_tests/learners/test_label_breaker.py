@@ -19,7 +19,7 @@ from ad_pipeline.learners.tables import QUARANTINED_HOURS, QUARANTINED_SLICES, T
 from ad_pipeline.monitoring.label_quality_hours import record_label_quality
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market
-from ad_pipeline_tests.learners.markets import ready_market
+from ad_pipeline_tests.learners.markets import ready_market, with_settings
 from ad_pipeline_tests.learners.test_recovery import learn, models, predictions, states
 from ad_pipeline_tests.monitoring.planted_labels import HOUR, planted
 from benchmarks.label_faults import FLOOD, STALL, largest_advertiser
@@ -180,12 +180,10 @@ def test_a_persons_own_decision_is_never_touched(stalled: Market, tmp_path: Path
     assert set(found[1:]) == {(LABELS,)}
 
 
-def test_nothing_is_left_out_unless_the_settings_act(ready: Market, tmp_path: Path):
-    market = ready_market(tmp_path / "tells")
-    flooded = planted(market, tmp_path / "f", FLOOD)
-    judge(flooded)
-    assert leave_out(flooded) == LabelDecisions([], [])
-    with warehouse_of(flooded).reader() as connection:
+def test_nothing_is_left_out_unless_the_settings_act(flooded: Market, tmp_path: Path):
+    market = with_settings(flooded.copied_to(tmp_path / "tells"), label_quality={"act": False})
+    assert leave_out(market) == LabelDecisions([], [])
+    with warehouse_of(market).reader() as connection:
         for table in (QUARANTINED_HOURS, QUARANTINED_SLICES):
             assert connection.execute(f"SELECT * FROM {table.name}").fetchall() == []
 
