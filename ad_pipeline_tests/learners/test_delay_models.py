@@ -151,8 +151,8 @@ def test_two_halves_of_a_range_learn_late_labels_as_the_whole_does(
     market: Market, tmp_path: Path
 ) -> None:
     whole, halves = (market.copied_to(tmp_path / name) for name in ("whole", "halves"))
-    middle_us = market.start_us + 31 * HOUR_US
-    for each, bounds in ((whole, [market.end_us]), (halves, [middle_us, market.end_us])):
+    middle_us, last_us = (market.start_us + hours * HOUR_US for hours in (31, 40))
+    for each, bounds in ((whole, [last_us]), (halves, [middle_us, last_us])):
         warehouse, start_us = Warehouse(each.deployment.warehouse), market.start_us
         for end_us in bounds:
             for _ in fit_hours(warehouse, each.deployment, start_us, end_us):

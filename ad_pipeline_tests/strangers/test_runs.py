@@ -28,15 +28,8 @@ MAY_NOT_PASS = {
 }
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda folder: avazu(folder, rows=5_000, hours=9), id="avazu-small"),
-        pytest.param(criteo, id="criteo", marks=pytest.mark.slow),
-        pytest.param(avazu, id="avazu", marks=pytest.mark.slow),
-        pytest.param(ipinyou, id="ipinyou", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [criteo, avazu, ipinyou])
 def test_one_command_runs_the_whole_path(make: Callable[[Path], Stranger], tmp_path: Path) -> None:
     stranger = make(tmp_path)
     ran = command(stranger.root, ["run", str(stranger.dataset_file)])
