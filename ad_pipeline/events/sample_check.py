@@ -182,8 +182,12 @@ def _take(deployment: Deployment, sampler: Sampler) -> tuple[Samples, list[Findi
         paths = deployment.log_files(source)
         subject = f"sources.{table}.files"
         if not paths:
-            # Other tables may come later: an exchange without decisions has served nothing yet.
-            level: Level = "error" if table in {"impressions", "engagements"} else "warning"
+            # Other tables may come later: an exchange without decisions has served nothing yet. A
+            # table may have a source for each form of a log, of which a user has one.
+            needed = table in {"impressions", "engagements"} and not any(
+                deployment.log_files(other) for other in deployment.dataset.sources_of(table)
+            )
+            level: Level = "error" if needed else "warning"
             found.append(
                 Finding(
                     level,

@@ -41,6 +41,7 @@ REACH = {
 }
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_every_ratio_with_what_it_should_reach():
     pytest.importorskip("vowpalwabbit")
     figures = figures_of("online_learner", "--rows", "40000")

@@ -19,6 +19,7 @@ REACH = {
 }
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_each_figure_with_what_it_should_reach():
     figures = figures_of("online_requests", "--rows", "2000", "--batch", "3000")
     for key, (reach, better) in REACH.items():

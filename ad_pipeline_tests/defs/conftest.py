@@ -12,8 +12,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from ad_pipeline.clocks import DAY_US
-from ad_pipeline_tests.defs.markets import Market, drive, make_market, run, write_days
+from ad_pipeline_tests.defs.markets import (
+    Market,
+    drive,
+    in_a_process,
+    make_market,
+    write_days,
+)
 
 TINY_MARKET = make_market(Path(os.environ["AD_PIPELINE_HOME"]) / "tiny")
 
@@ -25,13 +30,15 @@ def market() -> Market:
     """Return the market after its whole life; tests only read it.
 
     One day is learnt and its bundle promoted, a driver serves the second day through that bundle,
-    then that day and the tail of its labels are learnt.
+    then that day and the tail of its labels are learnt: by ``ad_pipeline run`` each time, whose
+    words are kept beside the market's home.
     """
-    served_us = TINY_MARKET.start_us + DAY_US
     write_days(TINY_MARKET, range(1))
-    run(TINY_MARKET, TINY_MARKET.start_us, served_us)
-    drive(TINY_MARKET, 1)
-    run(TINY_MARKET, served_us, TINY_MARKET.end_us)
+    for day in ("first", "second"):
+        ran = in_a_process(TINY_MARKET, ["ad_pipeline.cli", "run", str(TINY_MARKET.dataset_file)])
+        (TINY_MARKET.dataset_file.parent / f"{day}_run.txt").write_text(ran.stdout)
+        if day == "first":
+            drive(TINY_MARKET, 1)
     return TINY_MARKET
 
 

@@ -1,6 +1,7 @@
 """A market's whole life by ``dagster asset materialize``: what the event log says of it is true."""
 
 import math
+import re
 from collections.abc import Iterator
 
 import dagster as dg
@@ -17,6 +18,7 @@ from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.graph_shape import assets_of
 from ad_pipeline_tests.defs.markets import Market
 from ad_pipeline_tests.defs.runs import BESIDE_THE_PATH
+from ad_pipeline_tests.strangers.runs import checks_not_passed
 
 
 @pytest.fixture
@@ -52,6 +54,23 @@ def rows_by_hour(connection: duckdb.DuckDBPyConnection, table: str, clock: str) 
             f"SELECT {clock} - {clock} % {HOUR_US}, count(*) FROM {table} GROUP BY ALL"
         ).fetchall()
     )
+
+
+def test_one_command_runs_what_is_new_and_says_what_it_found(market: Market):
+    """``ad_pipeline run`` on the first day's log, and again when the second one's has come."""
+    first, second = (
+        (market.dataset_file.parent / f"{day}_run.txt").read_text() for day in ("first", "second")
+    )
+    served = hour_key(market.start_us + DAY_US)
+    assert f"complete up to {served}" in first
+    assert f"going on at {served}" in second
+    assert "the log has ended" in second
+    span = f"{served}...{hour_key(market.end_us - HOUR_US)}"
+    assert f"--partition-range {span}" in second
+    for said in (first, second):
+        assert re.search(r"bundle \w{12} (promoted|refused): \w", said)
+        assert all(f"\n{goal}: " in said for goal in market.deployment.dataset.goal_names)
+        assert len(checks_not_passed(said)) < 5
 
 
 def test_every_asset_was_materialized_for_every_hour(

@@ -39,7 +39,7 @@ DELAYS = [-1, 0, 0, 0, 0, 1, 2, 3, 4, 8, 9, 9, 10]
 # An ingest costs half a second whatever its size, so an example is one big random log rather than
 # a small one that Hypothesis could shrink row by row; it shrinks the number of rows.
 FEW = settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=True,

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.events.ingest import ingest_hours
 from ad_pipeline.events.ledger import register_files
@@ -65,6 +67,19 @@ def ready_market(
     for _ in advance_hours(warehouse, deployment.snapshots, contract, dataset, *span):
         pass
     return market
+
+
+def with_settings(market: Market, **groups: Mapping[str, Any]) -> Market:
+    """Return the market with other settings, laid over its own in a dataset file beside its home.
+
+    What was made of the market so far stays: the settings must be of what comes after.
+    """
+    written = yaml.safe_load(market.dataset_file.read_text())
+    for group, changes in groups.items():
+        written["settings"][group] = {**written["settings"].get(group, {}), **changes}
+    path = market.root / f"dataset-{len(list(market.root.glob('dataset-*.yaml')))}.yaml"
+    path.write_text(yaml.safe_dump(written, sort_keys=False))
+    return replace(market, dataset_file=path)
 
 
 def learnt(deployment: Deployment) -> LeftBehind:

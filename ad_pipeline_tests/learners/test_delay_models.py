@@ -23,10 +23,12 @@ from ad_pipeline.learners.delayed.delay_models import (
 )
 from ad_pipeline.learners.ftrl import ftrl_kernel as kernel
 from ad_pipeline.learners.online.online_hours import learn_hours
+from ad_pipeline.learners.orders import record_orders
+from ad_pipeline.learners.tables import DELAY_REFITS
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.left_behind import differences
 from ad_pipeline_tests.defs.markets import Market
-from ad_pipeline_tests.learners.markets import LATE_LOSSES, learnt, ready_market
+from ad_pipeline_tests.learners.markets import LATE_LOSSES, learnt, ready_market, with_settings
 
 BITS = 12
 RATES, LATENESS = (0.1, 0.4), (0.2, 0.7)
@@ -149,8 +151,8 @@ def test_two_halves_of_a_range_learn_late_labels_as_the_whole_does(
     market: Market, tmp_path: Path
 ) -> None:
     whole, halves = (market.copied_to(tmp_path / name) for name in ("whole", "halves"))
-    middle_us = market.start_us + 31 * HOUR_US
-    for each, bounds in ((whole, [market.end_us]), (halves, [middle_us, market.end_us])):
+    middle_us, last_us = (market.start_us + hours * HOUR_US for hours in (31, 40))
+    for each, bounds in ((whole, [last_us]), (halves, [middle_us, last_us])):
         warehouse, start_us = Warehouse(each.deployment.warehouse), market.start_us
         for end_us in bounds:
             for _ in fit_hours(warehouse, each.deployment, start_us, end_us):
@@ -161,8 +163,36 @@ def test_two_halves_of_a_range_learn_late_labels_as_the_whole_does(
     assert differences(learnt(whole.deployment), learnt(halves.deployment)) == []
 
 
-def test_models_that_no_loss_reads_are_not_fitted(tmp_path: Path) -> None:
-    plain = ready_market(tmp_path, days=1)
+def test_models_of_delay_are_fitted_out_of_schedule_when_ordered(
+    market: Market, tmp_path: Path
+) -> None:
+    market = market.copied_to(tmp_path / "ordered")
+    warehouse = Warehouse(market.deployment.warehouse)
+    hours = [
+        (hour.hour_us, hour.digest)
+        for hour in fit_hours(warehouse, market.deployment, market.start_us, market.end_us)
+        if hour.goal == "purchase"
+    ]
+    asked_us = hours[-3][0]
+    assert (asked_us // HOUR_US + 1) % 6, "not an hour of the schedule"
+    with warehouse.writer() as connection:
+        record_orders(connection, DELAY_REFITS, [asked_us], cause="drift", evidence="{}")
+    again = {
+        hour.hour_us: (hour.cause, hour.digest)
+        for hour in fit_hours(warehouse, market.deployment, market.start_us, market.end_us)
+        if hour.goal == "purchase"
+    }
+    cause, digest = again[asked_us]
+    assert cause == "drift"
+    assert digest != dict(hours)[asked_us]
+    before = [hour for hour in again if hour < asked_us]
+    assert [again[hour][1] for hour in before] == [dict(hours)[hour] for hour in before]
+
+
+def test_models_that_no_loss_reads_are_not_fitted(market: Market, tmp_path: Path) -> None:
+    plain = with_settings(
+        market.copied_to(tmp_path / "plain", "checkpoints"), online={"loss": "logistic", "grid": []}
+    )
     hours = fitted(plain, 8)
     assert {(cause, digest) for _, _, cause, digest in hours} == {
         ("no loss of this goal needs them", None)

@@ -4,6 +4,7 @@ Faults are planted in the events of a small market. What must come out says the 
 suspect examples never existed.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from ad_pipeline.learners.tables import QUARANTINED_HOURS, QUARANTINED_SLICES, T
 from ad_pipeline.monitoring.label_quality_hours import record_label_quality
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import Market
-from ad_pipeline_tests.learners.markets import ready_market
+from ad_pipeline_tests.learners.markets import ready_market, with_settings
 from ad_pipeline_tests.learners.test_recovery import learn, models, predictions, states
 from ad_pipeline_tests.monitoring.planted_labels import HOUR, planted
 from benchmarks.label_faults import FLOOD, STALL, largest_advertiser
@@ -141,7 +142,8 @@ def test_a_stalled_goal_is_halted_until_enough_hours_were_calm(stalled: Market, 
 def test_decisions_are_the_same_however_the_hours_are_split(stalled: Market, tmp_path: Path):
     market = stalled.copied_to(tmp_path / "market")
     whole = leave_out(market)
-    parts = [leave_out(market, hour, hour + 1) for hour in range(END)]
+    bounds = [0, HOUR - 12, *range(HOUR - 1, END + 1)]
+    parts = [leave_out(market, first, last) for first, last in pairwise(bounds)]
     assert [row for one in parts for row in one.hours] == sorted(
         whole.hours, key=lambda row: row["hour_us"]
     )
@@ -180,12 +182,10 @@ def test_a_persons_own_decision_is_never_touched(stalled: Market, tmp_path: Path
     assert set(found[1:]) == {(LABELS,)}
 
 
-def test_nothing_is_left_out_unless_the_settings_act(ready: Market, tmp_path: Path):
-    market = ready_market(tmp_path / "tells")
-    flooded = planted(market, tmp_path / "f", FLOOD)
-    judge(flooded)
-    assert leave_out(flooded) == LabelDecisions([], [])
-    with warehouse_of(flooded).reader() as connection:
+def test_nothing_is_left_out_unless_the_settings_act(flooded: Market, tmp_path: Path):
+    market = with_settings(flooded.copied_to(tmp_path / "tells"), label_quality={"act": False})
+    assert leave_out(market) == LabelDecisions([], [])
+    with warehouse_of(market).reader() as connection:
         for table in (QUARANTINED_HOURS, QUARANTINED_SLICES):
             assert connection.execute(f"SELECT * FROM {table.name}").fetchall() == []
 

@@ -14,7 +14,7 @@ from ad_pipeline.learners.online.online_hours import LearnedHour, learn_hours
 from ad_pipeline.learners.online.step import Examples, online_hour
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import TINY, Market
-from ad_pipeline_tests.learners.markets import ready_market
+from ad_pipeline_tests.learners.markets import ready_market, with_settings
 
 HOUR = 490_000 * HOUR_US
 CAPACITY = 20
@@ -66,10 +66,18 @@ def test_a_slice_scores_first_and_then_learns_what_the_lanes_give_it() -> None:
     assert scores.logits[:, 0].tolist() == [0, 2, 4, 6, 8, 10]
 
 
-def market_of(folder: Path, capacity: int | None) -> Market:
-    online = {"bits": 14, "micro_batch_minutes": 20, "micro_batch_capacity": capacity}
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Market:
+    """Return a market that is ready to be learnt; tests learn copies of it."""
+    online = {"bits": 14, "micro_batch_minutes": 20}
     spec = replace(TINY, impressions_per_day=12_000, click_rate=0.05)
+    folder = tmp_path_factory.mktemp("ready")
     return ready_market(folder, days=1, settings={"online": online}, spec=spec)
+
+
+def with_capacity(ready: Market, root: Path, capacity: int | None) -> Market:
+    """Return a copy of the market whose slices learn so many rows at most."""
+    return with_settings(ready.copied_to(root), online={"micro_batch_capacity": capacity})
 
 
 def learnt(market: Market, first: int = 0, last: int = HOURS) -> list[LearnedHour]:
@@ -91,9 +99,11 @@ def lanes_of(hour: LearnedHour) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> tuple[Market, list[LearnedHour]]:
+def behind(
+    ready: Market, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Market, list[LearnedHour]]:
     """Return a market whose slices may learn too little, and what was learnt of it in one range."""
-    market = market_of(tmp_path_factory.mktemp("behind"), CAPACITY)
+    market = with_capacity(ready, tmp_path_factory.mktemp("behind") / "home", CAPACITY)
     return market, learnt(market)
 
 
@@ -122,21 +132,24 @@ def test_a_learner_that_is_behind_says_so_and_its_engagements_do_not_wait(
 
 
 def test_hours_learnt_one_by_one_are_those_of_one_range(
-    behind: tuple[Market, list[LearnedHour]], tmp_path: Path
+    ready: Market, behind: tuple[Market, list[LearnedHour]], tmp_path: Path
 ) -> None:
     market, hours = behind
-    again = market_of(tmp_path, CAPACITY)
+    again = with_capacity(ready, tmp_path / "again", CAPACITY)
     one_by_one = [hour for place in range(HOURS) for hour in learnt(again, place, place + 1)]
     assert [hour.digest for hour in one_by_one] == [hour.digest for hour in hours]
     assert market.deployment.checkpoints != again.deployment.checkpoints
 
 
 def test_a_checkpoint_that_lost_what_waits_is_noticed(
-    behind: tuple[Market, list[LearnedHour]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ready: Market,
+    behind: tuple[Market, list[LearnedHour]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Planted fault, for the test above."""
     _, hours = behind
-    again = market_of(tmp_path, CAPACITY)
+    again = with_capacity(ready, tmp_path / "again", CAPACITY)
     first = learnt(again, 0, 4)
     monkeypatch.setattr(LaneRows, "from_arrays", lambda _: LaneRows.none())
     digests = [hour.digest for hour in of_goal([*first, *learnt(again, 4)])]
@@ -145,8 +158,10 @@ def test_a_checkpoint_that_lost_what_waits_is_noticed(
     assert digests[4:] != whole[4:]
 
 
-def test_without_a_capacity_and_with_a_large_one_the_model_is_the_same(tmp_path: Path) -> None:
-    markets = [market_of(tmp_path / str(c), c) for c in (None, 10**6)]
+def test_without_a_capacity_and_with_a_large_one_the_model_is_the_same(
+    ready: Market, tmp_path: Path
+) -> None:
+    markets = [with_capacity(ready, tmp_path / str(c), c) for c in (None, 10**6)]
     models = [
         [read_checkpoint(m.deployment.checkpoints, h.digest) for h in of_goal(learnt(m, 0, 3))]
         for m in markets

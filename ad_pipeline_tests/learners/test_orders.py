@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 
 from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.learners.delayed.delay_model_hours import fit_hours
 from ad_pipeline.learners.online.online_hours import learn_hours
 from ad_pipeline.learners.orders import orders, record_orders
 from ad_pipeline.learners.tables import DELAY_REFITS, RATE_ORDERS, TABLES
 from ad_pipeline.warehouse import Warehouse
-from ad_pipeline_tests.learners.markets import Market, ready_market
-from ad_pipeline_tests.learners.test_delay_models import LATE_LOSSES
+from ad_pipeline_tests.defs.markets import Market
+from ad_pipeline_tests.learners.markets import ready_market, with_settings
 
 ORDERED = 3
 """Hour of the day after which something is ordered."""
@@ -31,6 +30,12 @@ def test_a_later_order_of_an_hour_replaces_the_earlier_one(tmp_path: Path) -> No
         0: "drift",
         HOUR_US: "a person",
     }
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Market:
+    """Return a market that is ready to be learnt; tests learn copies of it."""
+    return ready_market(tmp_path_factory.mktemp("ready"), days=1)
 
 
 def learnt(market: Market, hours: int = 6) -> list[str]:
@@ -59,10 +64,11 @@ def raise_after(market: Market, hour: int) -> None:
 
 @pytest.mark.parametrize("controlled", [True, False])
 def test_a_rate_order_holds_from_the_next_hour_and_only_where_a_control_lowers_it_again(
-    tmp_path: Path, controlled: bool
+    ready: Market, tmp_path: Path, controlled: bool
 ) -> None:
-    settings = {"online": {"rate_control": {}}} if controlled else {}
-    market = ready_market(tmp_path / "market", days=1, settings=settings)
+    market = ready.copied_to(tmp_path / "plain")
+    if controlled:
+        market = with_settings(market, online={"rate_control": {}})
     ordered = market.copied_to(tmp_path / "ordered")
     raise_after(ordered, ORDERED)
     plain, raised = learnt(market), learnt(ordered)
@@ -75,27 +81,3 @@ def test_a_rate_order_holds_from_the_next_hour_and_only_where_a_control_lowers_i
         ).fetchall()
     made = [(market.start_us + (ORDERED + 1) * HOUR_US, "click", 2)]
     assert moves == (made if controlled else [])
-
-
-def test_models_of_delay_are_fitted_out_of_schedule_when_ordered(tmp_path: Path) -> None:
-    market = ready_market(tmp_path, settings=LATE_LOSSES, purchase_observation="1h")
-    warehouse = Warehouse(market.deployment.warehouse)
-    hours = [
-        (hour.hour_us, hour.digest)
-        for hour in fit_hours(warehouse, market.deployment, market.start_us, market.end_us)
-        if hour.goal == "purchase"
-    ]
-    asked_us = hours[-3][0]
-    assert (asked_us // HOUR_US + 1) % 6, "not an hour of the schedule"
-    with warehouse.writer() as connection:
-        record_orders(connection, DELAY_REFITS, [asked_us], **SAID)
-    again = {
-        hour.hour_us: (hour.cause, hour.digest)
-        for hour in fit_hours(warehouse, market.deployment, market.start_us, market.end_us)
-        if hour.goal == "purchase"
-    }
-    cause, digest = again[asked_us]
-    assert cause == "drift"
-    assert digest != dict(hours)[asked_us]
-    before = [hour for hour in again if hour < asked_us]
-    assert [again[hour][1] for hour in before] == [dict(hours)[hour] for hour in before]

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ad_pipeline.checkpoints import pointed_names, read_checkpoint, resolve, sweep
 from ad_pipeline.clocks import HOUR_US
@@ -28,7 +27,7 @@ from ad_pipeline.learners.online.within_hour import WithinHour
 from ad_pipeline.warehouse import Warehouse, one_row
 from ad_pipeline_tests.defs.left_behind import LeftBehind, differences
 from ad_pipeline_tests.defs.markets import Market
-from ad_pipeline_tests.learners.markets import learnt, ready_market
+from ad_pipeline_tests.learners.markets import learnt, ready_market, with_settings
 
 ONLINE = {"bits": 14, "micro_batch_minutes": 10, "checkpoint_micro_batches": 1}
 SEED = 20261125
@@ -61,6 +60,14 @@ def undisturbed(
     assert process.returncode == 0
     assert pointed_names(market.deployment.checkpoints, within_hour.KIND) == []
     return ended(market), seconds
+
+
+@pytest.fixture(scope="module")
+def whole(ready: Market, tmp_path_factory: pytest.TempPathFactory) -> Market:
+    """Return the market after four hours that nobody broke off; tests only read it."""
+    market = ready.copied_to(tmp_path_factory.mktemp("whole") / "home")
+    learn(market)
+    return market
 
 
 def ended(market: Market) -> LeftBehind:
@@ -122,10 +129,8 @@ def positions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("number", [1, 4, 5, 6, 13])
 def test_a_learner_that_broke_off_resumes_at_its_slice_and_ends_alike(
-    ready: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ready: Market, whole: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ):
-    whole = ready.copied_to(tmp_path / "whole")
-    learn(whole)
     market = ready.copied_to(tmp_path / "broken off")
     with monkeypatch.context() as patched:
         break_off(patched, number)
@@ -142,15 +147,16 @@ def test_a_learner_that_broke_off_resumes_at_its_slice_and_ends_alike(
     assert pointed_names(market.deployment.checkpoints, within_hour.KIND) == []
 
 
-def test_checkpoints_inside_hours_change_nothing_that_is_learnt(ready: Market, tmp_path: Path):
-    inside = ready.copied_to(tmp_path / "inside")
-    learn(inside)
-    plain = _with_online(ready.copied_to(tmp_path / "plain"), checkpoint_micro_batches=None)
+def test_checkpoints_inside_hours_change_nothing_that_is_learnt(
+    ready: Market, whole: Market, tmp_path: Path
+):
+    plain = ready.copied_to(tmp_path / "plain")
+    plain = with_settings(plain, online={"checkpoint_micro_batches": None})
     learn(plain)
     for goal in plain.deployment.dataset.goal_names:
         arrays = [
             {name: array.tobytes() for name, array in _model(market, goal, 3).arrays.items()}
-            for market in (inside, plain)
+            for market in (whole, plain)
         ]
         assert arrays[0] == arrays[1]
 
@@ -177,31 +183,29 @@ def test_what_was_kept_of_another_input_is_not_resumed(
     assert differences(ended(expected), ended(market)) == []
 
 
-def test_another_learner_may_not_go_on_where_this_one_stopped(ready: Market, tmp_path: Path):
+def test_another_learner_may_not_go_on_where_this_one_stopped(whole: Market, tmp_path: Path):
     """Else a changed setting would do nothing, or half of something, without a word."""
-    market = ready.copied_to(tmp_path / "home")
-    learn(market)
+    market = whole.copied_to(tmp_path / "home")
     for change, said in (
         ({"alpha": 0.05}, r"alpha is 0\.05 and was 0\.1"),
         ({"l1": 2.0}, r"l1 is 2\.0 and was 0\.5"),
         ({"grid": [{"alpha": 0.3}]}, r"grid\[0\]\.alpha is 0\.3 and was None"),
     ):
-        other = _with_online(market, **change)
+        other = with_settings(market, online=change)
         with pytest.raises(OtherLearner, match=said) as caught:
             learn(other, 4)
         assert "run all hours again" in str(caught.value)
-    slower = _with_online(market, micro_batch_minutes=20, kind_weights={
+    slower = with_settings(market, online={"micro_batch_minutes": 20, "kind_weights": {
         "immediate_positive": 1.0, "negative": 0.5, "delayed_positive": 1.0,
         "confirmed_negative": 0.0, "retraction": 0.0,
-    })  # fmt: skip
+    }})  # fmt: skip
     learn(slower, 4, 1)  # steps and weights act from the hour on in which they change
 
 
 def test_a_checkpoint_of_other_code_is_not_continued(
-    ready: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    market = ready.copied_to(tmp_path / "home")
-    learn(market)
+    market = whole.copied_to(tmp_path / "home")
     monkeypatch.setattr("ad_pipeline.learners.online.online_hours.CODE_VERSION", 99)
     with pytest.raises(OtherLearner, match="this is version 99, which learns otherwise"):
         learn(market, 4)
@@ -210,11 +214,9 @@ def test_a_checkpoint_of_other_code_is_not_continued(
 
 @pytest.mark.parametrize("fault", ["repeat", "skip"])
 def test_the_comparison_finds_a_resume_at_the_wrong_slice(
-    ready: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    ready: Market, whole: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ):
     """The negative control of the kills: one slice learnt twice, or never."""
-    whole = ready.copied_to(tmp_path / "whole")
-    learn(whole)
     market = ready.copied_to(tmp_path / "broken off")
     with monkeypatch.context() as patched:
         break_off(patched, 3)
@@ -302,12 +304,3 @@ def _no_event_was_learnt_twice(market: Market) -> None:
 def _model(market: Market, goal: str, hour: int):
     root = market.deployment.checkpoints
     return read_checkpoint(root, resolve(root, pointer(goal, market.start_us + hour * HOUR_US)))
-
-
-def _with_online(market: Market, **changes) -> Market:
-    """Return the market with other settings of its online learner, in a dataset file of its own."""
-    written = yaml.safe_load(market.dataset_file.read_text())
-    written["settings"]["online"] |= changes
-    path = market.root / f"dataset-{'-'.join(sorted(changes))}.yaml"
-    path.write_text(yaml.safe_dump(written, sort_keys=False))
-    return Market(market.spec, path, market.root)

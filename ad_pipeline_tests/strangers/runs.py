@@ -4,6 +4,7 @@ What a run must leave behind is for the tests to say.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -126,6 +127,21 @@ def command(
         end = "\n".join(ran.stdout.splitlines()[-60:])
         raise AssertionError(f"{' '.join(arguments)} ended with {ran.returncode}:\n{end}")
     return ran
+
+
+def checks_not_passed(said: str) -> set[str]:
+    """Return the names of the checks that a run says did not pass.
+
+    Raises
+    ------
+    AssertionError
+        If it evaluated fewer than 20, or its count is not that of the names.
+    """
+    counted = re.search(r"checks: (\d+) of (\d+) passed", said)
+    failed = set(re.findall(r"not passed: [\w/]+: (\w+):", said))
+    if counted is None or int(counted[2]) < 20 or int(counted[2]) - int(counted[1]) != len(failed):
+        raise AssertionError(f"{counted and counted[0]}, not passed: {sorted(failed)}")
+    return failed
 
 
 def _moment(day: str, hours: int) -> str:
