@@ -50,11 +50,11 @@ SPEC = MarketplaceSpec(
     ads=400,
     click_rate=0.08,
     purchase_rate=0.25,
-    organic_views=0.5,
+    organic_views=1.0,
     drift=False,
 )
 """Long enough for vectors that are a week old; as many clicks an impression as the markets of the
-other studies, and people read an article every other ad, so that there is something to encode. It
+other studies, and people read as many articles as they see ads, so that there is something to encode. It
 has no drift: what a vector loses with age is what the user did since, not a taste that changed."""
 
 GOALS = ("click", "purchase")
