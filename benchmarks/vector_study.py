@@ -15,18 +15,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.clocks import DAY_US, HOUR_US
+from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US
 from ad_pipeline.embeddings.content import id_tokens
 from ad_pipeline.embeddings.encoder import Encoder
+from ad_pipeline.embeddings.graph import (
+    SimilarityGraph,
+    Users,
+    fit_clusters,
+)
+from ad_pipeline.embeddings.retrieval import engaged_until
 from ad_pipeline.embeddings.sequences import Activities, History
 from ad_pipeline.embeddings.settings import (
     EncoderSettings,
     Enrichment,
     Modality,
     TrainingSettings,
+    UserVectorSettings,
 )
-from ad_pipeline.embeddings.training import train
+from ad_pipeline.embeddings.training import CODE_VERSION, train
 from ad_pipeline.hashing import hash_strings, seed_of, uniform
+from ad_pipeline.learners.batch import batch_hours
 from ad_pipeline.monitoring.user_vectors.features import (
     Engagements,
     engager_cosines,
@@ -42,9 +50,11 @@ from ad_pipeline.monitoring.user_vectors.labelled import (
     lessons,
 )
 from ad_pipeline.monitoring.user_vectors.ranker import Split, ranked
+from ad_pipeline.monitoring.user_vectors.recall import lists_by_way, recalls
 from ad_pipeline.settings import BatchSettings
 from benchmarks import vector_worlds
 from benchmarks.evidence.null_burst import expected_loss
+from benchmarks.studies import Values
 from benchmarks.vector_worlds import AD_COLUMNS, GOALS, RankerRows, VectorWorld, vector_world
 
 BITS = 14
@@ -61,6 +71,41 @@ TRAINING = TrainingSettings(
     dense_rate=0.001, table_rate=0.1, epochs=2, batch_sequences=64, ads_per_sequence=32
 )
 DIMENSION = 32
+
+INTERVALS = {
+    "5 min": 5 * MINUTE_US,
+    "1 h": HOUR_US,
+    "6 h": 6 * HOUR_US,
+    "1 d": DAY_US,
+    "3 d": 3 * DAY_US,
+    "7 d": 7 * DAY_US,
+}
+"""Of refresh; each user is refreshed at a moment of his own within it."""
+
+MAIN_US = DAY_US
+"""Interval of all other figures: everybody is refreshed at midnight."""
+
+STRENGTH = 5.0
+"""Activities' worth of the cold-start prior."""
+
+SEGMENT_STRENGTH = 20.0
+
+NEW_SHARE = 0.3
+"""Of users, whose activities are kept from the encoder up to a moment drawn over the whole log."""
+
+SEEDS = (501, 502, 503, 504)
+"""Learning rates, features and the world were chosen on seeds 11 and 12."""
+
+TOLERATED = 0.001
+"""Share of normalized entropy below which a loss counts as none: one training's noise is as large."""
+
+VERSION = 1
+
+LIST = 10
+NEIGHBOURS = 50
+GRAPH = UserVectorSettings(neighbours=NEIGHBOURS, exact_users=1)
+COARSE = GRAPH.model_copy(update={"clusters_per_root": 0.25})
+"""Clusters of some 300 users, of whom :data:`NEIGHBOURS` are drawn."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +213,6 @@ def laid_out(world: VectorWorld) -> Market:
         Deeds(user[views], received_us[views], about[views]),
         Engagements(user[clicks], place[clicks], received_us[clicks]),
     )
-
-
-NEW_SHARE = 0.3
-"""Of users, whose activities are kept from the encoder up to a moment drawn over the whole log."""
 
 
 def with_newcomers(market: Market, seed: int) -> Market:
@@ -394,3 +435,68 @@ def gain_of_columns(seed: int, goal: str, columns: np.ndarray) -> float:
     market = market_of(seed)
     said = probabilities_with(market, goal, columns)
     return expected_gain(tested(market, goal).truth, said, probabilities_without(seed, goal))
+
+
+def study_settings(arms: Mapping[str, Arm]) -> dict[str, object]:
+    """Return all that figures of some arms follow from."""
+    return {
+        "worlds": vector_worlds.settings(),
+        "arms": {
+            name: {
+                "encoder": arm.encoder.model_dump(mode="json"),
+                "publishers": arm.publishers,
+                **({"of_strangers": True} if arm.of_strangers else {}),
+            }
+            for name, arm in arms.items()
+        },
+        "training": TRAINING.model_dump(mode="json"),
+        "code_versions": {"encoder": CODE_VERSION, "batch": batch_hours.CODE_VERSION},
+        "days": [LEARNT_FROM_US, ENCODER_US, TESTED_US, BLOCK_US, GAP_US, MAIN_US],
+        "intervals": INTERVALS,
+        "prior": [STRENGTH, SEGMENT_STRENGTH, NEW_SHARE],
+        "lists": [LIST, NEIGHBOURS],
+        "version": VERSION,
+    }
+
+
+def match_values(market: Market, seed: int, goal: str, said: np.ndarray) -> Values:
+    """Measure what match columns gain, on all tested rows and by half of the publishers."""
+    found, without = tested(market, goal), probabilities_without(seed, goal)
+    half = publisher_half(market, goal)[found.places]
+    values = {"match": expected_gain(found.truth, said, without)}
+    return values | {
+        f"half/{each}": expected_gain(
+            found.truth[half == each], said[half == each], without[half == each]
+        )
+        for each in (0, 1)
+    }
+
+
+def known_users(encoder: Encoder, market: Market) -> Users:
+    """Return the vectors of everybody known when the tested days begin."""
+    names = market.history.users
+    moments = np.full(len(names), market.split.test_from_us)
+    vectors = vectors_at(encoder, market.history, np.arange(len(names)), moments)
+    hashes = hash_strings(names, seed_of("user_id"))
+    known = np.flatnonzero(np.isfinite(vectors[:, 0]))
+    known = known[np.argsort(hashes[known])]
+    return Users.of_matrix(hashes[known], vectors[known], "measured")
+
+
+def recall_values(
+    market: Market, users: Users, graph: SimilarityGraph, seed: int
+) -> dict[str, float]:
+    """Return the recall of every way to make lists, of clicks in the tested days."""
+    moment_us = market.split.test_from_us
+    hashes = hash_strings(market.history.users, seed_of("user_id"))
+    ad_hashes = hash_strings(market.world.ads["ad_id"], seed_of("ad_id"))
+    clicks, shown = market.clicks, market.goals["click"]
+    engaged = engaged_until(
+        hashes[clicks.user], ad_hashes[clicks.ad], clicks.received_us, moment_us
+    )
+    lately = (shown.occurred_us >= moment_us - DAY_US) & (shown.occurred_us < moment_us)
+    eligible = np.unique(ad_hashes[shown.ad[lately]])
+    after = (shown.occurred_us >= moment_us) & (shown.labels == 1) & (shown.user >= 0)
+    own = fit_clusters(users, COARSE, seed).of_users(users, np.arange(len(users.ids)))[:, 0]
+    lists = lists_by_way(engaged, graph, own, GRAPH, LIST, eligible, seed)
+    return recalls(lists, hashes[shown.user[after]], ad_hashes[shown.ad[after]], LIST)

@@ -1,4 +1,4 @@
-"""Simulated markets as a study of user vectors reads them: ranker rows, activities, and true tastes.
+"""Simulated markets as a study of user vectors reads them: ranker rows, activities, true tastes.
 
 A market goes through the product's own path as far as a ranker's inputs need it (events, label
 join, rates, online learner) once a seed; what a ranker is given of each impression, when its label
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_pipeline.clocks import DAY_US, HOUR_US
+from ad_pipeline.clocks import DAY_US
 from ad_pipeline.datasets import DATA_FOLDER, Dataset, Deployment, load_dataset
 from ad_pipeline.evaluation.truth import read_truth
 from ad_pipeline.events.ingest import ingest_hours
@@ -54,8 +54,9 @@ SPEC = MarketplaceSpec(
     drift=False,
 )
 """Long enough for vectors that are a week old; as many clicks an impression as the markets of the
-other studies, and people read as many articles as they see ads, so that there is something to encode. It
-has no drift: what a vector loses with age is what the user did since, not a taste that changed."""
+other studies, and people read as many articles as they see ads, so that there is something to
+encode. It has no drift: what a vector loses with age is what the user did since, not a taste that
+changed."""
 
 GOALS = ("click", "purchase")
 AD_COLUMNS = ("ad_id", "campaign_id", "category", "advertiser_id")

@@ -11,27 +11,27 @@ them stands what the simulator's own taste for the ad would gain, which no log h
     python -m benchmarks.evidence.embeddings [--seeds N] [--fresh] [--budget]
 """
 
-import time
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US
 from ad_pipeline.embeddings.encoder import Encoder
-from ad_pipeline.embeddings.graph import SimilarityGraph, Users, build_graph, fit_clusters
-from ad_pipeline.embeddings.retrieval import engaged_until
-from ad_pipeline.embeddings.settings import Enrichment, UserVectorSettings
-from ad_pipeline.embeddings.training import CODE_VERSION
+from ad_pipeline.embeddings.graph import build_graph
+from ad_pipeline.embeddings.settings import UserVectorSettings
 from ad_pipeline.embeddings.versions import MixedVersions, VersionGuard
-from ad_pipeline.hashing import hash_strings, seed_of
-from ad_pipeline.learners.batch import batch_hours
-from ad_pipeline.monitoring.user_vectors.cold_start import BUCKETS, bucket_name, bucket_of, fit_prior
+from ad_pipeline.monitoring.user_vectors.cold_start import (
+    BUCKETS,
+    bucket_name,
+    bucket_of,
+    fit_prior,
+)
 from ad_pipeline.monitoring.user_vectors.features import (
     activity_counts,
     refreshed_us,
     vectors_at,
 )
-from ad_pipeline.monitoring.user_vectors.labelled import NEXT
 from ad_pipeline.monitoring.user_vectors.ranker import gain_of
 from ad_pipeline.monitoring.user_vectors.recall import (
     OF_ALL,
@@ -39,8 +39,6 @@ from ad_pipeline.monitoring.user_vectors.recall import (
     POPULAR,
     SIMILAR_USERS,
     WAYS,
-    lists_by_way,
-    recalls,
     search_quality,
 )
 from benchmarks import vector_worlds
@@ -48,14 +46,15 @@ from benchmarks.claims import Claim, Section, percent, percent_range, seed_text,
 from benchmarks.seed_intervals import Estimate, mean_over_seeds
 from benchmarks.studies import Result, Study, Values, command_line, values_of
 from benchmarks.vector_study import (
-    BLOCK_US,
-    ENCODER_US,
-    GAP_US,
-    LEARNT_FROM_US,
-    MODALITIES,
-    NEW_SHARE,
-    TESTED_US,
-    TRAINING,
+    GRAPH,
+    INTERVALS,
+    LIST,
+    MAIN_US,
+    NEIGHBOURS,
+    SEEDS,
+    SEGMENT_STRENGTH,
+    STRENGTH,
+    TOLERATED,
     Arm,
     Columns,
     Market,
@@ -64,61 +63,21 @@ from benchmarks.vector_study import (
     encoder_of,
     expected_gain,
     gain_of_columns,
+    known_users,
     market_of,
+    match_values,
     probabilities_with,
     probabilities_without,
-    publisher_half,
+    recall_values,
+    study_settings,
     tested,
     with_newcomers,
     with_vectors,
 )
 from benchmarks.vector_worlds import GOALS
 
-VERSION = 1
-
 FULL = "full"
-STRANGERS = "vectors of strangers"
-HALF = "half of the publishers"
-PARTS = tuple(Enrichment.model_fields)
-DIMENSIONS = (8, 64, 256)
-"""Beside that of :data:`FULL`, 32."""
-
-ARMS: dict[str, Arm] = {
-    FULL: Arm(),
-    STRANGERS: Arm(of_strangers=True),
-    **{f"without {part}": Arm(enrichment=Enrichment(**{part: False})) for part in PARTS},
-    **{f"only {name}": Arm(modalities=(name,)) for name in MODALITIES},
-    **{f"dimension {d}": Arm(dimension=d) for d in DIMENSIONS},
-    **{f"taught {goal}": Arm(tasks=(goal, NEXT)) for goal in GOALS},
-    HALF: Arm(publishers=0),
-}
-
-INTERVALS = {
-    "5 min": 5 * MINUTE_US,
-    "1 h": HOUR_US,
-    "6 h": 6 * HOUR_US,
-    "1 d": DAY_US,
-    "3 d": 3 * DAY_US,
-    "7 d": 7 * DAY_US,
-}
-"""Of refresh; each user is refreshed at a moment of his own within it."""
-
-MAIN_US = DAY_US
-"""Interval of all other figures: everybody is refreshed at midnight."""
-
-STRENGTH = 5.0
-"""Activities' worth of the cold-start prior."""
-
-SEGMENT_STRENGTH = 20.0
-LIST = 10
-NEIGHBOURS = 50
-GRAPH = UserVectorSettings(neighbours=NEIGHBOURS, exact_users=1)
-COARSE = GRAPH.model_copy(update={"clusters_per_root": 0.25})
-"""Clusters of some 300 users, of whom :data:`NEIGHBOURS` are drawn."""
-
-SEEDS = (501, 502, 503, 504)
-TOLERATED = 0.001
-"""Share of normalized entropy below which a loss counts as none: noise of a training is as large."""
+ENCODER = Arm()
 
 
 def run(arm: str, seed: int) -> Values:
@@ -130,46 +89,16 @@ def run(arm: str, seed: int) -> Values:
         :data:`FULL`.
     seed : int
     """
-    market, encoder = market_of(seed), encoder_of(ARMS[arm], seed)
+    market, encoder = market_of(seed), encoder_of(ENCODER, seed)
     values: Values = {}
     for goal in GOALS:
         own = columns_of(encoder, market, goal, MAIN_US)
         said = probabilities_with(market, goal, own.matched)
-        measured = _match(market, seed, goal, said) | _worth(encoder, seed, goal, own, said)
+        measured = match_values(market, seed, goal, said) | _worth(encoder, seed, goal, own, said)
         measured |= _by_activity(encoder, seed, goal)
         values |= {f"{goal}/{name}": value for name, value in measured.items()}
     values |= _by_interval(encoder, seed) | _mixed_versions(encoder, market)
     return values | _retrieved(encoder, market, seed)
-
-
-def run_arm(arm: str, seed: int) -> Values:
-    """Train an arm's encoder on a seed's market and measure match columns, recall and cost."""
-    market, encoder = market_of(seed), encoder_of(ARMS[arm], seed)
-    values: Values = {}
-    for goal in GOALS:
-        own = (
-            columns_of_strangers(encoder, market, goal, MAIN_US, seed)
-            if ARMS[arm].of_strangers
-            else columns_of(encoder, market, goal, MAIN_US)
-        )
-        measured = _match(market, seed, goal, probabilities_with(market, goal, own.matched))
-        values |= {f"{goal}/{name}": value for name, value in measured.items()}
-    users = _known_users(encoder, market)
-    found = _recalls(market, users, build_graph(users, GRAPH, seed), seed)
-    return values | _cost(encoder, market) | {"recall": found[SIMILAR_USERS]}
-
-
-def _match(market: Market, seed: int, goal: str, said: np.ndarray) -> Values:
-    """Measure what match columns gain, on all tested rows and by half of the publishers."""
-    found, without = tested(market, goal), probabilities_without(seed, goal)
-    half = publisher_half(market, goal)[found.places]
-    values = {"match": expected_gain(found.truth, said, without)}
-    return values | {
-        f"half/{each}": expected_gain(
-            found.truth[half == each], said[half == each], without[half == each]
-        )
-        for each in (0, 1)
-    }
 
 
 def _worth(encoder: Encoder, seed: int, goal: str, own: Columns, match: np.ndarray) -> Values:
@@ -284,41 +213,13 @@ def _mixed_versions(encoder: Encoder, market: Market) -> Values:
     }
 
 
-def _known_users(encoder: Encoder, market: Market) -> Users:
-    """Return the vectors of everybody known when the tested days begin."""
-    names = market.history.users
-    moments = np.full(len(names), market.split.test_from_us)
-    vectors = vectors_at(encoder, market.history, np.arange(len(names)), moments)
-    hashes = hash_strings(names, seed_of("user_id"))
-    known = np.flatnonzero(np.isfinite(vectors[:, 0]))
-    known = known[np.argsort(hashes[known])]
-    return Users.of_matrix(hashes[known], vectors[known], "measured")
-
-
-def _recalls(market: Market, users: Users, graph: SimilarityGraph, seed: int) -> dict[str, float]:
-    """Return the recall of every way to make lists, of clicks in the tested days."""
-    moment_us = market.split.test_from_us
-    hashes = hash_strings(market.history.users, seed_of("user_id"))
-    ad_hashes = hash_strings(market.world.ads["ad_id"], seed_of("ad_id"))
-    clicks, shown = market.clicks, market.goals["click"]
-    engaged = engaged_until(
-        hashes[clicks.user], ad_hashes[clicks.ad], clicks.received_us, moment_us
-    )
-    lately = (shown.occurred_us >= moment_us - DAY_US) & (shown.occurred_us < moment_us)
-    eligible = np.unique(ad_hashes[shown.ad[lately]])
-    after = (shown.occurred_us >= moment_us) & (shown.labels == 1) & (shown.user >= 0)
-    own = fit_clusters(users, COARSE, seed).of_users(users, np.arange(len(users.ids)))[:, 0]
-    lists = lists_by_way(engaged, graph, own, GRAPH, LIST, eligible, seed)
-    return recalls(lists, hashes[shown.user[after]], ad_hashes[shown.ad[after]], LIST)
-
-
 def _retrieved(encoder: Encoder, market: Market, seed: int) -> Values:
     """Measure what lists find, and what the search for neighbours keeps and saves."""
-    users = _known_users(encoder, market)
+    users = known_users(encoder, market)
     graph = build_graph(users, GRAPH, seed)
     exact = build_graph(users, GRAPH.model_copy(update={"exact_users": len(users.ids)}), seed)
     search = search_quality(graph, exact)
-    found = _recalls(market, users, graph, seed)
+    found = recall_values(market, users, graph, seed)
     return {f"recall/{way}": value for way, value in found.items()} | {
         "search/recall": search.recall,
         "search/compared": search.compared,
@@ -327,64 +228,12 @@ def _retrieved(encoder: Encoder, market: Market, seed: int) -> Values:
     }
 
 
-def _cost(encoder: Encoder, market: Market) -> Values:
-    """Time encoding, and the match of a vector with an ad, in microseconds of a core; no pure figure.
-
-    Timings differ from run to run and are claimed nothing of.
-    """
-    users = np.arange(min(1_000, len(market.history.users)))
-    moments = np.full(len(users), market.split.test_from_us)
-    vectors = vectors_at(encoder, market.history, users, moments)
-    started = time.process_time()
-    vectors_at(encoder, market.history, users, moments)
-    encoded = time.process_time() - started
-    tokens = market.ad_tokens[np.zeros(len(users), np.int64)]
-    started = time.process_time()
-    encoder.logits(vectors, tokens)
-    matched = time.process_time() - started
-    return {
-        "cost/us_per_user": 1e6 * encoded / len(users),
-        "cost/us_per_query": 1e6 * matched / len(users),
-        "cost/bytes_per_user": 2.0 * vectors.shape[1],
-    }
-
-
-def _settings(arms: Sequence[str]) -> dict[str, object]:
-    return {
-        "worlds": vector_worlds.settings(),
-        "arms": {
-            name: {
-                "encoder": ARMS[name].encoder.model_dump(mode="json"),
-                "publishers": ARMS[name].publishers,
-                "of_strangers": ARMS[name].of_strangers,
-            }
-            for name in arms
-        },
-        "training": TRAINING.model_dump(mode="json"),
-        "code_versions": {"encoder": CODE_VERSION, "batch": batch_hours.CODE_VERSION},
-        "days": [LEARNT_FROM_US, ENCODER_US, TESTED_US, BLOCK_US, GAP_US, MAIN_US],
-        "intervals": INTERVALS,
-        "prior": [STRENGTH, SEGMENT_STRENGTH, NEW_SHARE],
-        "lists": [LIST, NEIGHBOURS],
-        "version": VERSION,
-    }
-
-
 STUDY = Study(
     name="embeddings",
-    settings=_settings([FULL]),
+    settings=study_settings({FULL: ENCODER}),
     seeds={FULL: SEEDS},
     run=run,
     seconds=90.0,
-    shared=lambda arm, seed: vector_worlds.shared(seed),
-)
-
-ARMS_STUDY = Study(
-    name="embeddings_arms",
-    settings=_settings(list(ARMS)),
-    seeds=dict.fromkeys(ARMS, SEEDS),
-    run=run_arm,
-    seconds=25.0,
     shared=lambda arm, seed: vector_worlds.shared(seed),
 )
 
@@ -398,7 +247,6 @@ def claims(results: Sequence[Result]) -> list[Claim]:
     for goal in GOALS:
         made += [_gain(results, goal, "match"), _gain(results, goal, "published")]
         made += [_staleness(results, goal), _cold_start(results, goal)]
-        made.append(_modalities(results, goal))
     made += [_recall(results, other) for other in (POPULAR, OF_CLUSTER)]
     return [*made, _search(results), _guard(results)]
 
@@ -408,9 +256,7 @@ def of_full(results: Sequence[Result], name: str) -> Estimate:
     return mean_over_seeds(values_of(results, FULL, name))
 
 
-def paired(
-    results: Sequence[Result], left: tuple[str, str], right: tuple[str, str]
-) -> Estimate:
+def paired(results: Sequence[Result], left: tuple[str, str], right: tuple[str, str]) -> Estimate:
     """Return the difference of two figures, each an arm and a name, seed by seed."""
     pairs = zip(values_of(results, *left), values_of(results, *right), strict=True)
     return mean_over_seeds([a - b for a, b in pairs])
@@ -432,7 +278,7 @@ def _gain(results: Sequence[Result], goal: str, columns: str) -> Claim:
     return Claim(
         key=f"embeddings.{goal}.{columns}",
         says=f"On {goal}s the batch ranker has a lower normalized entropy with {what}, refreshed "
-        "hourly, than without.",
+        "daily, than without.",
         figure=f"{percent(found.value)} of it saved; the user's true taste saves "
         f"{percent(taste.value)}, so this is {found.value / taste.value:.0%} of the possible; "
         f"ALURE reports {REPORTED}",
@@ -451,7 +297,7 @@ def _steps(results: Sequence[Result], goal: str) -> dict[str, Estimate]:
         f"{short} over {long}": paired(
             results, (FULL, f"{goal}/interval/{short}"), (FULL, f"{goal}/interval/{long}")
         )
-        for short, long in zip(names[:-1], names[1:], strict=True)
+        for short, long in itertools.pairwise(names)
     }
 
 
@@ -493,24 +339,6 @@ def _cold_start(results: Sequence[Result], goal: str) -> Claim:
         interval=percent_range(found[worst]),
         seeds=seed_text(SEEDS),
         met=found[worst].low > -TOLERATED,
-        control=control,
-        control_met=control_met,
-    )
-
-
-def _modalities(results: Sequence[Result], goal: str) -> Claim:
-    name = f"{goal}/match"
-    alone = {each: mean_over_seeds(values_of(results, f"only {each}", name)) for each in MODALITIES}
-    best = max(alone, key=lambda each: alone[each].value)
-    found = paired(results, (FULL, name), (f"only {best}", name))
-    control, control_met = _strangers(results, goal)
-    return Claim(
-        key=f"embeddings.{goal}.modalities",
-        says=f"On {goal}s parallel modalities gain more than the best of them alone.",
-        figure=f"{percent(found.value)} over {best} alone",
-        interval=percent_range(found),
-        seeds=seed_text(SEEDS),
-        met=found.low > 0,
         control=control,
         control_met=control_met,
     )
@@ -565,3 +393,159 @@ def _guard(results: Sequence[Result]) -> Claim:
         control=f"lookups of one version that passed: {passed:.0f} of {len(SEEDS)}",
         control_met=passed == len(SEEDS),
     )
+
+
+def details(results: Sequence[Result]) -> list[str]:
+    """Return every gain, each step of the refresh interval, the buckets, and recall by way."""
+    gains = []
+    for goal in GOALS:
+        for name, words in GAINS.items():
+            found = of_full(results, f"{goal}/{name}")
+            share = found.value / of_full(results, f"{goal}/taste").value
+            gains.append([goal, words, _percent(found), f"{share:.0%}"])
+    refresh = [
+        [
+            goal,
+            *(_percent(of_full(results, f"{goal}/interval/{name}"), 3) for name in INTERVALS),
+            f"{1e6 * _price(results, goal).value:+.2f} "
+            f"({1e6 * _price(results, goal).low:+.2f} to {1e6 * _price(results, goal).high:+.2f})",
+        ]
+        for goal in GOALS
+    ]
+    steps = [
+        [goal, name, _percent(each, 3)]
+        for goal in GOALS
+        for name, each in _steps(results, goal).items()
+    ]
+    buckets = [
+        [goal, words, *(_percent(each) for each in _buckets(results, goal, way).values())]
+        for goal in GOALS
+        for way, words in (("match", "as they are"), ("prior", "shrunk to the prior"))
+    ]
+    on_labels = [
+        [
+            str(result.seed),
+            *(
+                _percent(
+                    Estimate(
+                        *(result.values[f"{goal}/on_labels{end}"] for end in ("", "/low", "/high")),
+                        1,
+                    )
+                )
+                for goal in GOALS
+            ),
+        ]
+        for result in results
+    ]
+    found = [(way, of_full(results, f"recall/{way}")) for way in WAYS]
+    return [
+        "Share of normalized entropy saved, mean over the seeds with Student's t interval, and "
+        f"what part that is of what the true taste saves. ALURE reports {REPORTED}.",
+        "",
+        *table_lines(["goal", "columns", "saved", "of the possible"], gains),
+        "",
+        "By refresh interval, each user at a moment of his own within it; the price is the share "
+        "of normalized entropy lost a minute of mean age (half an interval), between the ends:",
+        "",
+        *table_lines(["goal", *INTERVALS, "price of a minute, 10^-6"], refresh),
+        "",
+        "What an interval saves over the next longer one, paired by seed:",
+        "",
+        *table_lines(["goal", "interval", "saved"], steps),
+        "",
+        "By activities that the encoder knows of, with three users in ten kept from it up to a "
+        "moment drawn over the log (the ranker's own features know them all along):",
+        "",
+        *table_lines(["goal", "vectors", *map(bucket_name, range(len(BUCKETS)))], buckets),
+        "",
+        "On labels, as a real log would tell it: match columns, each seed with a paired bootstrap "
+        "over users:",
+        "",
+        *table_lines(["seed", *GOALS], on_labels),
+        "",
+        f"Recall@{LIST} of the clicks of the two days after:",
+        "",
+        *table_lines(
+            ["list", "recall"],
+            [[way, f"{each.value:.4f} ({each.low:.4f} to {each.high:.4f})"] for way, each in found],
+        ),
+    ]
+
+
+GAINS = {
+    "match": "match: towers' log odds, cosine with engagers",
+    "published": "published: 32 numbers, cosine with engagers",
+    "strangers": "match of another user's vectors",
+    "taste": "the simulator's own taste for the ad",
+}
+
+
+def _price(results: Sequence[Result], goal: str) -> Estimate:
+    """Return the normalized entropy lost a minute of mean age, as a share."""
+    names = list(INTERVALS)
+    pairs = zip(
+        values_of(results, FULL, f"{goal}/interval/{names[0]}"),
+        values_of(results, FULL, f"{goal}/interval/{names[-1]}"),
+        strict=True,
+    )
+    minutes = (INTERVALS[names[-1]] - INTERVALS[names[0]]) / 2 / 60_000_000
+    return mean_over_seeds([(fresh - stale) / minutes for fresh, stale in pairs])
+
+
+def _percent(found: Estimate, digits: int = 2) -> str:
+    return f"{percent(found.value, digits)} ({percent_range(found, digits)})"
+
+
+def picture(results: Sequence[Result]) -> bytes:
+    """Draw the gain by refresh interval, and by activity with and without the prior."""
+    from benchmarks.pictures import new_figure, png
+
+    figure, (by_interval, by_activity) = new_figure(columns=2)
+    places = np.arange(len(INTERVALS))
+    for goal, color in zip(GOALS, ("tab:blue", "tab:red"), strict=True):
+        found = [of_full(results, f"{goal}/interval/{name}") for name in INTERVALS]
+        _bars(by_interval, places, found, goal, color, "o")
+        for shift, way, marker in ((-0.08, "match", "o"), (0.08, "prior", "s")):
+            each = list(_buckets(results, goal, way).values())
+            words = {"match": "as they are", "prior": "shrunk"}[way]
+            _bars(
+                by_activity, np.arange(len(each)) + shift, each, f"{goal}, {words}", color, marker
+            )
+    by_interval.set_xticks(places, list(INTERVALS))
+    by_interval.set_xlabel("refresh interval")
+    by_activity.set_xticks(range(len(BUCKETS)), list(map(bucket_name, range(len(BUCKETS)))))
+    by_activity.set_xlabel("activities known of the user")
+    for panel in (by_interval, by_activity):
+        panel.axhline(0.0, color="gray", linestyle=":")
+        panel.set_ylabel("normalized entropy saved, %")
+        panel.legend(fontsize="small")
+    return png(figure)
+
+
+def _bars(
+    panel: Any, places: np.ndarray, found: list[Estimate], label: str, color: str, marker: str
+) -> None:
+    panel.errorbar(
+        places,
+        [100 * each.value for each in found],
+        yerr=[
+            [100 * (each.value - each.low) for each in found],
+            [100 * (each.high - each.value) for each in found],
+        ],
+        fmt=marker,
+        color=color,
+        label=label,
+    )
+
+
+SECTION = Section(
+    study=STUDY,
+    title="What user vectors are worth",
+    method=(__doc__ or "").split("\n\n")[1].replace("\n", " "),
+    claims=claims,
+    details=details,
+    pictures={"user_vectors": picture},
+)
+
+if __name__ == "__main__":
+    command_line([STUDY], __doc__)

@@ -1,1 +1,1 @@
-"""What user vectors are worth: to a ranker, to retrieval, by their age, size and user's activity."""
+"""What user vectors are worth to a ranker and to retrieval, also of users hardly known."""

@@ -138,4 +138,3 @@ def gain_of(
     """
     found = paired_difference(labels, with_columns, without, user, seed=1, replicates=replicates)
     return Gain(-found.relative, -found.high, -found.low, found.rows, found.blocks)
-

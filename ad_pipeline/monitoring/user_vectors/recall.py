@@ -74,7 +74,9 @@ def search_quality(found: SimilarityGraph, exact: SimilarityGraph) -> SearchQual
     ]
     pairs = n * (n - 1)
     fitting = found.clusters.compared
-    return SearchQuality(float(np.mean(shares)), (found.compared - fitting) / pairs, fitting / pairs)
+    return SearchQuality(
+        float(np.mean(shares)), (found.compared - fitting) / pairs, fitting / pairs
+    )
 
 
 def lists_by_way(
