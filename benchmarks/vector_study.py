@@ -97,7 +97,7 @@ SEEDS = (501, 502, 503, 504)
 """Learning rates, features and the world were chosen on seeds 11 and 12."""
 
 TOLERATED = 0.001
-"""Share of normalized entropy below which a loss counts as none: one training's noise is as large."""
+"""Share of normalized entropy below which a loss counts as none: one training varies so."""
 
 VERSION = 1
 

@@ -423,18 +423,7 @@ def details(results: Sequence[Result]) -> list[str]:
         for way, words in (("match", "as they are"), ("prior", "shrunk to the prior"))
     ]
     on_labels = [
-        [
-            str(result.seed),
-            *(
-                _percent(
-                    Estimate(
-                        *(result.values[f"{goal}/on_labels{end}"] for end in ("", "/low", "/high")),
-                        1,
-                    )
-                )
-                for goal in GOALS
-            ),
-        ]
+        [str(result.seed), *(_percent(_on_labels(result, goal)) for goal in GOALS)]
         for result in results
     ]
     found = [(way, of_full(results, f"recall/{way}")) for way in WAYS]
@@ -490,6 +479,11 @@ def _price(results: Sequence[Result], goal: str) -> Estimate:
     )
     minutes = (INTERVALS[names[-1]] - INTERVALS[names[0]]) / 2 / 60_000_000
     return mean_over_seeds([(fresh - stale) / minutes for fresh, stale in pairs])
+
+
+def _on_labels(result: Result, goal: str) -> Estimate:
+    value, low, high = (result.values[f"{goal}/on_labels{end}"] for end in ("", "/low", "/high"))
+    return Estimate(value, low, high, 1)
 
 
 def _percent(found: Estimate, digits: int = 2) -> str:
