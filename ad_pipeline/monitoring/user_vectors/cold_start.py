@@ -67,7 +67,7 @@ class Prior:
             Without NaN.
         """
         place = np.minimum(np.searchsorted(self.segments, segment), len(self.segments) - 1)
-        is_known = np.equal(self.segments[place], segment)
+        is_known = np.isin(segment, self.segments)
         prior = np.where(is_known[:, np.newaxis], self.of_segment[place], self.of_all)
         has_vector = np.isfinite(vectors).all(axis=1)
         n = np.where(has_vector, activities, 0).astype(np.float32)
