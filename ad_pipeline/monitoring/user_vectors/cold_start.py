@@ -69,7 +69,7 @@ class Prior:
         place = np.minimum(np.searchsorted(self.segments, segment), len(self.segments) - 1)
         is_known = np.isin(segment, self.segments)
         prior = np.where(is_known[:, np.newaxis], self.of_segment[place], self.of_all)
-        has_vector = np.isfinite(vectors).all(axis=1)
+        has_vector = np.isfinite(vectors[:, 0])
         n = np.where(has_vector, activities, 0).astype(np.float32)
         share = (n / (n + np.float32(strength)))[:, np.newaxis]
         return share * np.where(has_vector[:, np.newaxis], vectors, 0) + (1 - share) * prior
@@ -91,7 +91,7 @@ def fit_prior(vectors: np.ndarray, segment: np.ndarray, strength: float) -> Prio
     ValueError
         If nobody has a vector.
     """
-    known = np.isfinite(vectors).all(axis=1)
+    known = np.isfinite(vectors[:, 0])
     if not known.any():
         raise ValueError("nobody has a vector to take a mean of; encode some users first")
     found = vectors[known].astype(np.float64)
