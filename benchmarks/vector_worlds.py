@@ -40,7 +40,7 @@ KEPT = Path(__file__).resolve().parents[1] / ".ad_pipeline" / "evidence"
 VERSION = 1
 """Raise when the same settings would give other rows."""
 
-SECONDS = 90.0
+SECONDS = 70.0
 """What one seed takes on a quiet core."""
 
 SPEC = MarketplaceSpec(

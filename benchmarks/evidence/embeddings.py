@@ -233,7 +233,7 @@ STUDY = Study(
     settings=study_settings({FULL: ENCODER}),
     seeds={FULL: SEEDS},
     run=run,
-    seconds=90.0,
+    seconds=180.0,
     shared=lambda arm, seed: vector_worlds.shared(seed),
 )
 

@@ -107,7 +107,7 @@ STUDY = Study(
     settings=study_settings(ARMS),
     seeds=dict.fromkeys(ARMS, SEEDS),
     run=run_arm,
-    seconds=25.0,
+    seconds=20.0,
     shared=lambda arm, seed: vector_worlds.shared(seed),
 )
 
