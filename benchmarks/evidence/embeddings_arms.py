@@ -1,8 +1,9 @@
 """What each part of an encoder of user vectors is worth, and what its size and its lessons are.
 
-The markets, ranker and measures of the study of one encoder's worth, with one thing changed an arm: a part of the enrichment off, one modality alone, another dimension, one goal taught and the
-other not, or the labels of half of the publishers only. Each is trained anew and compared with the
-full encoder on the same rows, seed by seed; parts that are worth nothing have their row too.
+The markets, ranker and measures of the study of one encoder's worth, with one thing changed an arm:
+a part of the enrichment off, one modality alone, another dimension, one goal taught and the other
+not, or the labels of half of the publishers only. Each is trained anew and compared with the full
+encoder on the same rows, seed by seed; parts that are worth nothing have their row too.
 
     python -m benchmarks.evidence.embeddings_arms [--seeds N] [--fresh] [--budget]
 """
