@@ -36,6 +36,8 @@ STUDIES = (
     "trust_estimate",
     "trust_parity",
     "trust_integrity",
+    "embeddings",
+    "embeddings_arms",
 )
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 

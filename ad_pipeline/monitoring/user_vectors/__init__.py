@@ -1,0 +1,1 @@
+"""What user vectors are worth to a ranker and to retrieval, also of users hardly known."""

@@ -1,0 +1,502 @@
+"""What the study of user vectors measures in one market: what an encoder is worth to a ranker.
+
+From a market of :mod:`benchmarks.vector_worlds` to numbers: arms of an encoder are trained on the
+first days, a ranker on the next with vectors as of their last refresh, and the last two days are
+tested. Gains are under the true probabilities, so that the noise of labels is no part of them; the
+main one is measured on labels too, as a real log would. What is claimed of the numbers stands in
+:mod:`benchmarks.evidence.embeddings`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US
+from ad_pipeline.embeddings.content import id_tokens
+from ad_pipeline.embeddings.encoder import Encoder
+from ad_pipeline.embeddings.graph import (
+    SimilarityGraph,
+    Users,
+    fit_clusters,
+)
+from ad_pipeline.embeddings.retrieval import engaged_until
+from ad_pipeline.embeddings.sequences import Activities, History
+from ad_pipeline.embeddings.settings import (
+    EncoderSettings,
+    Enrichment,
+    Modality,
+    TrainingSettings,
+    UserVectorSettings,
+)
+from ad_pipeline.embeddings.training import CODE_VERSION, train
+from ad_pipeline.hashing import hash_strings, seed_of, uniform
+from ad_pipeline.learners.batch import batch_hours
+from ad_pipeline.monitoring.user_vectors.features import (
+    Engagements,
+    engager_cosines,
+    match_logits,
+    refreshed_us,
+    vectors_at,
+)
+from ad_pipeline.monitoring.user_vectors.labelled import (
+    NEXT,
+    UNKNOWN,
+    Deeds,
+    Impressions,
+    lessons,
+)
+from ad_pipeline.monitoring.user_vectors.ranker import Split, ranked
+from ad_pipeline.monitoring.user_vectors.recall import lists_by_way, recalls
+from ad_pipeline.settings import BatchSettings
+from benchmarks import vector_worlds
+from benchmarks.evidence.null_burst import expected_loss
+from benchmarks.studies import Values
+from benchmarks.vector_worlds import AD_COLUMNS, GOALS, RankerRows, VectorWorld, vector_world
+
+BITS = 14
+MODALITIES = {"ad_click": 8, "ad_view": 8, "content_view": 32}
+"""Activities of each that are read."""
+
+LEARNT_FROM_US, ENCODER_US, TESTED_US = DAY_US // 2, 5 * DAY_US, 8 * DAY_US
+"""Since the market's start: the encoder learns between the first two, the ranker between the second
+and the third, and the rest is tested."""
+
+BLOCK_US = DAY_US
+GAP_US = 6 * HOUR_US
+TRAINING = TrainingSettings(
+    dense_rate=0.001, table_rate=0.1, epochs=2, batch_sequences=64, ads_per_sequence=32
+)
+DIMENSION = 32
+
+INTERVALS = {
+    "5 min": 5 * MINUTE_US,
+    "1 h": HOUR_US,
+    "6 h": 6 * HOUR_US,
+    "1 d": DAY_US,
+    "3 d": 3 * DAY_US,
+    "7 d": 7 * DAY_US,
+}
+"""Of refresh; each user is refreshed at a moment of his own within it."""
+
+MAIN_US = DAY_US
+"""Interval of all other figures: everybody is refreshed at midnight."""
+
+STRENGTH = 5.0
+"""Activities' worth of the cold-start prior."""
+
+SEGMENT_STRENGTH = 20.0
+
+NEW_SHARE = 0.3
+"""Of users, whose activities are kept from the encoder up to a moment drawn over the whole log."""
+
+SEEDS = (501, 502, 503)
+"""Learning rates, features and the world were chosen on seeds 11 and 12."""
+
+TOLERATED = 0.001
+"""Share of normalized entropy below which a loss counts as none: one training varies so."""
+
+VERSION = 1
+
+LIST = 10
+NEIGHBOURS = 50
+GRAPH = UserVectorSettings(neighbours=NEIGHBOURS, exact_users=1)
+COARSE = GRAPH.model_copy(update={"clusters_per_root": 0.25})
+"""Clusters of some 300 users, of whom :data:`NEIGHBOURS` are drawn."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An encoder to be measured.
+
+    Attributes
+    ----------
+    enrichment : Enrichment
+    modalities : tuple of str
+    dimension : int
+    tasks : tuple of str
+    publishers : int or None
+        Half of the publishers whose labels are learnt; all if None.
+    of_strangers : bool
+        Whether everybody is given another user's vectors: a control.
+    """
+
+    enrichment: Enrichment = field(default_factory=Enrichment)
+    modalities: tuple[str, ...] = tuple(MODALITIES)
+    dimension: int = DIMENSION
+    tasks: tuple[str, ...] = (*GOALS, NEXT)
+    publishers: int | None = None
+    of_strangers: bool = False
+
+    @property
+    def encoder(self) -> EncoderSettings:
+        """Settings of the encoder."""
+        return EncoderSettings(
+            modalities=tuple(
+                Modality(name=name, tokens=3, longest=MODALITIES[name]) for name in self.modalities
+            ),
+            enrichment=self.enrichment,
+            bits=BITS,
+            dimension=self.dimension,
+            tasks=self.tasks,
+        )
+
+
+@dataclass(frozen=True)
+class Market:
+    """A market, laid out for encoder and ranker.
+
+    Attributes
+    ----------
+    world : VectorWorld
+    history : History
+    ad_tokens : ndarray of shape (ads, A), uint32
+    goals : dict of str to Impressions
+    deeds : Deeds
+    clicks : Engagements
+    """
+
+    world: VectorWorld
+    history: History
+    ad_tokens: np.ndarray
+    goals: dict[str, Impressions]
+    deeds: Deeds
+    clicks: Engagements
+
+    @cached_property
+    def split(self) -> Split:
+        """What the ranker learns and is tested on."""
+        return Split(self.world.start_us + ENCODER_US, self.world.start_us + TESTED_US)
+
+    def ranked_rows(self, goal: str) -> np.ndarray:
+        """Return the places of the rows that a ranker of a goal learns or is tested on."""
+        shown = self.goals[goal]
+        return np.flatnonzero(self.split.learnt(shown) | self.split.tested(shown))
+
+
+@lru_cache(maxsize=1)
+def market_of(seed: int) -> Market:
+    """Return a seed's market."""
+    return laid_out(vector_world(seed))
+
+
+def laid_out(world: VectorWorld) -> Market:
+    """Lay a market out: activities and ads as slots, rows by places."""
+    ads = {ad: place for place, ad in enumerate(world.ads["ad_id"].to_pylist())}
+    ad_tokens = _slots(world.ads, AD_COLUMNS, "ad")
+    done, contents = world.activities, world.activities["content_id"].to_pylist()
+    is_ad = np.array([content in ads for content in contents])
+    place = np.array([ads.get(content, 0) for content in contents])
+    kind = pa.array([content.split("-")[0] for content in contents])
+    read = np.zeros((len(contents), 3), np.uint32)
+    read[:, 0] = id_tokens(done["content_id"], "content", BITS)
+    read[:, 1] = id_tokens(kind, "content's kind", BITS)
+    of_ads = _slots(world.ads, ("ad_id", "campaign_id", "category"), "done to ad")
+    tokens = np.where(is_ad[:, np.newaxis], of_ads[place], read)
+    listed = pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), 3)
+    done = done.append_column("tokens", listed.cast(pa.list_(pa.uint32())))
+    names = tuple(Modality(name=name, tokens=3) for name in MODALITIES)
+    history = History.of_table(done, names)
+    user = _places(history, done["user_id"])
+    received_us = done["received_us"].to_numpy()
+    modality = np.array(done["modality"].to_pylist())
+    views, clicks = modality == "content_view", modality == "ad_click"
+    about = np.concatenate([read, np.zeros((len(read), 1), np.uint32)], axis=1)
+    return Market(
+        world,
+        history,
+        ad_tokens,
+        {goal: _impressions(history, ads, rows) for goal, rows in world.rows.items()},
+        Deeds(user[views], received_us[views], about[views]),
+        Engagements(user[clicks], place[clicks], received_us[clicks]),
+    )
+
+
+def with_newcomers(market: Market, seed: int) -> Market:
+    """Return the market with some users of whom little is known, or nothing yet, at any time.
+
+    In a log that begins with everybody there are no new users: the encoder learns from the market
+    as it is, and what is read of these users begins when they join. The ranker's own features know
+    them all along, which favours the ranker without vectors.
+    """
+    users = len(market.history.users)
+    draws = np.random.default_rng(seed).random((2, users))
+    length_us = vector_worlds.SPEC.days * DAY_US
+    joined_us = market.world.start_us + (draws[1] * length_us).astype(np.int64)
+    joined_us[draws[0] >= NEW_SHARE] = 0
+    modalities = {}
+    for name, of in market.history.modalities.items():
+        user = np.repeat(np.arange(users), np.diff(of.offsets))
+        kept = of.received_us >= joined_us[user]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(user[kept], minlength=users))])
+        modalities[name] = Activities(
+            offsets, of.occurred_us[kept], of.received_us[kept], of.tokens[kept], of.vectors[kept]
+        )
+    return replace(market, history=History(market.history.users, modalities))
+
+
+def _slots(table: pa.Table, columns: tuple[str, ...], name: str) -> np.ndarray:
+    return np.stack([id_tokens(table[each], f"{name}.{each}", BITS) for each in columns], axis=1)
+
+
+def _places(history: History, users: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    found = pc.index_in(users.cast(pa.large_string()), value_set=history.users)  # pyright: ignore[reportAttributeAccessIssue]
+    return found.fill_null(UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _impressions(history: History, ads: Mapping[str, int], rows: RankerRows) -> Impressions:
+    return Impressions(
+        _places(history, rows.users),
+        np.array([ads[ad] for ad in rows.ads["ad_id"].to_pylist()]),
+        rows.occurred_us,
+        rows.matured_us,
+        rows.labels,
+        rows.dense,
+        rows.categories,
+        rows.online_logit,
+        rows.dense_names,
+        rows.category_names,
+    )
+
+
+def encoder_of(arm: Arm, seed: int) -> Encoder:
+    """Train an arm's encoder on a seed's market, unless it is the last one that was trained."""
+    return _encoder_of(replace(arm, of_strangers=False), seed)
+
+
+@lru_cache(maxsize=1)
+def _encoder_of(arm: Arm, seed: int) -> Encoder:
+    market = market_of(seed)
+    goals = dict(market.goals)
+    if arm.publishers is not None:
+        goals = {
+            goal: shown.taken(publisher_half(market, goal) == arm.publishers)
+            for goal, shown in goals.items()
+        }
+    span_us = (market.world.start_us + LEARNT_FROM_US, market.world.start_us + ENCODER_US)
+    settings = arm.encoder
+    longest = {name: MODALITIES[name] for name in arm.modalities}
+    taught = lessons(
+        market.history,
+        longest,
+        market.ad_tokens,
+        goals,
+        arm.tasks,
+        span_us,
+        BLOCK_US,
+        market.deeds if NEXT in arm.tasks else None,
+        seed,
+    )
+    how = TRAINING.model_copy(update={"seed": seed})
+    return train(settings, how, taught.sequences, taught.ads, say=lambda _: None).encoder
+
+
+def publisher_half(market: Market, goal: str) -> np.ndarray:
+    """Return the half, 0 or 1, of each row's publisher, drawn by its name."""
+    names = market.world.rows[goal].context["publisher_id"].combine_chunks()
+    return (uniform(0, hash_strings(names, seed_of("publisher")), "half") < 0.5).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What vectors add to the rows of :meth:`Market.ranked_rows` of a goal.
+
+    Attributes
+    ----------
+    vectors : ndarray of shape (n, d), float32
+    engagers : ndarray of shape (n,), float64
+        Cosine with the ad's engagers.
+    match : ndarray of shape (n,), float64
+        Log odds of the two towers.
+    """
+
+    vectors: np.ndarray
+    engagers: np.ndarray
+    match: np.ndarray
+
+    @property
+    def published(self) -> np.ndarray:
+        """What the feature room hands over: d numbers and the cosine; (n, d + 1)."""
+        return np.concatenate([self.vectors, self.engagers[:, np.newaxis]], axis=1)
+
+    @property
+    def matched(self) -> np.ndarray:
+        """What the towers say, and the cosine; (n, 2)."""
+        return np.stack([self.match, self.engagers], axis=1)
+
+
+def columns_of(
+    encoder: Encoder, market: Market, goal: str, interval_us: int, *, spread: bool = False
+) -> Columns:
+    """Return what vectors refreshed at an interval add to a goal's rows.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    market : Market
+    goal : str
+    interval_us : int
+    spread : bool
+        Refresh each user at a moment of his own within the interval; all at once otherwise.
+    """
+    shown = market.goals[goal].taken(market.ranked_rows(goal))
+    phase = phases(market)[shown.user] if spread else 0.0
+    moment_us = refreshed_us(shown.occurred_us, interval_us, phase)
+    vectors = vectors_at(encoder, market.history, shown.user, moment_us)
+    return with_vectors(encoder, market, goal, vectors)
+
+
+def phases(market: Market) -> np.ndarray:
+    """Return where in an interval each user is refreshed, drawn by his id; the last is nobody's."""
+    draws = uniform(0, hash_strings(market.history.users, seed_of("user_id")), "refresh")
+    return np.append(draws, 0.0)
+
+
+def columns_of_strangers(
+    encoder: Encoder, market: Market, goal: str, interval_us: int, seed: int
+) -> Columns:
+    """Return what :func:`columns_of` does, had everybody been given another user's vectors."""
+    shown = market.goals[goal].taken(market.ranked_rows(goal))
+    order = np.random.default_rng(seed).permutation(len(market.history.users))
+    stranger = np.append(order, UNKNOWN)[shown.user]
+    moment_us = refreshed_us(shown.occurred_us, interval_us)
+    vectors = vectors_at(encoder, market.history, stranger, moment_us)
+    return with_vectors(encoder, market, goal, vectors)
+
+
+def with_vectors(encoder: Encoder, market: Market, goal: str, vectors: np.ndarray) -> Columns:
+    """Return what given vectors, a row each of a goal's, add to the ranker."""
+    shown = market.goals[goal].taken(market.ranked_rows(goal))
+    tasks = encoder.settings.tasks
+    # A vector that has not learnt this goal speaks by the one it has.
+    task = goal if goal in tasks else next(other for other in GOALS if other in tasks)
+    match = match_logits(encoder, vectors, market.ad_tokens, shown.ad, task)
+    engagers = engager_cosines(
+        encoder,
+        market.history,
+        market.clicks,
+        len(market.ad_tokens),
+        vectors,
+        shown.ad,
+        shown.occurred_us,
+        DAY_US,
+    )
+    return Columns(vectors, engagers, match)
+
+
+@lru_cache(maxsize=128)
+def probabilities_without(seed: int, goal: str) -> np.ndarray:
+    """Return what the ranker without vectors says of a goal's tested rows."""
+    return probabilities_with(market_of(seed), goal, None)
+
+
+def probabilities_with(market: Market, goal: str, columns: np.ndarray | None) -> np.ndarray:
+    """Return what the ranker with some more columns says of a goal's tested rows."""
+    shown = market.goals[goal].taken(market.ranked_rows(goal))
+    return ranked(shown, market.split, columns, BatchSettings(), GAP_US)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The tested rows of a goal.
+
+    Attributes
+    ----------
+    places : ndarray of shape (t,), int64
+        Among the goal's rows.
+    of_ranked : ndarray of shape (n,), bool
+        Which of :meth:`Market.ranked_rows` they are.
+    truth : ndarray of shape (t,), float64
+    """
+
+    places: np.ndarray
+    of_ranked: np.ndarray
+    truth: np.ndarray
+
+
+def tested(market: Market, goal: str) -> Tested:
+    """Return the tested rows of a goal."""
+    rows = market.ranked_rows(goal)
+    of_ranked = market.split.tested(market.goals[goal].taken(rows))
+    places = rows[of_ranked]
+    return Tested(places, of_ranked, market.world.rows[goal].truth[places])
+
+
+def expected_gain(truth: np.ndarray, with_columns: np.ndarray, without: np.ndarray) -> float:
+    """Return the share of expected log loss, so of normalized entropy, that columns save."""
+    return 1.0 - expected_loss(truth, with_columns) / expected_loss(truth, without)
+
+
+def gain_of_columns(seed: int, goal: str, columns: np.ndarray) -> float:
+    """Return the expected gain of some more columns."""
+    market = market_of(seed)
+    said = probabilities_with(market, goal, columns)
+    return expected_gain(tested(market, goal).truth, said, probabilities_without(seed, goal))
+
+
+def study_settings(arms: Mapping[str, Arm]) -> dict[str, object]:
+    """Return all that figures of some arms follow from."""
+    return {
+        "worlds": vector_worlds.settings(),
+        "arms": {
+            name: {
+                "encoder": arm.encoder.model_dump(mode="json"),
+                "publishers": arm.publishers,
+                **({"of_strangers": True} if arm.of_strangers else {}),
+            }
+            for name, arm in arms.items()
+        },
+        "training": TRAINING.model_dump(mode="json"),
+        "code_versions": {"encoder": CODE_VERSION, "batch": batch_hours.CODE_VERSION},
+        "days": [LEARNT_FROM_US, ENCODER_US, TESTED_US, BLOCK_US, GAP_US, MAIN_US],
+        "intervals": INTERVALS,
+        "prior": [STRENGTH, SEGMENT_STRENGTH, NEW_SHARE],
+        "lists": [LIST, NEIGHBOURS],
+        "version": VERSION,
+    }
+
+
+def match_values(market: Market, seed: int, goal: str, said: np.ndarray) -> Values:
+    """Measure what match columns gain, on all tested rows and by half of the publishers."""
+    found, without = tested(market, goal), probabilities_without(seed, goal)
+    half = publisher_half(market, goal)[found.places]
+    values = {"match": expected_gain(found.truth, said, without)}
+    return values | {
+        f"half/{each}": expected_gain(
+            found.truth[half == each], said[half == each], without[half == each]
+        )
+        for each in (0, 1)
+    }
+
+
+def known_users(encoder: Encoder, market: Market) -> Users:
+    """Return the vectors of everybody known when the tested days begin."""
+    names = market.history.users
+    moments = np.full(len(names), market.split.test_from_us)
+    vectors = vectors_at(encoder, market.history, np.arange(len(names)), moments)
+    hashes = hash_strings(names, seed_of("user_id"))
+    known = np.flatnonzero(np.isfinite(vectors[:, 0]))
+    known = known[np.argsort(hashes[known])]
+    return Users.of_matrix(hashes[known], vectors[known], "measured")
+
+
+def recall_values(
+    market: Market, users: Users, graph: SimilarityGraph, seed: int
+) -> dict[str, float]:
+    """Return the recall of every way to make lists, of clicks in the tested days."""
+    moment_us = market.split.test_from_us
+    hashes = hash_strings(market.history.users, seed_of("user_id"))
+    ad_hashes = hash_strings(market.world.ads["ad_id"], seed_of("ad_id"))
+    clicks, shown = market.clicks, market.goals["click"]
+    engaged = engaged_until(
+        hashes[clicks.user], ad_hashes[clicks.ad], clicks.received_us, moment_us
+    )
+    lately = (shown.occurred_us >= moment_us - DAY_US) & (shown.occurred_us < moment_us)
+    eligible = np.unique(ad_hashes[shown.ad[lately]])
+    after = (shown.occurred_us >= moment_us) & (shown.labels == 1) & (shown.user >= 0)
+    own = fit_clusters(users, COARSE, seed).of_users(users, np.arange(len(users.ids)))[:, 0]
+    lists = lists_by_way(engaged, graph, own, GRAPH, LIST, eligible, seed)
+    return recalls(lists, hashes[shown.user[after]], ad_hashes[shown.ad[after]], LIST)
