@@ -1363,7 +1363,7 @@ def _check_label_slices(entries: Mapping[str, _Place], dataset: Dataset) -> None
 def _check_ad_columns(entries: Mapping[str, _Place], dataset: Dataset) -> None:
     """Refuse to tell ads apart by a column that is not there or holds numbers."""
     vectors = dataset.settings.user_vectors
-    types = CONTRACT["impressions"] | dataset.feature_columns
+    types = {**CONTRACT["impressions"], **dataset.feature_columns}
     texts = [name for name, type_ in types.items() if type_ == "VARCHAR"]
     for place, name in enumerate(() if vectors is None else vectors.encoder.ad_columns):
         if name not in texts:
