@@ -34,7 +34,7 @@ SHORTEST = 8
 """Sequences are padded to at least so many activities: fewer shapes are compiled."""
 
 USER = "user_id"
-"""What ids of users are hashed as, here and in the feature contract: one user has one hash."""
+"""What ids of users are hashed as, in stores and in the feature contract: one name a user."""
 
 NEVER_NULL = "user_id", "occurred_us", "received_us", "modality"
 COLUMNS = (*NEVER_NULL, "tokens")
@@ -196,7 +196,8 @@ class Sequences:
 
     def identities(self) -> np.ndarray:
         """Return a hash of user id and moment, uint64 (n,): what random choices are made by."""
-        users = hash_strings(self.history.users, seed_of(USER))[self.user]
+        # Not the hash that names a user: this one only orders what is learnt.
+        users = hash_strings(self.history.users, seed_of("user"))[self.user]
         return combine(users, self.as_of_us.astype(np.uint64), seed_of("sequence"))
 
     def newest_first(self, modality: str, rows: np.ndarray, length: int) -> "Window":

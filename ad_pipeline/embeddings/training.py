@@ -54,7 +54,7 @@ from ad_pipeline.settings import EncoderSettings, TrainingSettings
 from ad_pipeline.xla import jax_or
 
 KIND = "embeddings.encoder"
-CODE_VERSION = 2
+CODE_VERSION = 1
 """Raise when the same rows and settings would give other weights."""
 
 MOMENTS = 0.9, 0.999
