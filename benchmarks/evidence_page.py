@@ -37,7 +37,6 @@ STUDIES = (
     "trust_parity",
     "trust_integrity",
     "embeddings",
-    "embeddings_arms",
 )
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 
