@@ -25,13 +25,6 @@ from ad_pipeline.embeddings.graph import (
 )
 from ad_pipeline.embeddings.retrieval import engaged_until
 from ad_pipeline.embeddings.sequences import Activities, History
-from ad_pipeline.embeddings.settings import (
-    EncoderSettings,
-    Enrichment,
-    Modality,
-    TrainingSettings,
-    UserVectorSettings,
-)
 from ad_pipeline.embeddings.training import CODE_VERSION, train
 from ad_pipeline.hashing import hash_strings, seed_of, uniform
 from ad_pipeline.learners.batch import batch_hours
@@ -51,7 +44,14 @@ from ad_pipeline.monitoring.user_vectors.labelled import (
 )
 from ad_pipeline.monitoring.user_vectors.ranker import Split, ranked
 from ad_pipeline.monitoring.user_vectors.recall import lists_by_way, recalls
-from ad_pipeline.settings import BatchSettings
+from ad_pipeline.settings import (
+    BatchSettings,
+    EncoderSettings,
+    Enrichment,
+    Modality,
+    TrainingSettings,
+    UserVectorSettings,
+)
 from benchmarks import vector_worlds
 from benchmarks.evidence.null_burst import expected_loss
 from benchmarks.studies import Values

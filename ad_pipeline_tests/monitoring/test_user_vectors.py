@@ -13,7 +13,6 @@ from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import build_graph
 from ad_pipeline.embeddings.retrieval import Engaged, engaged_until
 from ad_pipeline.embeddings.sequences import History
-from ad_pipeline.embeddings.settings import UserVectorSettings
 from ad_pipeline.monitoring.user_vectors.cold_start import (
     BUCKETS,
     bucket_name,
@@ -46,7 +45,7 @@ from ad_pipeline.monitoring.user_vectors.recall import (
     recalls,
     search_quality,
 )
-from ad_pipeline.settings import BatchSettings
+from ad_pipeline.settings import BatchSettings, UserVectorSettings
 from ad_pipeline_tests.embeddings.made_users import CLUSTERED, made_users
 from ad_pipeline_tests.embeddings.made_worlds import NOW_US, activities, needs_jax, settings_of
 

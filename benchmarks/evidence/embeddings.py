@@ -19,7 +19,6 @@ import numpy as np
 
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import build_graph
-from ad_pipeline.embeddings.settings import UserVectorSettings
 from ad_pipeline.embeddings.versions import MixedVersions, VersionGuard
 from ad_pipeline.monitoring.user_vectors.cold_start import (
     BUCKETS,
@@ -41,6 +40,7 @@ from ad_pipeline.monitoring.user_vectors.recall import (
     WAYS,
     search_quality,
 )
+from ad_pipeline.settings import UserVectorSettings
 from benchmarks import vector_worlds
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
 from benchmarks.seed_intervals import Estimate, mean_over_seeds

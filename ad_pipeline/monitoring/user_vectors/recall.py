@@ -20,8 +20,8 @@ from ad_pipeline.embeddings.retrieval import (
     random_of_cluster,
     recall_at,
 )
-from ad_pipeline.embeddings.settings import UserVectorSettings
 from ad_pipeline.monitoring.user_vectors.factorization import factorized, of_factors
+from ad_pipeline.settings import UserVectorSettings
 
 SIMILAR_USERS = "similar users"
 POPULAR = "popular"
