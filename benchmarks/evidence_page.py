@@ -37,6 +37,7 @@ STUDIES = (
     "trust_parity",
     "trust_integrity",
     "embeddings",
+    "embeddings_arms",
 )
 """Modules of ``benchmarks.evidence``, in the order of the page."""
 

@@ -28,8 +28,10 @@ from ad_pipeline.embeddings.sequences import Activities, History
 from ad_pipeline.embeddings.training import CODE_VERSION, train
 from ad_pipeline.hashing import hash_strings, seed_of, uniform
 from ad_pipeline.learners.batch import batch_hours
+from ad_pipeline.monitoring.user_vectors.cold_start import BUCKETS, bucket_of
 from ad_pipeline.monitoring.user_vectors.features import (
     Engagements,
+    activity_counts,
     engager_cosines,
     match_logits,
     refreshed_us,
@@ -99,6 +101,9 @@ SEEDS = (501, 502, 503)
 TOLERATED = 0.001
 """Share of normalized entropy below which a loss counts as none: one training varies so."""
 
+ANEW = 1_000
+"""Added to the seed of a training that is done anew."""
+
 VERSION = 1
 
 LIST = 10
@@ -122,6 +127,8 @@ class Arm:
         Half of the publishers whose labels are learnt; all if None.
     of_strangers : bool
         Whether everybody is given another user's vectors: a control.
+    anew : bool
+        Whether it is trained from another start and order: a control.
     """
 
     enrichment: Enrichment = field(default_factory=Enrichment)
@@ -130,6 +137,7 @@ class Arm:
     tasks: tuple[str, ...] = (*GOALS, NEXT)
     publishers: int | None = None
     of_strangers: bool = False
+    anew: bool = False
 
     @property
     def encoder(self) -> EncoderSettings:
@@ -290,7 +298,7 @@ def _encoder_of(arm: Arm, seed: int) -> Encoder:
         market.deeds if NEXT in arm.tasks else None,
         seed,
     )
-    how = TRAINING.model_copy(update={"seed": seed})
+    how = TRAINING.model_copy(update={"seed": seed + ANEW if arm.anew else seed})
     return train(settings, how, taught.sequences, taught.ads, say=lambda _: None).encoder
 
 
@@ -372,7 +380,7 @@ def with_vectors(encoder: Encoder, market: Market, goal: str, vectors: np.ndarra
     shown = market.goals[goal].taken(market.ranked_rows(goal))
     tasks = encoder.settings.tasks
     # A vector that has not learnt this goal speaks by the one it has.
-    task = goal if goal in tasks else next(other for other in GOALS if other in tasks)
+    task = goal if goal in tasks else next(other for other in (*GOALS, NEXT) if other in tasks)
     match = match_logits(encoder, vectors, market.ad_tokens, shown.ad, task)
     engagers = engager_cosines(
         encoder,
@@ -445,7 +453,7 @@ def study_settings(arms: Mapping[str, Arm]) -> dict[str, object]:
             name: {
                 "encoder": arm.encoder.model_dump(mode="json"),
                 "publishers": arm.publishers,
-                **({"of_strangers": True} if arm.of_strangers else {}),
+                **{name: True for name in ("of_strangers", "anew") if getattr(arm, name)},
             }
             for name, arm in arms.items()
         },
@@ -470,6 +478,40 @@ def match_values(market: Market, seed: int, goal: str, said: np.ndarray) -> Valu
         )
         for each in (0, 1)
     }
+
+
+def activities_of(market: Market, goal: str) -> np.ndarray:
+    """Return what vectors know of the user of each of a goal's ranked rows, int64."""
+    shown = market.goals[goal].taken(market.ranked_rows(goal))
+    return activity_counts(market.history, shown.user, refreshed_us(shown.occurred_us, MAIN_US))
+
+
+def bucket_values(
+    market: Market, seed: int, goal: str, activities: np.ndarray, said: Mapping[str, np.ndarray]
+) -> Values:
+    """Measure what several probabilities of the tested rows gain in each bucket of activity.
+
+    Parameters
+    ----------
+    market : Market
+    seed : int
+    goal : str
+    activities : ndarray of shape (t,), int64
+        Of each tested row's user.
+    said : mapping of str to ndarray of shape (t,), float64
+        Probabilities, by the name that their gain gets.
+    """
+    truth, without = tested(market, goal).truth, probabilities_without(seed, goal)
+    bucket = bucket_of(activities)
+    values: Values = {}
+    for place in range(len(BUCKETS)):
+        inside = bucket == place
+        values[f"bucket/{place}/rows"] = float(inside.sum())
+        for name, each in said.items():
+            values[f"bucket/{place}/{name}"] = expected_gain(
+                truth[inside], each[inside], without[inside]
+            )
+    return values
 
 
 def known_users(encoder: Encoder, market: Market) -> Users:

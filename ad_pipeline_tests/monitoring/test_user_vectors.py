@@ -18,6 +18,7 @@ from ad_pipeline.monitoring.user_vectors.cold_start import (
     bucket_name,
     bucket_of,
     fit_prior,
+    scored_by_activity,
 )
 from ad_pipeline.monitoring.user_vectors.factorization import factorized, of_factors
 from ad_pipeline.monitoring.user_vectors.features import (
@@ -329,6 +330,14 @@ def test_a_vector_moves_from_the_prior_to_itself_as_its_user_does_more(n: int, s
 def test_without_any_vector_there_is_no_prior():
     with pytest.raises(ValueError, match="nobody has a vector"):
         fit_prior(np.full((3, 2), np.nan, np.float32), np.array(["a", "a", "b"]), 1.0)
+
+
+@given(st.integers(0, 30))
+def test_users_of_few_activities_are_scored_without_vectors_and_all_others_with(fewest: int):
+    activities = np.arange(31)
+    said = scored_by_activity(np.full(31, 0.7), np.full(31, 0.2), activities, fewest)
+    assert (said[:fewest] == 0.2).all()
+    assert (said[fewest:] == 0.7).all()
 
 
 def test_every_number_of_activities_is_in_one_bucket():

@@ -23,14 +23,9 @@ from ad_pipeline.embeddings.versions import MixedVersions, VersionGuard
 from ad_pipeline.monitoring.user_vectors.cold_start import (
     BUCKETS,
     bucket_name,
-    bucket_of,
     fit_prior,
 )
-from ad_pipeline.monitoring.user_vectors.features import (
-    activity_counts,
-    refreshed_us,
-    vectors_at,
-)
+from ad_pipeline.monitoring.user_vectors.features import vectors_at
 from ad_pipeline.monitoring.user_vectors.ranker import gain_of
 from ad_pipeline.monitoring.user_vectors.recall import (
     OF_ALL,
@@ -58,10 +53,11 @@ from benchmarks.vector_study import (
     Arm,
     Columns,
     Market,
+    activities_of,
+    bucket_values,
     columns_of,
     columns_of_strangers,
     encoder_of,
-    expected_gain,
     gain_of_columns,
     known_users,
     market_of,
@@ -129,11 +125,7 @@ def _by_activity(encoder: Encoder, seed: int, goal: str) -> Values:
     """Measure the gain in each bucket of activity, with vectors as they are and with the prior."""
     market = with_newcomers(market_of(seed), seed)
     rows, found = market.ranked_rows(goal), tested(market, goal)
-    shown = market.goals[goal].taken(rows)
-    own = columns_of(encoder, market, goal, MAIN_US)
-    activities = activity_counts(
-        market.history, shown.user, refreshed_us(shown.occurred_us, MAIN_US)
-    )
+    own, activities = columns_of(encoder, market, goal, MAIN_US), activities_of(market, goal)
     shrunk = _shrunk(encoder, market, goal, rows, own.vectors, activities)
     said = {
         "match": probabilities_with(market, goal, own.matched),
@@ -141,17 +133,7 @@ def _by_activity(encoder: Encoder, seed: int, goal: str) -> Values:
             market, goal, with_vectors(encoder, market, goal, shrunk).matched
         ),
     }
-    without = probabilities_without(seed, goal)
-    bucket = bucket_of(activities[found.of_ranked])
-    values: Values = {}
-    for place in range(len(BUCKETS)):
-        inside = bucket == place
-        values[f"bucket/{place}/rows"] = float(inside.sum())
-        for name, each in said.items():
-            values[f"bucket/{place}/{name}"] = expected_gain(
-                found.truth[inside], each[inside], without[inside]
-            )
-    return values
+    return bucket_values(market, seed, goal, activities[found.of_ranked], said)
 
 
 def _shrunk(

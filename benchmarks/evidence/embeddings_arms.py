@@ -1,9 +1,12 @@
 """What each part of an encoder of user vectors is worth, and what its size and its lessons are.
 
 The markets, ranker and measures of the study of one encoder's worth, with one thing changed an arm:
-a part of the enrichment off, one modality alone, another dimension, one goal taught and the other
+a part of the enrichment off, one modality alone, another dimension, some tasks taught and others
 not, or the labels of half of the publishers only. Each is trained anew and compared with the full
-encoder on the same rows, seed by seed; parts that are worth nothing have their row too.
+encoder on the same rows, seed by seed; parts that are worth nothing have their row too. How far two
+trainings of the same encoder are apart is an arm as well. The full encoder also scores a market
+with newcomers, where a ranker without vectors takes the users of few activities: fewer than the
+cold-start prior weighs, which was fixed before anything was measured.
 
     python -m benchmarks.evidence.embeddings_arms [--seeds N] [--fresh] [--budget]
 """
@@ -15,6 +18,11 @@ import numpy as np
 
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import build_graph
+from ad_pipeline.monitoring.user_vectors.cold_start import (
+    BUCKETS,
+    bucket_name,
+    scored_by_activity,
+)
 from ad_pipeline.monitoring.user_vectors.features import vectors_at
 from ad_pipeline.monitoring.user_vectors.labelled import NEXT
 from ad_pipeline.monitoring.user_vectors.recall import SIMILAR_USERS
@@ -30,37 +38,54 @@ from benchmarks.vector_study import (
     MAIN_US,
     MODALITIES,
     SEEDS,
+    STRENGTH,
     TOLERATED,
     Arm,
     Market,
+    activities_of,
+    bucket_values,
     columns_of,
     columns_of_strangers,
     encoder_of,
+    expected_gain,
     known_users,
     market_of,
     match_values,
     probabilities_with,
+    probabilities_without,
     recall_values,
     study_settings,
+    tested,
+    with_newcomers,
 )
 from benchmarks.vector_worlds import GOALS
 
 FULL = "full"
 STRANGERS = "vectors of strangers"
+ANEW = "trained anew"
+NEITHER = "taught neither goal"
 HALF = "half of the publishers"
 PARTS = tuple(Enrichment.model_fields)
-DIMENSIONS = (8, 64, 256)
+DIMENSIONS = (8, 16, 64, 256)
 """Beside that of :data:`FULL`, 32."""
 
 ARMS: dict[str, Arm] = {
     FULL: Arm(),
     STRANGERS: Arm(of_strangers=True),
+    ANEW: Arm(anew=True),
     **{f"without {part}": Arm(enrichment=Enrichment(**{part: False})) for part in PARTS},
     **{f"only {name}": Arm(modalities=(name,)) for name in MODALITIES},
     **{f"dimension {d}": Arm(dimension=d) for d in DIMENSIONS},
     **{f"taught {goal}": Arm(tasks=(goal, NEXT)) for goal in GOALS},
+    NEITHER: Arm(tasks=(NEXT,)),
+    "not taught what came next": Arm(tasks=GOALS),
     HALF: Arm(publishers=0),
 }
+
+FEWEST = round(STRENGTH)
+"""Activities from which on a user is scored by the ranker with vectors."""
+
+AS_THEY_ARE, BY_ACTIVITY = "as they are", "by activity"
 
 
 def run_arm(arm: str, seed: int) -> Values:
@@ -74,10 +99,41 @@ def run_arm(arm: str, seed: int) -> Values:
             else columns_of(encoder, market, goal, MAIN_US)
         )
         measured = match_values(market, seed, goal, probabilities_with(market, goal, own.matched))
+        if arm == FULL:
+            measured |= _newcomers(encoder, seed, goal)
         values |= {f"{goal}/{name}": value for name, value in measured.items()}
+    return values | _cost(encoder, market) | _found(encoder, market, seed)
+
+
+def _newcomers(encoder: Encoder, seed: int, goal: str) -> Values:
+    """Measure who scores users of few activities, where three users in ten are new at some time."""
+    market = with_newcomers(market_of(seed), seed)
+    found, without = tested(market, goal), probabilities_without(seed, goal)
+    activities = activities_of(market, goal)[found.of_ranked]
+    with_columns = probabilities_with(
+        market, goal, columns_of(encoder, market, goal, MAIN_US).matched
+    )
+    said = {
+        AS_THEY_ARE: with_columns,
+        BY_ACTIVITY: scored_by_activity(with_columns, without, activities, FEWEST),
+    }
+    values = {
+        f"newcomers/{name}": expected_gain(found.truth, each, without)
+        for name, each in said.items()
+    }
+    return values | bucket_values(market, seed, goal, activities, said)
+
+
+def _found(encoder: Encoder, market: Market, seed: int) -> Values:
+    """Measure the recall of similar users' ads, and time the search for these users."""
     users = known_users(encoder, market)
-    found = recall_values(market, users, build_graph(users, GRAPH, seed), seed)
-    return values | _cost(encoder, market) | {"recall": found[SIMILAR_USERS]}
+    started = time.process_time()
+    graph = build_graph(users, GRAPH, seed)
+    searched = time.process_time() - started
+    return {
+        "recall": recall_values(market, users, graph, seed)[SIMILAR_USERS],
+        "cost/us_per_search": 1e6 * searched / len(users.ids),
+    }
 
 
 def _cost(encoder: Encoder, market: Market) -> Values:
@@ -104,7 +160,7 @@ def _cost(encoder: Encoder, market: Market) -> Values:
 
 STUDY = Study(
     name="embeddings_arms",
-    settings=study_settings(ARMS),
+    settings=study_settings(ARMS) | {"fewest": FEWEST},
     seeds=dict.fromkeys(ARMS, SEEDS),
     run=run_arm,
     seconds=20.0,
@@ -113,18 +169,18 @@ STUDY = Study(
 
 
 def claims(results: Sequence[Result]) -> list[Claim]:
-    """Return what parallel modalities gain, and what is left where vectors are used elsewhere."""
+    """Return what parts, modalities and size are worth, what transfers, and who loses nothing."""
     made: list[Claim] = []
     for goal, other in zip(GOALS, reversed(GOALS), strict=True):
-        made.append(_modalities(results, goal))
+        made += [_parts(results, goal), _modalities(results, goal), _dimension(results, goal)]
         made.append(
             _transfer(
                 results,
                 f"{goal}.from_{other}",
                 f"Vectors that were taught {other}s and never {goal}s lower the ranker's "
                 f"normalized entropy on {goal}s.",
-                mean_over_seeds(values_of(results, f"taught {other}", f"{goal}/match")),
-                goal,
+                f"taught {other}",
+                f"{goal}/match",
             )
         )
         made.append(
@@ -133,25 +189,38 @@ def claims(results: Sequence[Result]) -> list[Claim]:
                 f"{goal}.other_publishers",
                 f"Vectors that were taught by half of the publishers lower it on {goal}s of the "
                 "other half.",
-                mean_over_seeds(values_of(results, HALF, f"{goal}/half/1")),
-                goal,
+                HALF,
+                f"{goal}/half/1",
             )
         )
+        made.append(_cold_start(results, goal))
     return made
 
 
-def _control(results: Sequence[Result], goal: str) -> tuple[str, bool]:
-    found = mean_over_seeds(values_of(results, STRANGERS, f"{goal}/match"))
-    told = f"vectors of other users gain {percent(found.value)} ({percent_range(found)})"
-    return told, found.low <= 0 and found.value <= TOLERATED
+def _of(results: Sequence[Result], arm: str, name: str) -> Estimate:
+    return mean_over_seeds(values_of(results, arm, name))
 
 
-def _transfer(results: Sequence[Result], key: str, says: str, found: Estimate, goal: str) -> Claim:
-    control, control_met = _control(results, goal)
+def _over(results: Sequence[Result], arm: str, other: str, name: str) -> Estimate:
+    """Return how much more an arm saves than another, paired by seed."""
+    pairs = zip(values_of(results, arm, name), values_of(results, other, name), strict=True)
+    return mean_over_seeds([own - others for own, others in pairs])
+
+
+def _trained_anew(results: Sequence[Result], goal: str) -> tuple[str, bool]:
+    """Return the control of every difference between encoders: two trainings of one."""
+    found = _over(results, FULL, ANEW, f"{goal}/match")
+    told = f"the full encoder over itself trained anew: {_percent(found)}"
+    return told, not found.excludes_zero or abs(found.value) <= TOLERATED
+
+
+def _compared(results: Sequence[Result], goal: str, key: str, says: str, arm: str) -> Claim:
+    found = _over(results, FULL, arm, f"{goal}/match")
+    control, control_met = _trained_anew(results, goal)
     return Claim(
-        key=f"embeddings_arms.{key}",
+        key=f"embeddings_arms.{goal}.{key}",
         says=says,
-        figure=f"{percent(found.value)} saved",
+        figure=f"{percent(found.value)} over {arm}",
         interval=percent_range(found),
         seeds=seed_text(SEEDS),
         met=found.low > 0,
@@ -160,70 +229,171 @@ def _transfer(results: Sequence[Result], key: str, says: str, found: Estimate, g
     )
 
 
-def _beside_full(results: Sequence[Result], arm: str, name: str) -> Estimate:
-    """Return how much more the full encoder saves than an arm, paired by seed."""
-    pairs = zip(values_of(results, FULL, name), values_of(results, arm, name), strict=True)
-    return mean_over_seeds([full - other for full, other in pairs])
+def _parts(results: Sequence[Result], goal: str) -> Claim:
+    lost = {part: _over(results, FULL, f"without {part}", f"{goal}/match") for part in PARTS}
+    least = min(lost, key=lambda part: lost[part].value)
+    shown = [part for part in PARTS if lost[part].low > 0]
+    control, control_met = _trained_anew(results, goal)
+    return Claim(
+        key=f"embeddings_arms.{goal}.parts",
+        says=f"On {goal}s the encoder saves less without any one of the {len(PARTS)} parts of the "
+        "enrichment.",
+        figure=f"shown of {', '.join(shown) or 'none'}; least by {least}: "
+        f"{percent(lost[least].value)}",
+        interval=percent_range(lost[least]),
+        seeds=seed_text(SEEDS),
+        met=len(shown) == len(PARTS),
+        control=control,
+        control_met=control_met,
+    )
 
 
 def _modalities(results: Sequence[Result], goal: str) -> Claim:
-    name = f"{goal}/match"
-    alone = {each: mean_over_seeds(values_of(results, f"only {each}", name)) for each in MODALITIES}
-    best = max(alone, key=lambda each: alone[each].value)
-    found = _beside_full(results, f"only {best}", name)
-    control, control_met = _control(results, goal)
+    alone = {each: _of(results, f"only {each}", f"{goal}/match").value for each in MODALITIES}
+    says = f"On {goal}s parallel modalities save more than the best of them alone."
+    best = max(alone, key=alone.__getitem__)
+    return _compared(results, goal, "modalities", says, f"only {best}")
+
+
+def _dimension(results: Sequence[Result], goal: str) -> Claim:
+    least = min(DIMENSIONS)
+    says = f"On {goal}s vectors of {DIMENSION} numbers save more than of {least}."
+    return _compared(results, goal, "dimension", says, f"dimension {least}")
+
+
+def _transfer(results: Sequence[Result], key: str, says: str, arm: str, name: str) -> Claim:
+    found, untaught = _of(results, arm, name), _of(results, NEITHER, name)
+    strangers = _of(results, STRANGERS, name)
     return Claim(
-        key=f"embeddings_arms.{goal}.modalities",
-        says=f"On {goal}s parallel modalities save more than the best of them alone.",
-        figure=f"{percent(found.value)} over {best} alone",
+        key=f"embeddings_arms.{key}",
+        says=says,
+        figure=f"{percent(found.value)} saved; taught neither goal, only what users did next, "
+        f"{_percent(untaught)}; taught all, {_percent(_of(results, FULL, name))}",
         interval=percent_range(found),
         seeds=seed_text(SEEDS),
         met=found.low > 0,
-        control=control,
-        control_met=control_met,
+        control=f"vectors of other users gain {_percent(strangers)}",
+        control_met=strangers.low <= 0 and strangers.value <= TOLERATED,
+    )
+
+
+def _buckets(results: Sequence[Result], goal: str, way: str) -> dict[str, Estimate]:
+    return {
+        bucket_name(place): _of(results, FULL, f"{goal}/bucket/{place}/{way}")
+        for place in range(len(BUCKETS))
+    }
+
+
+def _cold_start(results: Sequence[Result], goal: str) -> Claim:
+    found = _buckets(results, goal, BY_ACTIVITY)
+    worst = min(found, key=lambda name: found[name].low)
+    newest = _of(results, FULL, f"{goal}/bucket/0/{AS_THEY_ARE}")
+    return Claim(
+        key=f"embeddings_arms.{goal}.cold_start",
+        says=f"On {goal}s, with users of fewer than {FEWEST} activities scored by the ranker "
+        "without vectors, no bucket of activity is worse than without by more than "
+        f"{percent(TOLERATED, 1)[1:]}.",
+        figure=f"lowest bound at {worst} activities: {percent(found[worst].value)}; below "
+        f"{FEWEST} nothing is lost by construction",
+        interval=percent_range(found[worst]),
+        seeds=seed_text(SEEDS),
+        met=found[worst].low > -TOLERATED,
+        control=f"the ranker with vectors loses on users of no activity: {_percent(newest)}",
+        control_met=newest.high < 0,
     )
 
 
 def details(results: Sequence[Result]) -> list[str]:
-    """Return every arm beside the full encoder, and what dimensions cost."""
-    rows = []
-    for arm in ARMS:
-        cells = [arm]
-        for goal in GOALS:
-            own = mean_over_seeds(values_of(results, arm, f"{goal}/match"))
-            cells.append(f"{percent(own.value)} ({percent_range(own)})")
-            lost = _beside_full(results, arm, f"{goal}/match")
-            cells.append("" if arm == FULL else f"{percent(lost.value)} ({percent_range(lost)})")
-        found = mean_over_seeds(values_of(results, arm, "recall"))
-        rows.append([*cells, f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"])
+    """Return every arm beside the full encoder, newcomers, publishers, and what size costs."""
     header = ["arm"]
     for goal in GOALS:
         header += [f"saved on {goal}s", "full saves more by"]
-    costs = []
-    for dimension, arm in _dimensions().items():
-        own = {
-            name: mean_over_seeds(values_of(results, arm, f"cost/{name}")).value
-            for name in ("us_per_user", "us_per_query", "bytes_per_user")
-        }
-        costs.append(
-            [
-                str(dimension),
-                f"{own['us_per_user']:,.0f}",
-                f"{own['us_per_query']:.2f}",
-                f"{own['bytes_per_user']:.0f}",
-            ]
+    publishers = [
+        [goal, arm, *(_percent(_of(results, arm, f"{goal}/half/{half}")) for half in (0, 1))]
+        for goal in GOALS
+        for arm in (FULL, HALF, NEITHER)
+    ]
+    newcomers = [
+        [
+            goal,
+            words,
+            *(_percent(each) for each in _buckets(results, goal, way).values()),
+            _percent(_of(results, FULL, f"{goal}/newcomers/{way}")),
+        ]
+        for goal in GOALS
+        for way, words in (
+            (AS_THEY_ARE, "all, with vectors as they are"),
+            (BY_ACTIVITY, f"users of {FEWEST} activities and more"),
         )
+    ]
+    costs = [
+        [
+            str(dimension),
+            *(_percent(_of(results, arm, f"{goal}/match")) for goal in GOALS),
+            _number(_of(results, arm, "recall")),
+            *(f"{_of(results, arm, f'cost/{name}').value:,.{digits}f}" for name, digits in COSTS),
+            # A query reads the vectors of a user and of an ad.
+            f"{2 * _of(results, arm, 'cost/bytes_per_user').value:,.0f}",
+        ]
+        for dimension, arm in _dimensions().items()
+    ]
     return [
         "Share of normalized entropy saved by match columns, and what the full encoder saves more "
-        f"(paired by seed); recall@{LIST} of the ads of similar users. Zero effects included.",
+        f"(paired by seed); recall@{LIST} of the ads of similar users. A difference that is no "
+        f"larger than that of *{ANEW}* is none.",
         "",
-        *table_lines([*header, "recall"], rows),
+        *table_lines([*header, "recall"], [_arm_row(results, arm) for arm in ARMS]),
         "",
-        "What a vector costs on this machine, while others used it too: microseconds of a core to "
-        "encode a user and to match a user with an ad, and bytes as float16:",
+        "By publishers, dealt to two halves by their names:",
         "",
-        *table_lines(["dimension", "μs a user", "μs a query", "bytes a user"], costs),
+        *table_lines(["goal", "arm", "on the first half", "on the second"], publishers),
+        "",
+        "By activities that the encoder knows of, in the market with newcomers; who is scored by "
+        "the ranker with vectors:",
+        "",
+        *table_lines(
+            ["goal", "scored with vectors", *map(bucket_name, range(len(BUCKETS))), "all rows"],
+            newcomers,
+        ),
+        "",
+        "By dimension. Costs are of this machine while others used it too: microseconds of a core "
+        "to encode a user, to match a user with an ad (a query), and to find a user's "
+        f"{GRAPH.neighbours} neighbours among some 6,000; bytes as float16:",
+        "",
+        *table_lines(
+            [
+                "dimension",
+                *(f"saved on {goal}s" for goal in GOALS),
+                "recall",
+                "μs a user",
+                "μs a query",
+                "μs a search",
+                "bytes a user",
+                "bytes a query",
+            ],
+            costs,
+        ),
     ]
+
+
+COSTS = (("us_per_user", 0), ("us_per_query", 2), ("us_per_search", 0), ("bytes_per_user", 0))
+"""Names of what a dimension costs, and digits shown."""
+
+
+def _arm_row(results: Sequence[Result], arm: str) -> list[str]:
+    cells = [arm]
+    for goal in GOALS:
+        cells.append(_percent(_of(results, arm, f"{goal}/match")))
+        cells.append("" if arm == FULL else _percent(_over(results, FULL, arm, f"{goal}/match")))
+    return [*cells, _number(_of(results, arm, "recall"))]
+
+
+def _percent(found: Estimate) -> str:
+    return f"{percent(found.value)} ({percent_range(found)})"
+
+
+def _number(found: Estimate) -> str:
+    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
 
 
 def _dimensions() -> dict[int, str]:
@@ -232,32 +402,40 @@ def _dimensions() -> dict[int, str]:
 
 
 def picture(results: Sequence[Result]) -> bytes:
-    """Draw what is saved and found by dimension."""
+    """Draw what is saved, found and paid by dimension."""
     from benchmarks.pictures import new_figure, png
 
-    figure, (saved, found) = new_figure(columns=2)
+    figure, (saved, found, paid) = new_figure(columns=3)
     dimensions = _dimensions()
-    for panel, names in ((saved, [f"{goal}/match" for goal in GOALS]), (found, ["recall"])):
-        scale = 1 if names == ["recall"] else 100
-        for name in names:
-            each = [mean_over_seeds(values_of(results, arm, name)) for arm in dimensions.values()]
+    for panel, scale, names in (
+        (saved, 100, {f"{goal}/match": goal for goal in GOALS}),
+        (found, 1, {"recall": "similar users"}),
+    ):
+        for shift, (name, label) in zip((0.96, 1.04), names.items(), strict=False):
+            each = [_of(results, arm, name) for arm in dimensions.values()]
             panel.errorbar(
-                list(dimensions),
+                [shift * dimension for dimension in dimensions],
                 [scale * one.value for one in each],
                 yerr=[
                     [scale * (one.value - one.low) for one in each],
                     [scale * (one.high - one.value) for one in each],
                 ],
                 fmt="o-",
-                label=name.split("/")[0],
+                label=label,
             )
+    for name, label in (("us_per_user", "encode a user"), ("us_per_query", "match with an ad")):
+        each = [_of(results, arm, f"cost/{name}").value for arm in dimensions.values()]
+        paid.plot(list(dimensions), each, "o-", label=label)
+    paid.set_yscale("log")
+    for panel in (saved, found, paid):
         panel.set_xscale("log", base=2)
         panel.set_xticks(list(dimensions), list(map(str, dimensions)))
         panel.set_xlabel("numbers of a vector")
+        panel.legend()
     saved.set_ylabel("normalized entropy saved, %")
     saved.axhline(0.0, color="gray", linestyle=":")
-    saved.legend()
     found.set_ylabel(f"recall@{LIST}")
+    paid.set_ylabel("μs of a core")
     return png(figure)
 
 

@@ -1,9 +1,11 @@
-"""What is read of a user whom little is known of: a prior that gives way as he does more.
+"""What is read of a user whom little is known of, and which ranker he is scored by.
 
-Three levels, each shrunk to the one above: the mean vector of all users, of the users of a segment
-(what a request tells of anybody, such as country and device), and the user's own vector. A level
-with n behind it weighs n against the strength of the prior, n / (n + k): what is at hand decides,
-and nobody is left without a vector (Efron and Morris, JASA 1973).
+The prior gives way as he does more. Three levels, each shrunk to the one above: the mean vector of
+all users, of the users of a segment (what a request tells of anybody, such as country and device),
+and the user's own vector. A level with n behind it weighs n against the strength of the prior,
+n / (n + k): what is at hand decides, and nobody is left without a vector (Efron and Morris, JASA
+1973). Or nothing is read of him: a ranker without vectors scores who did less than so much, and the
+vectors of others cost him nothing.
 """
 
 from dataclasses import dataclass
@@ -102,3 +104,24 @@ def fit_prior(vectors: np.ndarray, segment: np.ndarray, strength: float) -> Prio
     n = np.bincount(place)[:, np.newaxis]
     of_segment = (sums + strength * of_all) / (n + strength)
     return Prior(of_all.astype(np.float32), segments, of_segment.astype(np.float32))
+
+
+def scored_by_activity(
+    with_vectors: np.ndarray, without: np.ndarray, activities: np.ndarray, fewest: int
+) -> np.ndarray:
+    """Score users of few activities by the ranker without vectors, and all others by the one with.
+
+    Parameters
+    ----------
+    with_vectors, without : ndarray of shape (n,), float64
+        Probabilities of the same rows.
+    activities : ndarray of shape (n,), int64
+        What the vector of each row's user knows of him.
+    fewest : int
+        Activities from which on the ranker with vectors is heard.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+    """
+    return np.where(activities >= fewest, with_vectors, without)
