@@ -356,9 +356,9 @@ def details(results: Sequence[Result]) -> list[str]:
             newcomers,
         ),
         "",
-        "By dimension. Costs are medians over the seeds, of this machine while others used it too: microseconds of a core "
-        "to encode a user, to match a user with an ad (a query), and to find a user's "
-        f"{GRAPH.neighbours} neighbours among some 6,000; bytes as float16:",
+        "By dimension. Costs are medians over the seeds, of this machine while others used it too: "
+        "microseconds of a core to encode a user, to match a user with an ad (a query), and to "
+        f"find a user's {GRAPH.neighbours} neighbours among some 6,000; bytes as float16:",
         "",
         *table_lines(
             [
