@@ -202,9 +202,12 @@ def _of(results: Sequence[Result], arm: str, name: str) -> Estimate:
 
 
 def _over(results: Sequence[Result], arm: str, other: str, name: str) -> Estimate:
-    """Return how much more an arm saves than another, paired by seed."""
-    pairs = zip(values_of(results, arm, name), values_of(results, other, name), strict=True)
-    return mean_over_seeds([own - others for own, others in pairs])
+    """Return how much more an arm saves than another, on the seeds that both have."""
+    own, others = (
+        {result.seed: result.values[name] for result in results if result.arm == each}
+        for each in (arm, other)
+    )
+    return mean_over_seeds([own[seed] - others[seed] for seed in own if seed in others])
 
 
 def _trained_anew(results: Sequence[Result], goal: str) -> tuple[str, bool]:
@@ -222,7 +225,7 @@ def _compared(results: Sequence[Result], goal: str, key: str, says: str, arm: st
         says=says,
         figure=f"{percent(found.value)} over {arm}",
         interval=percent_range(found),
-        seeds=seed_text(SEEDS),
+        seeds=seed_text(STUDY.seeds[arm]),
         met=found.low > 0,
         control=control,
         control_met=control_met,
@@ -241,7 +244,7 @@ def _parts(results: Sequence[Result], goal: str) -> Claim:
         figure=f"shown of {', '.join(shown) or 'none'}; least by {least}: "
         f"{percent(lost[least].value)}",
         interval=percent_range(lost[least]),
-        seeds=seed_text(SEEDS),
+        seeds=seed_text(STUDY.seeds[f"without {least}"]),
         met=len(shown) == len(PARTS),
         control=control,
         control_met=control_met,
@@ -270,7 +273,7 @@ def _transfer(results: Sequence[Result], key: str, says: str, arm: str, name: st
         figure=f"{percent(found.value)} saved; taught neither goal, only what users did next, "
         f"{_percent(untaught)}; taught all, {_percent(_of(results, FULL, name))}",
         interval=percent_range(found),
-        seeds=seed_text(SEEDS),
+        seeds=seed_text(STUDY.seeds[arm]),
         met=found.low > 0,
         control=f"vectors of other users gain {_percent(strangers)}",
         control_met=strangers.low <= 0 and strangers.value <= TOLERATED,
@@ -296,7 +299,7 @@ def _cold_start(results: Sequence[Result], goal: str) -> Claim:
         figure=f"lowest bound at {worst} activities: {percent(found[worst].value)}; below "
         f"{FEWEST} nothing is lost by construction",
         interval=percent_range(found[worst]),
-        seeds=seed_text(SEEDS),
+        seeds=seed_text(STUDY.seeds[FULL]),
         met=found[worst].low > -TOLERATED,
         control=f"the ranker with vectors loses on users of no activity: {_percent(newest)}",
         control_met=newest.high < 0,
@@ -305,11 +308,16 @@ def _cold_start(results: Sequence[Result], goal: str) -> Claim:
 
 def details(results: Sequence[Result]) -> list[str]:
     """Return every arm beside the full encoder, newcomers, publishers, and what size costs."""
-    header = ["arm"]
+    header = ["arm", "seeds"]
     for goal in GOALS:
         header += [f"saved on {goal}s", "full saves more by"]
     publishers = [
-        [goal, arm, *(_percent(_of(results, arm, f"{goal}/half/{half}")) for half in (0, 1))]
+        [
+            goal,
+            arm,
+            str(len(STUDY.seeds[arm])),
+            *(_percent(_of(results, arm, f"{goal}/half/{half}")) for half in (0, 1)),
+        ]
         for goal in GOALS
         for arm in (FULL, HALF, NEITHER)
     ]
@@ -326,14 +334,15 @@ def details(results: Sequence[Result]) -> list[str]:
             (BY_ACTIVITY, f"users of {FEWEST} activities and more"),
         )
     ]
+    sized = _sized(results)
     costs = [
         [
             str(dimension),
-            *(_percent(_of(results, arm, f"{goal}/match")) for goal in GOALS),
-            _number(_of(results, arm, "recall")),
-            *(f"{_cost_of(results, arm, name):,.{digits}f}" for name, digits in COSTS),
+            *(_percent(_of(sized, arm, f"{goal}/match")) for goal in GOALS),
+            _number(_of(sized, arm, "recall")),
+            *(f"{_cost_of(sized, arm, name):,.{digits}f}" for name, digits in COSTS),
             # A query reads the vectors of a user and of an ad.
-            f"{2 * _cost_of(results, arm, 'bytes_per_user'):,.0f}",
+            f"{2 * _cost_of(sized, arm, 'bytes_per_user'):,.0f}",
         ]
         for dimension, arm in _dimensions().items()
     ]
@@ -346,7 +355,7 @@ def details(results: Sequence[Result]) -> list[str]:
         "",
         "By publishers, dealt to two halves by their names:",
         "",
-        *table_lines(["goal", "arm", "on the first half", "on the second"], publishers),
+        *table_lines(["goal", "arm", "seeds", "on the first half", "on the second"], publishers),
         "",
         "By activities that the encoder knows of, in the market with newcomers; who is scored by "
         "the ranker with vectors:",
@@ -386,7 +395,7 @@ def _cost_of(results: Sequence[Result], arm: str, name: str) -> float:
 
 
 def _arm_row(results: Sequence[Result], arm: str) -> list[str]:
-    cells = [arm]
+    cells = [arm, str(len(STUDY.seeds[arm]))]
     for goal in GOALS:
         cells.append(_percent(_of(results, arm, f"{goal}/match")))
         cells.append("" if arm == FULL else _percent(_over(results, FULL, arm, f"{goal}/match")))
@@ -406,32 +415,34 @@ def _dimensions() -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
+def _sized(results: Sequence[Result]) -> list[Result]:
+    """Return the results of seeds that every dimension was measured on."""
+    common = set.intersection(*(set(STUDY.seeds[arm]) for arm in _dimensions().values()))
+    return [result for result in results if result.seed in common]
+
+
 def picture(results: Sequence[Result]) -> bytes:
-    """Draw what is saved, found and paid by dimension."""
+    """Draw what is saved and found by dimension, seeds as dots, and what it costs."""
     from benchmarks.pictures import new_figure, png
 
     figure, (saved, found, paid) = new_figure(columns=3)
     dimensions = _dimensions()
+    results = _sized(results)
     for panel, scale, names in (
-        (saved, 100, {f"{goal}/match": goal for goal in GOALS}),
+        (saved, 100, {f"{goal}/match": f"{goal}s" for goal in GOALS}),
         (found, 1, {"recall": "similar users"}),
     ):
-        for shift, (name, label) in zip((0.96, 1.04), names.items(), strict=False):
-            each = [_of(results, arm, name) for arm in dimensions.values()]
-            panel.errorbar(
-                [shift * dimension for dimension in dimensions],
-                [scale * one.value for one in each],
-                yerr=[
-                    [scale * (one.value - one.low) for one in each],
-                    [scale * (one.high - one.value) for one in each],
-                ],
-                fmt="o-",
-                label=label,
+        for color, (name, label) in zip(("tab:blue", "tab:orange"), names.items(), strict=False):
+            of_seed = scale * np.array(
+                [values_of(results, arm, name) for arm in dimensions.values()]
             )
+            panel.plot(list(dimensions), of_seed, ".", color=color, alpha=0.5)
+            panel.plot(list(dimensions), of_seed.mean(axis=1), "-", color=color, label=label)
     for name, label in (("us_per_user", "encode a user"), ("us_per_query", "match with an ad")):
         each = [_cost_of(results, arm, name) for arm in dimensions.values()]
         paid.plot(list(dimensions), each, "o-", label=label)
     paid.set_yscale("log")
+    paid.set_ylim(0.1, 1_000)
     for panel in (saved, found, paid):
         panel.set_xscale("log", base=2)
         panel.set_xticks(list(dimensions), list(map(str, dimensions)))
