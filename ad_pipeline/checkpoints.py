@@ -322,6 +322,17 @@ def pointed_names(root: Path, below: str) -> list[str]:
     )
 
 
+def manifests(root: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield digest and manifest of each checkpoint of a kind, pointed at or not, by digest.
+
+    Inside :func:`unswept`, or some may be gone before they are read.
+    """
+    for path in sorted((root / "objects").glob("[!.]*/manifest.json")):
+        manifest = json.loads(path.read_bytes())
+        if manifest["kind"] == kind:
+            yield path.parent.name, manifest
+
+
 @contextmanager
 def unswept(root: Path, wait_seconds: float = 600.0) -> Iterator[None]:
     """Keep sweeps away from checkpoints that are written and not pointed at yet.

@@ -1020,8 +1020,10 @@ class Modality(Group):
     vector: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Numbers of the vector that comes with an activity; 0 for none."
     )
-    longest: PositiveInt = Field(
-        default=128, description="Activities of a user that are read: the newest ones."
+    longest: Annotated[int, Field(ge=8)] = Field(
+        default=128,
+        description="Activities of a user that are read: the newest ones. Fewer than eight would "
+        "be padded to eight.",
     )
 
     @model_validator(mode="after")

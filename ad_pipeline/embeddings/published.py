@@ -20,6 +20,7 @@ import pyarrow as pa
 from ad_pipeline.checkpoints import (
     Checkpoint,
     MissingCheckpoint,
+    manifests,
     point,
     pointed_names,
     read_checkpoint,
@@ -115,6 +116,32 @@ def published_hours(root: Path) -> list[int]:
     names = [name.rpartition("/")[2] for name in pointed_names(root, KIND)]
     # A pointer's file has the key without its colon.
     return sorted(hour_start(f"{name[:-2]}:{name[-2:]}") for name in names)
+
+
+def ever_published(root: Path, from_us: int) -> set[str]:
+    """Return the digests of all pairs of the hours from a moment on, and of what they consist of.
+
+    A late file publishes an hour anew, and decisions made before name the pair that it replaced.
+
+    Parameters
+    ----------
+    root : Path
+    from_us : int
+        Start of the first hour, microseconds.
+
+    Returns
+    -------
+    set of str
+        Of pairs, their stores and the stores' shards.
+    """
+    found: set[str] = set()
+    with unswept(root):
+        for digest, pair in manifests(root, KIND):
+            if pair["hour_us"] >= from_us:
+                found |= {digest, pair["users"], pair["engagers"]}
+                for store in (pair["users"], pair["engagers"]):
+                    found.update(read_checkpoint(root, store, verify=False).manifest["shards"])
+    return found
 
 
 def read_newest(root: Path, *, verify: bool = True) -> PublishedVectors:

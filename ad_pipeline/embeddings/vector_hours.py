@@ -11,7 +11,7 @@ On demand, users are encoded at once, whatever their tier: into a store of its o
 the newest hour's, so that no published hour changes.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.encoder_hours import settings_of
 from ad_pipeline.embeddings.published import (
     NO_ENCODER,
+    ever_published,
     last_known_us,
     pointer,
     published_hours,
@@ -240,9 +241,7 @@ def advance_hours(
             )
 
 
-def forget_hours(
-    deployment: Deployment, end_us: int, needed: Collection[str] = ()
-) -> tuple[int, Swept]:
+def forget_hours(deployment: Deployment, end_us: int) -> tuple[int, Swept]:
     """Remove published hours that ``kept_hours`` does not keep, and what no other hour has of them.
 
     Parameters
@@ -250,8 +249,6 @@ def forget_hours(
     deployment : Deployment
     end_us : int
         Microseconds: ages are in log time, and count back from here.
-    needed : collection of str
-        Digests that stay although no pointer names them.
 
     Returns
     -------
@@ -266,7 +263,7 @@ def forget_hours(
         unpoint(root, pointer(hour_us))
         for name in ("users", "engagers"):
             forget_vectors(root, f"{name}/{hour_key(hour_us)}")
-    return len(old), sweep(root, needed)
+    return len(old), sweep(root, ever_published(root, kept_from_us))
 
 
 def known_users(warehouse: "Warehouse", deployment: Deployment, hour_us: int) -> KnownUsers:

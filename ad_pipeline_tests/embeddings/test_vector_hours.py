@@ -7,17 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ad_pipeline.checkpoints import MissingCheckpoint, unpoint
+from ad_pipeline.checkpoints import MissingCheckpoint, sweep, unpoint
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.embeddings import encoder_hours
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.published import (
     NO_ENCODER,
     ad_hashes,
+    ever_published,
     last_known_us,
     published_hours,
     read_hour,
     read_newest,
+    read_published,
     user_hashes,
 )
 from ad_pipeline.embeddings.retrieval import engaged_until
@@ -185,6 +187,31 @@ def test_hours_are_forgotten_with_what_no_other_hour_has(published: Market, tmp_
     with pytest.raises(MissingCheckpoint):
         read_hour(deployment.vectors, hour_of(market, HOURS - 3))
     assert forget_hours(deployment, end_us)[1].removed == 0
+
+
+def test_a_pair_that_was_replaced_stays_as_long_as_its_hour(
+    published: Market, tmp_path: Path
+) -> None:
+    """Decisions name it; without its hour, or for who does not look at replaced ones, it goes."""
+    market = with_settings(published.copied_to(tmp_path / "home"), tmp_path, kept_hours=2)
+    root, last_us = market.deployment.vectors, hour_of(market, HOURS) - HOUR_US
+    replaced = read_newest(root)
+    changed_log(
+        market,
+        "INSERT INTO events.user_activities BY NAME SELECT * REPLACE ('late' AS user_id, "
+        f"{last_us} AS received_us) FROM events.user_activities "
+        "WHERE modality = 'content_view' LIMIT 1",
+    )
+    advanced(market, LAST, HOURS)
+    assert read_newest(root).digest != replaced.digest
+
+    forget_hours(market.deployment, last_us + HOUR_US)
+    found = read_published(root, replaced.digest)
+    np.testing.assert_array_equal(found.users.ids, replaced.users.ids)
+    assert replaced.digest not in ever_published(root, last_us + HOUR_US)
+    sweep(root)
+    with pytest.raises(MissingCheckpoint):
+        read_published(root, replaced.digest)
 
 
 def test_an_hour_whose_encoder_is_not_there_is_refused(published: Market, tmp_path: Path) -> None:
