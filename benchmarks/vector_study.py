@@ -90,6 +90,10 @@ MAIN_US = DAY_US
 STRENGTH = 5.0
 """Activities' worth of the cold-start prior."""
 
+FEWEST = round(STRENGTH)
+"""Activities from which on a user is scored by the ranker with vectors, where one without scores
+the rest: as many as the prior weighs, and the first of a bucket."""
+
 SEGMENT_STRENGTH = 20.0
 
 NEW_SHARE = 0.3

@@ -41,6 +41,7 @@ from benchmarks.claims import Claim, Section, percent, percent_range, seed_text,
 from benchmarks.seed_intervals import Estimate, mean_over_seeds
 from benchmarks.studies import Result, Study, Values, command_line, values_of
 from benchmarks.vector_study import (
+    FEWEST,
     GRAPH,
     INTERVALS,
     LIST,
@@ -74,6 +75,8 @@ from benchmarks.vector_worlds import GOALS
 
 FULL = "full"
 ENCODER = Arm()
+BY_ACTIVITY = "by activity"
+"""Match columns where users of fewer than :data:`FEWEST` activities are scored without vectors."""
 
 
 def run(arm: str, seed: int) -> Values:
@@ -228,7 +231,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
     made: list[Claim] = []
     for goal in GOALS:
         made += [_gain(results, goal, "match"), _gain(results, goal, "published")]
-        made += [_staleness(results, goal), _cold_start(results, goal)]
+        made += [_staleness(results, goal), _cold_start(results, goal), _by_few(results, goal)]
     made += [_recall(results, other) for other in (POPULAR, OF_CLUSTER)]
     return [*made, _search(results), _guard(results)]
 
@@ -303,10 +306,35 @@ def _staleness(results: Sequence[Result], goal: str) -> Claim:
 
 
 def _buckets(results: Sequence[Result], goal: str, way: str) -> dict[str, Estimate]:
+    """Return the gain of each bucket; by activity, those below :data:`FEWEST` have none to lose."""
+    stored = "match" if way == BY_ACTIVITY else way
     return {
-        bucket_name(place): of_full(results, f"{goal}/bucket/{place}/{way}")
-        for place in range(len(BUCKETS))
+        bucket_name(place): mean_over_seeds([0.0] * len(SEEDS))
+        if way == BY_ACTIVITY and first < FEWEST
+        else of_full(results, f"{goal}/bucket/{place}/{stored}")
+        for place, (first, _) in enumerate(BUCKETS)
     }
+
+
+def _by_few(results: Sequence[Result], goal: str) -> Claim:
+    heard = [bucket_name(place) for place, (first, _) in enumerate(BUCKETS) if first >= FEWEST]
+    buckets = _buckets(results, goal, BY_ACTIVITY)
+    found = {name: buckets[name] for name in heard}
+    worst = min(found, key=lambda name: found[name].low)
+    newest = of_full(results, f"{goal}/bucket/0/match")
+    return Claim(
+        key=f"embeddings.{goal}.scored_by_activity",
+        says=f"On {goal}s, with users of fewer than {FEWEST} activities scored by the ranker "
+        "without vectors, no bucket of activity is worse than without by more than "
+        f"{percent(TOLERATED, 1)[1:]}.",
+        figure=f"lowest bound at {worst} activities: {percent(found[worst].value)}; below "
+        f"{FEWEST} it is 0 by construction",
+        interval=percent_range(found[worst]),
+        seeds=seed_text(SEEDS),
+        met=found[worst].low > -TOLERATED,
+        control=f"the ranker with vectors loses on users of no activity: {_percent(newest)}",
+        control_met=newest.high < 0,
+    )
 
 
 def _cold_start(results: Sequence[Result], goal: str) -> Claim:
@@ -402,7 +430,11 @@ def details(results: Sequence[Result]) -> list[str]:
     buckets = [
         [goal, words, *(_percent(each) for each in _buckets(results, goal, way).values())]
         for goal in GOALS
-        for way, words in (("match", "as they are"), ("prior", "shrunk to the prior"))
+        for way, words in (
+            ("match", "as they are"),
+            ("prior", "shrunk to the prior"),
+            (BY_ACTIVITY, f"none below {FEWEST} activities"),
+        )
     ]
     on_labels = [
         [str(result.seed), *(_percent(_on_labels(result, goal)) for goal in GOALS)]

@@ -34,12 +34,12 @@ from benchmarks.seed_intervals import Estimate, mean_over_seeds
 from benchmarks.studies import Result, Study, Values, command_line, values_of
 from benchmarks.vector_study import (
     DIMENSION,
+    FEWEST,
     GRAPH,
     LIST,
     MAIN_US,
     MODALITIES,
     SEEDS,
-    STRENGTH,
     TOLERATED,
     Arm,
     Market,
@@ -81,9 +81,6 @@ ARMS: dict[str, Arm] = {
     NEITHER: Arm(tasks=(NEXT,)),
     HALF: Arm(publishers=0),
 }
-
-FEWEST = round(STRENGTH)
-"""Activities from which on a user is scored by the ranker with vectors."""
 
 AS_THEY_ARE, BY_ACTIVITY = "as they are", "by activity"
 
@@ -169,7 +166,7 @@ STUDY = Study(
 
 
 def claims(results: Sequence[Result]) -> list[Claim]:
-    """Return what parts, modalities and size are worth, what transfers, and who loses nothing."""
+    """Return what parts, modalities and size are worth, and what transfers."""
     made: list[Claim] = []
     for goal, other in zip(GOALS, reversed(GOALS), strict=True):
         made += [_parts(results, goal), _modalities(results, goal), _dimension(results, goal)]
@@ -193,7 +190,6 @@ def claims(results: Sequence[Result]) -> list[Claim]:
                 f"{goal}/half/1",
             )
         )
-        made.append(_cold_start(results, goal))
     return made
 
 
@@ -287,25 +283,6 @@ def _buckets(results: Sequence[Result], goal: str, way: str) -> dict[str, Estima
     }
 
 
-def _cold_start(results: Sequence[Result], goal: str) -> Claim:
-    found = _buckets(results, goal, BY_ACTIVITY)
-    worst = min(found, key=lambda name: found[name].low)
-    newest = _of(results, FULL, f"{goal}/bucket/0/{AS_THEY_ARE}")
-    return Claim(
-        key=f"embeddings_arms.{goal}.cold_start",
-        says=f"On {goal}s, with users of fewer than {FEWEST} activities scored by the ranker "
-        "without vectors, no bucket of activity is worse than without by more than "
-        f"{percent(TOLERATED, 1)[1:]}.",
-        figure=f"lowest bound at {worst} activities: {percent(found[worst].value)}; below "
-        f"{FEWEST} nothing is lost by construction",
-        interval=percent_range(found[worst]),
-        seeds=seed_text(STUDY.seeds[FULL]),
-        met=found[worst].low > -TOLERATED,
-        control=f"the ranker with vectors loses on users of no activity: {_percent(newest)}",
-        control_met=newest.high < 0,
-    )
-
-
 def details(results: Sequence[Result]) -> list[str]:
     """Return every arm beside the full encoder, newcomers, publishers, and what size costs."""
     header = ["arm", "seeds"]
@@ -351,7 +328,9 @@ def details(results: Sequence[Result]) -> list[str]:
         f"(paired by seed); recall@{LIST} of the ads of similar users. A difference that is no "
         f"larger than that of *{ANEW}* is none.",
         "",
-        *table_lines([*header, "recall"], [_arm_row(results, arm) for arm in ARMS]),
+        *table_lines(
+            [*header, "recall", "full finds more by"], [_arm_row(results, arm) for arm in ARMS]
+        ),
         "",
         "By publishers, dealt to two halves by their names:",
         "",
@@ -399,15 +378,20 @@ def _arm_row(results: Sequence[Result], arm: str) -> list[str]:
     for goal in GOALS:
         cells.append(_percent(_of(results, arm, f"{goal}/match")))
         cells.append("" if arm == FULL else _percent(_over(results, FULL, arm, f"{goal}/match")))
-    return [*cells, _number(_of(results, arm, "recall"))]
+    if ARMS[arm].of_strangers:
+        # Lists are made of the users' own vectors.
+        return [*cells, "", ""]
+    more = _number(_over(results, FULL, arm, "recall"), sign="+") if arm != FULL else ""
+    return [*cells, _number(_of(results, arm, "recall")), more]
 
 
 def _percent(found: Estimate) -> str:
     return f"{percent(found.value)} ({percent_range(found)})"
 
 
-def _number(found: Estimate) -> str:
-    return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
+def _number(found: Estimate, sign: str = "") -> str:
+    value, low, high = (f"{each:{sign}.4f}" for each in (found.value, found.low, found.high))
+    return f"{value} ({low} to {high})"
 
 
 def _dimensions() -> dict[int, str]:
