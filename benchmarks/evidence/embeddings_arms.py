@@ -6,8 +6,8 @@ not, or the labels of half of the publishers only. Each is trained anew and comp
 encoder on the same rows, seed by seed; parts that are worth nothing have their row too. How far two
 trainings of the same encoder are apart is an arm as well. The full encoder also scores a market
 with newcomers, where a ranker without vectors takes the users of few activities: fewer than the
-cold-start prior weighs. Two of the three seeds were run: with two, an
-interval reaches more than six times their distance to either side, and hardly anything is shown.
+cold-start prior weighs. Two of the three seeds were run: with two, an interval reaches more than
+six times their distance to either side, and hardly anything is shown.
 
     python -m benchmarks.evidence.embeddings_arms [--seeds N] [--fresh] [--budget]
 """
