@@ -189,10 +189,9 @@ def laid_out(world: VectorWorld) -> Market:
         ad_tokens=ad_tokens,
         goals=goals,
         segments=segments,
-        user_segments=last_segments(
-            len(history.users), seen.user[before], segments["click"][before]
-        ),
+        user_segments=of_users,
         engagements=Engagements(user[clicks], place[clicks], received_us[clicks]),
+        first_us=world.start_us,
         split=split,
         batch=BatchSettings(),
         gaps_us=dict.fromkeys(GOALS, GAP_US),

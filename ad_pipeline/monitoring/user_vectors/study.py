@@ -53,6 +53,8 @@ class StudiedLog:
         Of the history's users, by their last request before the ranker begins to learn; "" of who
         made none.
     engagements : Engagements
+    first_us : int
+        Of what users did: no vector knows anything before.
     split : Split
     batch : BatchSettings
         Of the ranker.
@@ -69,6 +71,7 @@ class StudiedLog:
     segments: dict[str, np.ndarray]
     user_segments: np.ndarray
     engagements: Engagements
+    first_us: int
     split: Split
     batch: BatchSettings
     gaps_us: dict[str, int]

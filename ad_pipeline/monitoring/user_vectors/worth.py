@@ -125,7 +125,7 @@ class Worth:
     ----------
     figures : tuple of Figure
     left_out : dict of str to str
-        By goal, or :data:`RECALL`: why nothing is said.
+        By goal, or :data:`RECALL` or :data:`INTERVAL`: why nothing is said, or not all.
     """
 
     figures: tuple[Figure, ...]
@@ -161,6 +161,9 @@ def worth_of(
     lists = _lists(log, encoder, settings, seed)
     if lists is None:
         left_out[RECALL] = "there are no two users with a vector when what is tested begins"
+    short = [name for name in INTERVALS if name not in intervals_of(log)]
+    if short:
+        left_out[INTERVAL] = f"{', '.join(short)}: the log is not so much older than what is learnt"
     asked: list[_OfGoal] = []
     for goal in log.goals:
         try:
@@ -254,18 +257,20 @@ def _gains(of_goal: _OfGoal, encoder: Encoder, seed: int) -> Iterator[Figure]:
 
 def _by_interval(of_goal: _OfGoal, encoder: Encoder) -> Iterator[Figure]:
     """Measure each interval, what it saves over the next longer one, and the price of a minute."""
+    names = intervals_of(of_goal.log)
     said = {
         name: of_goal.says(
-            columns_of(encoder, of_goal.log, of_goal.goal, interval_us, spread=True).matched
+            columns_of(encoder, of_goal.log, of_goal.goal, INTERVALS[name], spread=True).matched
         )
-        for name, interval_us in INTERVALS.items()
+        for name in names
     }
-    names = list(INTERVALS)
     for place, name in enumerate(names):
         yield of_goal.figure(INTERVAL, name, of_goal.gain(said[name]))
         for longer in names[place + 1 : place + 2]:
             step = of_goal.gain(said[name], said[longer])
             yield of_goal.figure(INTERVAL, name, step, f"over {longer}")
+    if len(names) < 2:
+        return
     whole = of_goal.gain(said[names[0]], said[names[-1]])
     # A vector is half an interval old on average.
     minutes = (INTERVALS[names[-1]] - INTERVALS[names[0]]) / 2 / MINUTE_US
@@ -274,6 +279,16 @@ def _by_interval(of_goal: _OfGoal, encoder: Encoder) -> Iterator[Figure]:
     )
     made = of_goal.figure(STALENESS, f"{names[0]} over {names[-1]}", price)
     yield replace(made, metric=A_MINUTE)
+
+
+def intervals_of(log: StudiedLog) -> list[str]:
+    """Return the intervals that a log is long enough for.
+
+    A longer one would have users read vectors of before the log, when nobody had any: what that
+    costs is no price of age.
+    """
+    before_us = log.split.learn_from_us - log.first_us
+    return [name for name, interval_us in INTERVALS.items() if interval_us <= before_us]
 
 
 def _by_activity(of_goal: _OfGoal, encoder: Encoder) -> Iterator[Figure]:

@@ -207,6 +207,7 @@ def studied_log(
             len(history.users), asked[asked >= 0], segments_of(requests, segment)[asked >= 0]
         ),
         engagements=_placed(found, history, ids),
+        first_us=max(hour_of(dataset.start_us), from_us),
         split=split,
         batch=dataset.settings.batch,
         gaps_us={goal.name: goal.window_us for goal in dataset.goals},
