@@ -112,7 +112,7 @@ def test_what_vectors_are_worth_is_asked_by_dagster_and_kept(tmp_path: Path) -> 
          "monitoring/user_vector_worth", "--config-json",
          json.dumps({"ops": {"user_vector_worth": {"config": asked}}})],
     )  # fmt: skip
-    assert "dimension 4 is measured" in ran.stdout + ran.stderr
+    assert "dimension 4 is measured" in ran.stdout
     query = (
         "SELECT count(*), count(DISTINCT question), count(DISTINCT (goal, question, arm, part, "
         "metric)), min(as_of_us), count(*) FILTER (low > high) FROM monitoring.user_vector_worth"

@@ -17,7 +17,7 @@ from ad_pipeline.embeddings.sequences import History
 from ad_pipeline.embeddings.training import train
 from ad_pipeline.monitoring.user_vectors.cold_start import BUCKETS
 from ad_pipeline.monitoring.user_vectors.features import Engagements
-from ad_pipeline.monitoring.user_vectors.labelled import Impressions, lessons
+from ad_pipeline.monitoring.user_vectors.labelled import UNKNOWN, Impressions, lessons
 from ad_pipeline.monitoring.user_vectors.ranker import Split
 from ad_pipeline.monitoring.user_vectors.recall import OF_ALL, SIMILAR_USERS, WAYS
 from ad_pipeline.monitoring.user_vectors.study import StudiedLog
@@ -230,6 +230,26 @@ def test_a_goal_without_rows_to_test_is_left_out_with_its_reason(
     found = worth_of(log, encoder, GRAPH, seed=1)
     assert found.figures == ()
     assert "take more hours" in found.left_out["click"]
+
+
+@needs_jax
+def test_vectors_of_users_whom_nobody_knows_are_worth_exactly_nothing(
+    planted: StudiedLog, encoder: Encoder
+) -> None:
+    looked = np.array([NOW_US + 20 * DAY_US])
+    table = activities(np.array([1]), looked, np.array(["looks"]), np.array([1]))
+    shown, nobody = planted.goals["click"], np.zeros(0, np.int64)
+    log = replace(
+        planted,
+        history=History.of_table(table, ENCODER.modalities),
+        goals={"click": replace(shown, user=np.full(len(shown.user), UNKNOWN))},
+        user_segments=np.array(["all"]),
+        engagements=Engagements(nobody, nobody, nobody),
+    )
+    found = worth_of(log, encoder, GRAPH, seed=1)
+    assert {(each.value, each.low, each.high) for each in found.figures} == {(0.0, 0.0, 0.0)}
+    assert [part for _, part in arms(found, COLD_START)] == ["0"]
+    assert list(found.left_out) == [RECALL]
 
 
 # On a market's log, read from its warehouse.

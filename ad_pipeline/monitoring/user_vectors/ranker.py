@@ -141,4 +141,6 @@ def gain_of(
     replicates : int
     """
     found = paired_difference(labels, with_columns, without, user, seed=1, replicates=replicates)
-    return Gain(-found.relative, -found.high, -found.low, found.rows, found.blocks)
+    # From 0, since what gains nothing should not read -0.
+    value, low, high = (0.0 - each for each in (found.relative, found.high, found.low))
+    return Gain(value, low, high, found.rows, found.blocks)
