@@ -7,6 +7,7 @@ them, stand there and in :mod:`.worth`.
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from ad_pipeline.hashing import uniform
 from ad_pipeline.monitoring.user_vectors.cold_start import Prior, fit_prior
 from ad_pipeline.monitoring.user_vectors.features import (
     Engagements,
+    engager_centroids,
     engager_cosines,
     match_logits,
     refreshed_us,
@@ -85,6 +87,24 @@ class StudiedLog:
     def ranked(self, goal: str) -> Impressions:
         """Return those rows."""
         return self.goals[goal].taken(self.ranked_rows(goal))
+
+    def engager_centroids(self, encoder: Encoder, moment_us: int) -> np.ndarray:
+        """Return :func:`.features.engager_centroids` of a moment, made once an encoder.
+
+        Whatever vectors of users are asked about, they meet the same engagers, and to encode all of
+        those takes longest.
+        """
+        # By identity, which cannot be another's while the encoder itself is kept.
+        key = id(encoder), moment_us
+        if key not in self._centroids:
+            ads = len(self.ad_tokens)
+            found = engager_centroids(encoder, self.history, self.engagements, ads, moment_us)
+            self._centroids[key] = encoder, found
+        return self._centroids[key][1]
+
+    @cached_property
+    def _centroids(self) -> dict[tuple[int, int], tuple[Encoder, np.ndarray]]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -159,14 +179,11 @@ def with_vectors(encoder: Encoder, log: StudiedLog, goal: str, vectors: np.ndarr
     task = goal if goal in tasks else tasks[0]
     match = match_logits(encoder, vectors, log.ad_tokens, shown.ad, task)
     engagers = engager_cosines(
-        encoder,
-        log.history,
-        log.engagements,
-        len(log.ad_tokens),
         vectors,
         shown.ad,
         shown.occurred_us,
         log.engagers_every_us,
+        lambda moment_us: log.engager_centroids(encoder, moment_us),
     )
     return Columns(vectors, engagers, match)
 
