@@ -266,7 +266,10 @@ def lists_of(
     shown = log.goals[next(iter(log.goals))]
     lately = (shown.occurred_us >= moment_us - eligible_us) & (shown.occurred_us < moment_us)
     eligible = np.unique(log.ad_hashes[shown.ad[lately]])
-    coarse = settings.model_copy(update={"clusters_per_root": COARSE_CLUSTERS_PER_ROOT})
+    # Also where so few users need no clusters to be searched.
+    coarse = settings.model_copy(
+        update={"clusters_per_root": COARSE_CLUSTERS_PER_ROOT, "exact_users": 1}
+    )
     own = fit_clusters(users, coarse, seed).of_users(users, np.arange(len(users.ids)))[:, 0]
     return lists_by_way(engaged, graph, own, settings, limit, eligible, seed)
 

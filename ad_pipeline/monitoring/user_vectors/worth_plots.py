@@ -57,7 +57,8 @@ def in_words(figures: Sequence[Figure], goal: str) -> Iterator[str]:
         f"Gain: match columns save {_percent(match)} of the batch ranker's normalized entropy on "
         f"{match.rows:,} rows of {match.users:,} users: {_verdict(match)}. Another user's vectors "
         f"save {_percent(strangers)}, which must not exclude 0 upwards"
-        f"{': IT DOES, so believe none of these figures.' if strangers.low > 0 else '.'}"
+        f"{': IT DOES, so believe none of these figures.' if strangers.low > 0 else '.'} "
+        "Intervals hold the noise of the tested users, not that of training each arm's ranker."
     )
     for price in asked_of(figures, goal, STALENESS):
         yield (
