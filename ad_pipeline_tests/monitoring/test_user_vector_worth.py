@@ -19,7 +19,7 @@ from ad_pipeline.monitoring.user_vectors.cold_start import BUCKETS
 from ad_pipeline.monitoring.user_vectors.features import Engagements
 from ad_pipeline.monitoring.user_vectors.labelled import UNKNOWN, Impressions, lessons
 from ad_pipeline.monitoring.user_vectors.ranker import Split
-from ad_pipeline.monitoring.user_vectors.recall import OF_ALL, SIMILAR_USERS, WAYS
+from ad_pipeline.monitoring.user_vectors.recall import OF_ALL, OF_CLUSTER, SIMILAR_USERS, WAYS
 from ad_pipeline.monitoring.user_vectors.study import StudiedLog
 from ad_pipeline.monitoring.user_vectors.worth import (
     AS_THEY_ARE,
@@ -202,6 +202,8 @@ def test_ads_of_similar_users_are_found_more_often_than_those_of_random_ones(wor
     found = arms(worth, RECALL)
     assert [arm for arm, _ in found] == list(WAYS)
     assert found[SIMILAR_USERS, ""].low > found[OF_ALL, ""].high
+    # Users of a cluster share a taste; with one cluster for all, the two would be the same.
+    assert found[OF_CLUSTER, ""].low > found[OF_ALL, ""].high
 
 
 @needs_jax

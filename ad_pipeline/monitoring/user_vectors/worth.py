@@ -4,8 +4,9 @@ What vectors gain the batch ranker, what their age costs, who may lose by them w
 of him, and what similar users' ads find, each beside what must not gain: another user's vectors,
 or users drawn at random. Labels are those of the log, so intervals hold their noise: of gains a
 paired bootstrap over users. They do not hold the noise of training a ranker anew for each arm, so
-of two arms that differ by less than the control gains or loses, neither is shown better. Where a log comes from is no business of this module
-(:mod:`.worth_of_log`), nor is how figures are shown (:mod:`.worth_plots`).
+of two arms that differ by less than the control gains or loses, neither is shown better. Where a
+log comes from is no business of this module (:mod:`.worth_of_log`), nor is how figures are shown
+(:mod:`.worth_plots`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
