@@ -158,7 +158,9 @@ def small_world(users: int = 200, activities: int = 4_000) -> VectorWorld:
     rows = RankerRows(
         users=pa.array([], pa.string()),
         ads=ads.slice(0, 0),
-        context=ads.slice(0, 0),
+        context=pa.table(
+            {"country": pa.array([], pa.string()), "device": pa.array([], pa.string())}
+        ),
         occurred_us=whole,
         matured_us=whole,
         labels=whole,

@@ -22,9 +22,10 @@ from ad_pipeline.embeddings.graph import build_graph
 from ad_pipeline.embeddings.versions import MixedVersions, VersionGuard
 from ad_pipeline.monitoring.user_vectors.cold_start import (
     BUCKETS,
+    SEGMENT_STRENGTH,
+    STRENGTH,
     bucket_name,
     bucket_of,
-    fit_prior,
 )
 from ad_pipeline.monitoring.user_vectors.features import (
     activity_counts,
@@ -40,6 +41,16 @@ from ad_pipeline.monitoring.user_vectors.recall import (
     WAYS,
     search_quality,
 )
+from ad_pipeline.monitoring.user_vectors.study import (
+    Columns,
+    columns_of,
+    columns_of_strangers,
+    known_users,
+    prior_of,
+    probabilities_with,
+    with_vectors,
+)
+from ad_pipeline.monitoring.user_vectors.worth import INTERVALS
 from ad_pipeline.settings import UserVectorSettings
 from benchmarks import vector_worlds
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
@@ -47,32 +58,23 @@ from benchmarks.seed_intervals import Estimate, mean_over_seeds
 from benchmarks.studies import Result, Study, Values, command_line, values_of
 from benchmarks.vector_study import (
     GRAPH,
-    INTERVALS,
     LIST,
     MAIN_US,
     NEIGHBOURS,
     SEEDS,
-    SEGMENT_STRENGTH,
-    STRENGTH,
     TOLERATED,
     Arm,
-    Columns,
     Market,
-    columns_of,
-    columns_of_strangers,
     encoder_of,
     expected_gain,
     gain_of_columns,
-    known_users,
     market_of,
     match_values,
-    probabilities_with,
     probabilities_without,
     recall_values,
     study_settings,
     tested,
     with_newcomers,
-    with_vectors,
 )
 from benchmarks.vector_worlds import GOALS
 
@@ -134,7 +136,8 @@ def _by_activity(encoder: Encoder, seed: int, goal: str) -> Values:
     activities = activity_counts(
         market.history, shown.user, refreshed_us(shown.occurred_us, MAIN_US)
     )
-    shrunk = _shrunk(encoder, market, goal, rows, own.vectors, activities)
+    prior = prior_of(market, encoder, SEGMENT_STRENGTH)
+    shrunk = prior.read(own.vectors, activities, market.segments[goal][rows], STRENGTH)
     said = {
         "match": probabilities_with(market, goal, own.matched),
         "prior": probabilities_with(
@@ -152,34 +155,6 @@ def _by_activity(encoder: Encoder, seed: int, goal: str) -> Values:
                 found.truth[inside], each[inside], without[inside]
             )
     return values
-
-
-def _shrunk(
-    encoder: Encoder,
-    market: Market,
-    goal: str,
-    rows: np.ndarray,
-    vectors: np.ndarray,
-    activities: np.ndarray,
-) -> np.ndarray:
-    """Return vectors shrunk to the means of country and device, as known when the ranker began."""
-    fitted_us = market.split.learn_from_us
-    seen = market.goals["click"]
-    before = np.flatnonzero((seen.occurred_us <= fitted_us) & (seen.user >= 0))
-    segment = _segments(market, "click")
-    # The last request of each user says his segment.
-    of_user = np.full(len(market.history.users), "", dtype=segment.dtype)
-    of_user[seen.user[before]] = segment[before]
-    users = np.flatnonzero(of_user != "")
-    known = vectors_at(encoder, market.history, users, np.full(len(users), fitted_us))
-    prior = fit_prior(known, of_user[users], SEGMENT_STRENGTH)
-    return prior.read(vectors, activities, _segments(market, goal)[rows], STRENGTH)
-
-
-def _segments(market: Market, goal: str) -> np.ndarray:
-    context = market.world.rows[goal].context
-    pairs = zip(context["country"].to_pylist(), context["device"].to_pylist(), strict=True)
-    return np.array([f"{country} {device}" for country, device in pairs])
 
 
 def _by_interval(encoder: Encoder, seed: int) -> Values:

@@ -8,16 +8,19 @@ encoder on the same rows, seed by seed; parts that are worth nothing have their 
     python -m benchmarks.evidence.embeddings_arms [--seeds N] [--fresh] [--budget]
 """
 
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
-import numpy as np
-
-from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import build_graph
-from ad_pipeline.monitoring.user_vectors.features import vectors_at
 from ad_pipeline.monitoring.user_vectors.labelled import NEXT
 from ad_pipeline.monitoring.user_vectors.recall import SIMILAR_USERS
+from ad_pipeline.monitoring.user_vectors.study import (
+    columns_of,
+    columns_of_strangers,
+    cost_of,
+    known_users,
+    probabilities_with,
+)
 from ad_pipeline.settings import Enrichment
 from benchmarks import vector_worlds
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
@@ -32,14 +35,9 @@ from benchmarks.vector_study import (
     SEEDS,
     TOLERATED,
     Arm,
-    Market,
-    columns_of,
-    columns_of_strangers,
     encoder_of,
-    known_users,
     market_of,
     match_values,
-    probabilities_with,
     recall_values,
     study_settings,
 )
@@ -77,29 +75,8 @@ def run_arm(arm: str, seed: int) -> Values:
         values |= {f"{goal}/{name}": value for name, value in measured.items()}
     users = known_users(encoder, market)
     found = recall_values(market, users, build_graph(users, GRAPH, seed), seed)
-    return values | _cost(encoder, market) | {"recall": found[SIMILAR_USERS]}
-
-
-def _cost(encoder: Encoder, market: Market) -> Values:
-    """Time encoding a user, and matching a vector with an ad, in microseconds of a core.
-
-    Timings differ from run to run and are claimed nothing of.
-    """
-    users = np.arange(min(1_000, len(market.history.users)))
-    moments = np.full(len(users), market.split.test_from_us)
-    vectors = vectors_at(encoder, market.history, users, moments)
-    started = time.process_time()
-    vectors_at(encoder, market.history, users, moments)
-    encoded = time.process_time() - started
-    tokens = market.ad_tokens[np.zeros(len(users), np.int64)]
-    started = time.process_time()
-    encoder.logits(vectors, tokens)
-    matched = time.process_time() - started
-    return {
-        "cost/us_per_user": 1e6 * encoded / len(users),
-        "cost/us_per_query": 1e6 * matched / len(users),
-        "cost/bytes_per_user": 2.0 * vectors.shape[1],
-    }
+    cost = {f"cost/{name}": value for name, value in asdict(cost_of(encoder, market)).items()}
+    return values | cost | {"recall": found[SIMILAR_USERS]}
 
 
 STUDY = Study(
