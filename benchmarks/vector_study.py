@@ -9,43 +9,45 @@ main one is measured on labels too, as a real log would. What is claimed of the 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ad_pipeline.clocks import DAY_US, HOUR_US, MINUTE_US
+from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.embeddings.content import id_tokens
 from ad_pipeline.embeddings.encoder import Encoder
-from ad_pipeline.embeddings.graph import (
-    SimilarityGraph,
-    Users,
-    fit_clusters,
-)
-from ad_pipeline.embeddings.retrieval import engaged_until
+from ad_pipeline.embeddings.graph import SimilarityGraph, Users
+from ad_pipeline.embeddings.published import ad_hashes
 from ad_pipeline.embeddings.sequences import Activities, History
 from ad_pipeline.embeddings.training import CODE_VERSION, train
 from ad_pipeline.hashing import hash_strings, seed_of, uniform
 from ad_pipeline.learners.batch import batch_hours
-from ad_pipeline.monitoring.user_vectors.cold_start import BUCKETS, bucket_of
-from ad_pipeline.monitoring.user_vectors.features import (
-    Engagements,
-    activity_counts,
-    engager_cosines,
-    match_logits,
-    refreshed_us,
-    vectors_at,
+from ad_pipeline.monitoring.user_vectors.cold_start import (
+    BUCKETS,
+    SEGMENT,
+    SEGMENT_STRENGTH,
+    STRENGTH,
+    bucket_of,
+    last_segments,
+    segments_of,
 )
+from ad_pipeline.monitoring.user_vectors.features import Engagements
 from ad_pipeline.monitoring.user_vectors.labelled import (
     NEXT,
-    UNKNOWN,
     Deeds,
     Impressions,
     lessons,
 )
-from ad_pipeline.monitoring.user_vectors.ranker import Split, ranked
-from ad_pipeline.monitoring.user_vectors.recall import lists_by_way, recalls
+from ad_pipeline.monitoring.user_vectors.ranker import Split
+from ad_pipeline.monitoring.user_vectors.recall import recalls
+from ad_pipeline.monitoring.user_vectors.study import (
+    StudiedLog,
+    engaged_after,
+    lists_of,
+    probabilities_with,
+)
+from ad_pipeline.monitoring.user_vectors.worth import INTERVALS
 from ad_pipeline.settings import (
     BatchSettings,
     EncoderSettings,
@@ -74,27 +76,12 @@ TRAINING = TrainingSettings(
 )
 DIMENSION = 32
 
-INTERVALS = {
-    "5 min": 5 * MINUTE_US,
-    "1 h": HOUR_US,
-    "6 h": 6 * HOUR_US,
-    "1 d": DAY_US,
-    "3 d": 3 * DAY_US,
-    "7 d": 7 * DAY_US,
-}
-"""Of refresh; each user is refreshed at a moment of his own within it."""
-
 MAIN_US = DAY_US
 """Interval of all other figures: everybody is refreshed at midnight."""
 
-STRENGTH = 5.0
-"""Activities' worth of the cold-start prior."""
-
 FEWEST = round(STRENGTH)
 """Activities from which on a user is scored by the ranker with vectors, where one without scores
-the rest: as many as the prior weighs, and the first of a bucket."""
-
-SEGMENT_STRENGTH = 20.0
+the rest: as many as the cold-start prior weighs, and the first of a bucket."""
 
 NEW_SHARE = 0.3
 """Of users, whose activities are kept from the encoder up to a moment drawn over the whole log."""
@@ -113,8 +100,6 @@ VERSION = 1
 LIST = 10
 NEIGHBOURS = 50
 GRAPH = UserVectorSettings(neighbours=NEIGHBOURS, exact_users=1)
-COARSE = GRAPH.model_copy(update={"clusters_per_root": 0.25})
-"""Clusters of some 300 users, of whom :data:`NEIGHBOURS` are drawn."""
 
 
 @dataclass(frozen=True)
@@ -158,35 +143,17 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Market:
+class Market(StudiedLog):
     """A market, laid out for encoder and ranker.
 
     Attributes
     ----------
     world : VectorWorld
-    history : History
-    ad_tokens : ndarray of shape (ads, A), uint32
-    goals : dict of str to Impressions
     deeds : Deeds
-    clicks : Engagements
     """
 
     world: VectorWorld
-    history: History
-    ad_tokens: np.ndarray
-    goals: dict[str, Impressions]
     deeds: Deeds
-    clicks: Engagements
-
-    @cached_property
-    def split(self) -> Split:
-        """What the ranker learns and is tested on."""
-        return Split(self.world.start_us + ENCODER_US, self.world.start_us + TESTED_US)
-
-    def ranked_rows(self, goal: str) -> np.ndarray:
-        """Return the places of the rows that a ranker of a goal learns or is tested on."""
-        shown = self.goals[goal]
-        return np.flatnonzero(self.split.learnt(shown) | self.split.tested(shown))
 
 
 @lru_cache(maxsize=1)
@@ -212,18 +179,32 @@ def laid_out(world: VectorWorld) -> Market:
     done = done.append_column("tokens", listed.cast(pa.list_(pa.uint32())))
     names = tuple(Modality(name=name, tokens=3) for name in MODALITIES)
     history = History.of_table(done, names)
-    user = _places(history, done["user_id"])
+    user = history.places(done["user_id"])
     received_us = done["received_us"].to_numpy()
     modality = np.array(done["modality"].to_pylist())
     views, clicks = modality == "content_view", modality == "ad_click"
     about = np.concatenate([read, np.zeros((len(read), 1), np.uint32)], axis=1)
+    split = Split(world.start_us + ENCODER_US, world.start_us + TESTED_US)
+    goals = {goal: _impressions(history, ads, rows) for goal, rows in world.rows.items()}
+    segments = {goal: segments_of(rows.context, SEGMENT) for goal, rows in world.rows.items()}
+    seen = goals["click"]
+    before = np.flatnonzero((seen.occurred_us <= split.learn_from_us) & (seen.user >= 0))
+    of_users = last_segments(len(history.users), seen.user[before], segments["click"][before])
     return Market(
-        world,
-        history,
-        ad_tokens,
-        {goal: _impressions(history, ads, rows) for goal, rows in world.rows.items()},
-        Deeds(user[views], received_us[views], about[views]),
-        Engagements(user[clicks], place[clicks], received_us[clicks]),
+        history=history,
+        ad_hashes=ad_hashes(world.ads["ad_id"]),
+        ad_tokens=ad_tokens,
+        goals=goals,
+        segments=segments,
+        user_segments=of_users,
+        engagements=Engagements(user[clicks], place[clicks], received_us[clicks]),
+        first_us=world.start_us,
+        split=split,
+        batch=BatchSettings(),
+        gaps_us=dict.fromkeys(GOALS, GAP_US),
+        engagers_every_us=DAY_US,
+        world=world,
+        deeds=Deeds(user[views], received_us[views], about[views]),
     )
 
 
@@ -254,14 +235,9 @@ def _slots(table: pa.Table, columns: tuple[str, ...], name: str) -> np.ndarray:
     return np.stack([id_tokens(table[each], f"{name}.{each}", BITS) for each in columns], axis=1)
 
 
-def _places(history: History, users: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    found = pc.index_in(users.cast(pa.large_string()), value_set=history.users)  # pyright: ignore[reportAttributeAccessIssue]
-    return found.fill_null(UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
 def _impressions(history: History, ads: Mapping[str, int], rows: RankerRows) -> Impressions:
     return Impressions(
-        _places(history, rows.users),
+        history.places(rows.users),
         np.array([ads[ad] for ad in rows.ads["ad_id"].to_pylist()]),
         rows.occurred_us,
         rows.matured_us,
@@ -312,103 +288,10 @@ def publisher_half(market: Market, goal: str) -> np.ndarray:
     return (uniform(0, hash_strings(names, seed_of("publisher")), "half") < 0.5).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What vectors add to the rows of :meth:`Market.ranked_rows` of a goal.
-
-    Attributes
-    ----------
-    vectors : ndarray of shape (n, d), float32
-    engagers : ndarray of shape (n,), float64
-        Cosine with the ad's engagers.
-    match : ndarray of shape (n,), float64
-        Log odds of the two towers.
-    """
-
-    vectors: np.ndarray
-    engagers: np.ndarray
-    match: np.ndarray
-
-    @property
-    def published(self) -> np.ndarray:
-        """What the feature room hands over: d numbers and the cosine; (n, d + 1)."""
-        return np.concatenate([self.vectors, self.engagers[:, np.newaxis]], axis=1)
-
-    @property
-    def matched(self) -> np.ndarray:
-        """What the towers say, and the cosine; (n, 2)."""
-        return np.stack([self.match, self.engagers], axis=1)
-
-
-def columns_of(
-    encoder: Encoder, market: Market, goal: str, interval_us: int, *, spread: bool = False
-) -> Columns:
-    """Return what vectors refreshed at an interval add to a goal's rows.
-
-    Parameters
-    ----------
-    encoder : Encoder
-    market : Market
-    goal : str
-    interval_us : int
-    spread : bool
-        Refresh each user at a moment of his own within the interval; all at once otherwise.
-    """
-    shown = market.goals[goal].taken(market.ranked_rows(goal))
-    phase = phases(market)[shown.user] if spread else 0.0
-    moment_us = refreshed_us(shown.occurred_us, interval_us, phase)
-    vectors = vectors_at(encoder, market.history, shown.user, moment_us)
-    return with_vectors(encoder, market, goal, vectors)
-
-
-def phases(market: Market) -> np.ndarray:
-    """Return where in an interval each user is refreshed, drawn by his id; the last is nobody's."""
-    draws = uniform(0, hash_strings(market.history.users, seed_of("user_id")), "refresh")
-    return np.append(draws, 0.0)
-
-
-def columns_of_strangers(
-    encoder: Encoder, market: Market, goal: str, interval_us: int, seed: int
-) -> Columns:
-    """Return what :func:`columns_of` does, had everybody been given another user's vectors."""
-    shown = market.goals[goal].taken(market.ranked_rows(goal))
-    order = np.random.default_rng(seed).permutation(len(market.history.users))
-    stranger = np.append(order, UNKNOWN)[shown.user]
-    moment_us = refreshed_us(shown.occurred_us, interval_us)
-    vectors = vectors_at(encoder, market.history, stranger, moment_us)
-    return with_vectors(encoder, market, goal, vectors)
-
-
-def with_vectors(encoder: Encoder, market: Market, goal: str, vectors: np.ndarray) -> Columns:
-    """Return what given vectors, a row each of a goal's, add to the ranker."""
-    shown = market.goals[goal].taken(market.ranked_rows(goal))
-    tasks = encoder.settings.tasks
-    # A vector that has not learnt this goal speaks by the one it has.
-    task = goal if goal in tasks else next(other for other in (*GOALS, NEXT) if other in tasks)
-    match = match_logits(encoder, vectors, market.ad_tokens, shown.ad, task)
-    engagers = engager_cosines(
-        encoder,
-        market.history,
-        market.clicks,
-        len(market.ad_tokens),
-        vectors,
-        shown.ad,
-        shown.occurred_us,
-        DAY_US,
-    )
-    return Columns(vectors, engagers, match)
-
-
 @lru_cache(maxsize=128)
 def probabilities_without(seed: int, goal: str) -> np.ndarray:
     """Return what the ranker without vectors says of a goal's tested rows."""
     return probabilities_with(market_of(seed), goal, None)
-
-
-def probabilities_with(market: Market, goal: str, columns: np.ndarray | None) -> np.ndarray:
-    """Return what the ranker with some more columns says of a goal's tested rows."""
-    shown = market.goals[goal].taken(market.ranked_rows(goal))
-    return ranked(shown, market.split, columns, BatchSettings(), GAP_US)
 
 
 @dataclass(frozen=True)
@@ -484,12 +367,6 @@ def match_values(market: Market, seed: int, goal: str, said: np.ndarray) -> Valu
     }
 
 
-def activities_of(market: Market, goal: str) -> np.ndarray:
-    """Return what vectors know of the user of each of a goal's ranked rows, int64."""
-    shown = market.goals[goal].taken(market.ranked_rows(goal))
-    return activity_counts(market.history, shown.user, refreshed_us(shown.occurred_us, MAIN_US))
-
-
 def bucket_values(
     market: Market, seed: int, goal: str, activities: np.ndarray, said: Mapping[str, np.ndarray]
 ) -> Values:
@@ -518,31 +395,9 @@ def bucket_values(
     return values
 
 
-def known_users(encoder: Encoder, market: Market) -> Users:
-    """Return the vectors of everybody known when the tested days begin."""
-    names = market.history.users
-    moments = np.full(len(names), market.split.test_from_us)
-    vectors = vectors_at(encoder, market.history, np.arange(len(names)), moments)
-    hashes = hash_strings(names, seed_of("user_id"))
-    known = np.flatnonzero(np.isfinite(vectors[:, 0]))
-    known = known[np.argsort(hashes[known])]
-    return Users.of_matrix(hashes[known], vectors[known], "measured")
-
-
 def recall_values(
     market: Market, users: Users, graph: SimilarityGraph, seed: int
 ) -> dict[str, float]:
     """Return the recall of every way to make lists, of clicks in the tested days."""
-    moment_us = market.split.test_from_us
-    hashes = hash_strings(market.history.users, seed_of("user_id"))
-    ad_hashes = hash_strings(market.world.ads["ad_id"], seed_of("ad_id"))
-    clicks, shown = market.clicks, market.goals["click"]
-    engaged = engaged_until(
-        hashes[clicks.user], ad_hashes[clicks.ad], clicks.received_us, moment_us
-    )
-    lately = (shown.occurred_us >= moment_us - DAY_US) & (shown.occurred_us < moment_us)
-    eligible = np.unique(ad_hashes[shown.ad[lately]])
-    after = (shown.occurred_us >= moment_us) & (shown.labels == 1) & (shown.user >= 0)
-    own = fit_clusters(users, COARSE, seed).of_users(users, np.arange(len(users.ids)))[:, 0]
-    lists = lists_by_way(engaged, graph, own, GRAPH, LIST, eligible, seed)
-    return recalls(lists, hashes[shown.user[after]], ad_hashes[shown.ad[after]], LIST)
+    lists = lists_of(market, users, graph, GRAPH, DAY_US, LIST, seed)
+    return recalls(lists, *engaged_after(market, "click"), LIST)

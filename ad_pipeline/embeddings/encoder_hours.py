@@ -168,8 +168,7 @@ def rows_to_learn(
         from_us = int(moment_us.min(initial=as_of_us)) - lookback_us + 1
         did = read_activities(connection, dataset, encoder, from_us, as_of_us)
     history = history_of(did, dataset, encoder)
-    place = pc.index_in(shown[USER].cast(pa.large_string()), value_set=history.users)  # pyright: ignore[reportAttributeAccessIssue]
-    place = pc.fill_null(place, -1).to_numpy().astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
+    place = history.places(shown[USER])
     ends, sequence = np.unique(np.column_stack([place, moment_us]), axis=0, return_inverse=True)
     longest = {modality.name: modality.longest for modality in encoder.modalities}
     is_known = ends[:, 0] >= 0

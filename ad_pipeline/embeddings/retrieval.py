@@ -291,21 +291,23 @@ def random_of_cluster(ids: np.ndarray, own: np.ndarray, k: int, seed: int) -> np
     return found
 
 
-def recall_at(candidates: Candidates, users: np.ndarray, ads: np.ndarray, at: int) -> float:
-    """Return the mean share of what users went on to engage with that their lists hold.
+def recall_shares(
+    candidates: Candidates, users: np.ndarray, ads: np.ndarray, at: int
+) -> np.ndarray:
+    """Return which share of what each user went on to engage with his list holds.
 
     Parameters
     ----------
     candidates : Candidates
     users, ads : ndarray of shape (m,), uint64
-        Engagements after the candidates' moment. Users without any are not counted.
+        Engagements after the candidates' moment.
     at : int
         Ads of each list that are looked at.
 
     Returns
     -------
-    float
-        NaN if nobody engaged with anything.
+    ndarray of shape (k,), float64
+        In the order of the candidates' users, without those who engaged with nothing.
     """
     pairs = np.unique(np.column_stack([users, ads]), axis=0)
     shares = []
@@ -313,7 +315,13 @@ def recall_at(candidates: Candidates, users: np.ndarray, ads: np.ndarray, at: in
         true = pairs[pairs[:, 0].searchsorted(user) : pairs[:, 0].searchsorted(user, "right"), 1]
         if len(true):
             shares.append(np.isin(true, candidates.of(row)[:at]).mean())
-    return float(np.mean(shares)) if shares else float("nan")
+    return np.array(shares, np.float64)
+
+
+def recall_at(candidates: Candidates, users: np.ndarray, ads: np.ndarray, at: int) -> float:
+    """Return the mean of :func:`recall_shares`; NaN if nobody engaged with anything."""
+    shares = recall_shares(candidates, users, ads, at)
+    return float(shares.mean()) if len(shares) else float("nan")
 
 
 def diversity_of(candidates: Candidates, ad_ids: np.ndarray, ad_vectors: np.ndarray) -> Diversity:

@@ -103,6 +103,11 @@ class History:
         user = codes.to_numpy().astype(np.int64)
         return cls(users, {m.name: _activities(table, user, len(users), m) for m in modalities})
 
+    def places(self, users: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Return the places of users, int64 (n,): -1 of null and of who is not there."""
+        found = pc.index_in(users.cast(pa.large_string()), value_set=self.users)  # pyright: ignore[reportAttributeAccessIssue]
+        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
+
     def sequences(
         self,
         as_of_us: int | np.ndarray,

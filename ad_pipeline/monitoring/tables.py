@@ -232,6 +232,33 @@ DELAY_BENCHMARK = Table(
     ),
 )
 
+USER_VECTOR_WORTH = Table(
+    name="monitoring.user_vector_worth",
+    columns=(
+        Column("goal", "VARCHAR", "Goal of the dataset."),
+        Column("question", "VARCHAR", "What is asked: gain, refresh interval, cold start, ..."),
+        Column("arm", "VARCHAR", "Columns, interval, vectors, way to make lists, or dimension."),
+        Column("part", "VARCHAR", "Activities of the users, or what is compared with; else ''."),
+        Column("metric", "VARCHAR", "Normalized entropy saved as a share, recall, us, bytes."),
+        Column("value", "DOUBLE", "On matured labels."),
+        Column("low", "DOUBLE", "Lower end of the 95 % interval over users."),
+        Column("high", "DOUBLE", "Upper end; both null for costs."),
+        Column("rows", "BIGINT", "Tested impressions, or engagements, that it is measured on."),
+        Column("users", "BIGINT", "Of them; each row of an unknown user counts as one."),
+        Column("encoder", "VARCHAR", "Digest of the encoder."),
+        Column("learn_from_us", "BIGINT", "From here on rankers learn: the encoder knew no later."),
+        Column("test_from_us", "BIGINT", "From here on they are tested."),
+        Column("as_of_us", "BIGINT", "Last microsecond of the log that is read."),
+    ),
+    key=("goal", "question", "arm", "part", "metric"),
+    clock=None,
+    description=(
+        "What user vectors are worth on this log: gain of the batch ranker, price of their age, "
+        "cold starts, recall of similar users' ads. One row per goal, question, arm and part; only "
+        "the newest study is kept."
+    ),
+)
+
 DELAY_CALIBRATION = Table(
     name="monitoring.delay_calibration",
     columns=(
@@ -505,6 +532,7 @@ TABLES = (
     DELAY_CALIBRATION,
     DELAY_BENCHMARK,
     DELAY_REPORT,
+    USER_VECTOR_WORTH,
     SERVING_STRESS,
     LABEL_QUALITY,
     PERFORMANCE_ESTIMATE,

@@ -13,10 +13,11 @@ from ad_pipeline.clocks import DAY_US
 from ad_pipeline.monitoring.user_vectors.cold_start import BUCKETS
 from ad_pipeline.monitoring.user_vectors.features import activity_counts
 from ad_pipeline.monitoring.user_vectors.recall import OF_ALL, SIMILAR_USERS, WAYS
+from ad_pipeline.monitoring.user_vectors.worth import INTERVALS
 from benchmarks.claims import Claim
 from benchmarks.evidence import embeddings, embeddings_arms
 from benchmarks.studies import Result, Study, Values, read_results
-from benchmarks.vector_study import FEWEST, INTERVALS, NEW_SHARE, SEEDS, laid_out, with_newcomers
+from benchmarks.vector_study import FEWEST, NEW_SHARE, SEEDS, laid_out, with_newcomers
 from benchmarks.vector_worlds import GOALS, SPEC, RankerRows, VectorWorld
 
 Numbers = Callable[[str, int], Values]
@@ -213,7 +214,9 @@ def small_world(users: int = 200, activities: int = 4_000) -> VectorWorld:
     rows = RankerRows(
         users=pa.array([], pa.string()),
         ads=ads.slice(0, 0),
-        context=ads.slice(0, 0),
+        context=pa.table(
+            {"country": pa.array([], pa.string()), "device": pa.array([], pa.string())}
+        ),
         occurred_us=whole,
         matured_us=whole,
         labels=whole,

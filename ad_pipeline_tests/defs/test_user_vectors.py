@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import HOUR_US, hour_key
 from ad_pipeline.embeddings.candidate_index import open_index
 from ad_pipeline.embeddings.graph_hours import read_graph
 from ad_pipeline.embeddings.published import published_hours, read_newest
@@ -19,11 +19,19 @@ from ad_pipeline.warehouse import Warehouse, one_row
 from ad_pipeline_tests.defs.graph_shape import assets_of
 from ad_pipeline_tests.defs.markets import TINY, Market, in_a_process, make_market, run, write_days
 from ad_pipeline_tests.embeddings.made_worlds import needs_jax
-from ad_pipeline_tests.embeddings.vector_markets import VECTORS
+from ad_pipeline_tests.embeddings.vector_markets import (
+    HOURS,
+    VECTORS,
+    joined_market,
+    publish_rates,
+    trained,
+    warehouse_of,
+)
 
 ASSETS = {
     "embeddings/candidates", "embeddings/encoder", "embeddings/on_demand_vectors",
     "embeddings/similar_users", "embeddings/user_vectors", "embeddings/version_lookups",
+    "monitoring/user_vector_worth",
 }  # fmt: skip
 CHECKS = {
     "every_due_user_is_encoded", "neighbours_are_the_nearest_of_all",
@@ -55,7 +63,7 @@ def test_the_setting_alone_brings_assets_and_checks_that_keep_the_rules(
     found = json.loads(said.splitlines()[-1])
     assert found["faults"] == []
     lines = {line.split(" (")[0].strip(" ?") for line in found["shape"].splitlines()}
-    assert lines >= ASSETS | CHECKS | {"job encode_users"}
+    assert lines >= ASSETS | CHECKS | {"job encode_users", "job value_user_vectors"}
 
 
 @pytest.mark.slow
@@ -89,3 +97,29 @@ def test_vectors_graph_and_candidates_are_made_by_dagster_and_their_checks_pass(
          "embeddings/on_demand_vectors", "--config-json", json.dumps(asked)],
     )  # fmt: skip
     assert read_newest(deployment.vectors).digest == newest.digest
+
+
+@pytest.mark.slow
+@needs_jax
+def test_what_vectors_are_worth_is_asked_by_dagster_and_kept(tmp_path: Path) -> None:
+    market = joined_market(tmp_path)
+    publish_rates(market)
+    trained(market, 0, HOURS)
+    asked = {"hour": hour_key(market.start_us + 27 * HOUR_US), "hours": 16, "dimensions": [4]}
+    ran = in_a_process(
+        market,
+        ["dagster", "asset", "materialize", "-m", "ad_pipeline.definitions", "--select",
+         "monitoring/user_vector_worth", "--config-json",
+         json.dumps({"ops": {"user_vector_worth": {"config": asked}}})],
+    )  # fmt: skip
+    assert "dimension 4 is measured" in ran.stdout
+    query = (
+        "SELECT count(*), count(DISTINCT question), count(DISTINCT (goal, question, arm, part, "
+        "metric)), min(as_of_us), count(*) FILTER (low > high) FROM monitoring.user_vector_worth"
+    )
+    with warehouse_of(market).reader() as connection:
+        rows, questions, keys, as_of_us, turned = one_row(connection, query)
+    assert rows == keys > 20
+    assert questions == 6
+    assert as_of_us == market.start_us + 28 * HOUR_US - 1
+    assert turned == 0

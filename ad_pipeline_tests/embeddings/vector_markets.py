@@ -12,6 +12,8 @@ from ad_pipeline.embeddings.vector_hours import VectorHour, advance_hours
 from ad_pipeline.events.ingest import ingest_hours
 from ad_pipeline.events.ledger import register_files
 from ad_pipeline.examples.label_join import join_labels
+from ad_pipeline.features import rates
+from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.settings import UserVectorSettings
 from ad_pipeline.warehouse import Warehouse
 from ad_pipeline_tests.defs.markets import TINY, Market, make_market, write_days
@@ -73,6 +75,15 @@ def advanced(market: Market, first: int, last: int) -> list[VectorHour]:
     """Publish the vectors of the hours ``[first, last)``."""
     span = hour_of(market, first), hour_of(market, last)
     return list(advance_hours(warehouse_of(market), market.deployment, *span))
+
+
+def publish_rates(market: Market) -> None:
+    """Publish the snapshots of rates of the whole log."""
+    deployment, span = market.deployment, (market.start_us, market.end_us)
+    contract = FeatureContract.from_dataset(deployment.dataset)
+    root, dataset = deployment.snapshots, deployment.dataset
+    for _ in rates.advance_hours(warehouse_of(market), root, contract, dataset, *span):
+        pass
 
 
 def warehouse_of(market: Market) -> Warehouse:

@@ -22,8 +22,9 @@ from ad_pipeline.embeddings.graph import build_graph
 from ad_pipeline.embeddings.versions import MixedVersions, VersionGuard
 from ad_pipeline.monitoring.user_vectors.cold_start import (
     BUCKETS,
+    SEGMENT_STRENGTH,
+    STRENGTH,
     bucket_name,
-    fit_prior,
 )
 from ad_pipeline.monitoring.user_vectors.features import vectors_at
 from ad_pipeline.monitoring.user_vectors.ranker import gain_of
@@ -35,6 +36,17 @@ from ad_pipeline.monitoring.user_vectors.recall import (
     WAYS,
     search_quality,
 )
+from ad_pipeline.monitoring.user_vectors.study import (
+    Columns,
+    activities_of,
+    columns_of,
+    columns_of_strangers,
+    known_users,
+    prior_of,
+    probabilities_with,
+    with_vectors,
+)
+from ad_pipeline.monitoring.user_vectors.worth import INTERVALS
 from ad_pipeline.settings import UserVectorSettings
 from benchmarks import vector_worlds
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
@@ -43,33 +55,23 @@ from benchmarks.studies import Result, Study, Values, command_line, values_of
 from benchmarks.vector_study import (
     FEWEST,
     GRAPH,
-    INTERVALS,
     LIST,
     MAIN_US,
     NEIGHBOURS,
     SEEDS,
-    SEGMENT_STRENGTH,
-    STRENGTH,
     TOLERATED,
     Arm,
-    Columns,
     Market,
-    activities_of,
     bucket_values,
-    columns_of,
-    columns_of_strangers,
     encoder_of,
     gain_of_columns,
-    known_users,
     market_of,
     match_values,
-    probabilities_with,
     probabilities_without,
     recall_values,
     study_settings,
     tested,
     with_newcomers,
-    with_vectors,
 )
 from benchmarks.vector_worlds import GOALS
 
@@ -128,8 +130,10 @@ def _by_activity(encoder: Encoder, seed: int, goal: str) -> Values:
     """Measure the gain in each bucket of activity, with vectors as they are and with the prior."""
     market = with_newcomers(market_of(seed), seed)
     rows, found = market.ranked_rows(goal), tested(market, goal)
-    own, activities = columns_of(encoder, market, goal, MAIN_US), activities_of(market, goal)
-    shrunk = _shrunk(encoder, market, goal, rows, own.vectors, activities)
+    own = columns_of(encoder, market, goal, MAIN_US)
+    activities = activities_of(market, goal, MAIN_US)
+    prior = prior_of(market, encoder, SEGMENT_STRENGTH)
+    shrunk = prior.read(own.vectors, activities, market.segments[goal][rows], STRENGTH)
     said = {
         "match": probabilities_with(market, goal, own.matched),
         "prior": probabilities_with(
@@ -137,34 +141,6 @@ def _by_activity(encoder: Encoder, seed: int, goal: str) -> Values:
         ),
     }
     return bucket_values(market, seed, goal, activities[found.of_ranked], said)
-
-
-def _shrunk(
-    encoder: Encoder,
-    market: Market,
-    goal: str,
-    rows: np.ndarray,
-    vectors: np.ndarray,
-    activities: np.ndarray,
-) -> np.ndarray:
-    """Return vectors shrunk to the means of country and device, as known when the ranker began."""
-    fitted_us = market.split.learn_from_us
-    seen = market.goals["click"]
-    before = np.flatnonzero((seen.occurred_us <= fitted_us) & (seen.user >= 0))
-    segment = _segments(market, "click")
-    # The last request of each user says his segment.
-    of_user = np.full(len(market.history.users), "", dtype=segment.dtype)
-    of_user[seen.user[before]] = segment[before]
-    users = np.flatnonzero(of_user != "")
-    known = vectors_at(encoder, market.history, users, np.full(len(users), fitted_us))
-    prior = fit_prior(known, of_user[users], SEGMENT_STRENGTH)
-    return prior.read(vectors, activities, _segments(market, goal)[rows], STRENGTH)
-
-
-def _segments(market: Market, goal: str) -> np.ndarray:
-    context = market.world.rows[goal].context
-    pairs = zip(context["country"].to_pylist(), context["device"].to_pylist(), strict=True)
-    return np.array([f"{country} {device}" for country, device in pairs])
 
 
 def _by_interval(encoder: Encoder, seed: int) -> Values:

@@ -15,6 +15,7 @@ six times their distance to either side, and hardly anything is shown.
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -25,9 +26,16 @@ from ad_pipeline.monitoring.user_vectors.cold_start import (
     bucket_name,
     scored_by_activity,
 )
-from ad_pipeline.monitoring.user_vectors.features import vectors_at
 from ad_pipeline.monitoring.user_vectors.labelled import NEXT
 from ad_pipeline.monitoring.user_vectors.recall import SIMILAR_USERS
+from ad_pipeline.monitoring.user_vectors.study import (
+    activities_of,
+    columns_of,
+    columns_of_strangers,
+    cost_of,
+    known_users,
+    probabilities_with,
+)
 from ad_pipeline.settings import Enrichment
 from benchmarks import vector_worlds
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
@@ -44,16 +52,11 @@ from benchmarks.vector_study import (
     TOLERATED,
     Arm,
     Market,
-    activities_of,
     bucket_values,
-    columns_of,
-    columns_of_strangers,
     encoder_of,
     expected_gain,
-    known_users,
     market_of,
     match_values,
-    probabilities_with,
     probabilities_without,
     recall_values,
     study_settings,
@@ -100,14 +103,15 @@ def run_arm(arm: str, seed: int) -> Values:
         if arm == FULL:
             measured |= _newcomers(encoder, seed, goal)
         values |= {f"{goal}/{name}": value for name, value in measured.items()}
-    return values | _cost(encoder, market) | _found(encoder, market, seed)
+    values |= {f"cost/{name}": value for name, value in asdict(cost_of(encoder, market)).items()}
+    return values | _found(encoder, market, seed)
 
 
 def _newcomers(encoder: Encoder, seed: int, goal: str) -> Values:
     """Measure who scores users of few activities, where three users in ten are new at some time."""
     market = with_newcomers(market_of(seed), seed)
     found, without = tested(market, goal), probabilities_without(seed, goal)
-    activities = activities_of(market, goal)[found.of_ranked]
+    activities = activities_of(market, goal, MAIN_US)[found.of_ranked]
     with_columns = probabilities_with(
         market, goal, columns_of(encoder, market, goal, MAIN_US).matched
     )
@@ -131,28 +135,6 @@ def _found(encoder: Encoder, market: Market, seed: int) -> Values:
     return {
         "recall": recall_values(market, users, graph, seed)[SIMILAR_USERS],
         "cost/us_per_search": 1e6 * searched / len(users.ids),
-    }
-
-
-def _cost(encoder: Encoder, market: Market) -> Values:
-    """Time encoding a user, and matching a vector with an ad, in microseconds of a core.
-
-    Timings differ from run to run and are claimed nothing of.
-    """
-    users = np.arange(min(1_000, len(market.history.users)))
-    moments = np.full(len(users), market.split.test_from_us)
-    vectors = vectors_at(encoder, market.history, users, moments)
-    started = time.process_time()
-    vectors_at(encoder, market.history, users, moments)
-    encoded = time.process_time() - started
-    tokens = market.ad_tokens[np.zeros(len(users), np.int64)]
-    started = time.process_time()
-    encoder.logits(vectors, tokens)
-    matched = time.process_time() - started
-    return {
-        "cost/us_per_user": 1e6 * encoded / len(users),
-        "cost/us_per_query": 1e6 * matched / len(users),
-        "cost/bytes_per_user": 2.0 * vectors.shape[1],
     }
 
 

@@ -8,12 +8,50 @@ n / (n + k): what is at hand decides, and nobody is left without a vector (Efron
 vectors of others cost him nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 BUCKETS = ((0, 0), (1, 4), (5, 19), (20, None))
 """Activities of a user, from and to."""
+
+SEGMENT = ("country", "device")
+"""Columns of a request that say which segment its user is of."""
+
+STRENGTH = 5.0
+"""Activities' worth of the prior."""
+
+SEGMENT_STRENGTH = 20.0
+"""Users' worth of the mean of all in each segment's mean."""
+
+
+class NobodyHasVectors(ValueError):
+    """There is no vector to take a mean of."""
+
+
+def segments_of(requests: pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """Return the segment of each request, texts (n,): its values of some columns."""
+    values = zip(*(requests[name].to_pylist() for name in columns), strict=True)
+    named = [" ".join(map(str, row)) for row in values] if columns else ["all"] * len(requests)
+    return np.array(named, str)
+
+
+def last_segments(users: int, user: np.ndarray, segment: np.ndarray) -> np.ndarray:
+    """Return each user's segment by his last request, texts (users,); "" of who made none.
+
+    Parameters
+    ----------
+    users : int
+        How many there are.
+    user : ndarray of shape (n,), int64
+        Of requests by time.
+    segment : ndarray of shape (n,), str
+    """
+    found = np.full(users, "", dtype=segment.dtype if len(segment) else str)
+    found[user] = segment
+    return found
 
 
 def bucket_of(activities: np.ndarray) -> np.ndarray:
@@ -90,12 +128,11 @@ def fit_prior(vectors: np.ndarray, segment: np.ndarray, strength: float) -> Prio
 
     Raises
     ------
-    ValueError
-        If nobody has a vector.
+    NobodyHasVectors
     """
     known = np.isfinite(vectors[:, 0])
     if not known.any():
-        raise ValueError("nobody has a vector to take a mean of; encode some users first")
+        raise NobodyHasVectors("nobody has a vector to take a mean of; encode some users first")
     found = vectors[known].astype(np.float64)
     of_all = found.mean(axis=0)
     segments, place = np.unique(segment[known], return_inverse=True)

@@ -4,6 +4,7 @@ Which vector an impression could have read follows from when its user was refres
 often vectors are refreshed is an argument here, and their price is measured by varying it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,26 +115,23 @@ def engager_centroids(
 
 
 def engager_cosines(
-    encoder: Encoder,
-    history: History,
-    engagements: Engagements,
-    ads: int,
     vectors: np.ndarray,
     ad: np.ndarray,
     occurred_us: np.ndarray,
     every_us: int,
+    centroids_at: Callable[[int], np.ndarray],
 ) -> np.ndarray:
     """Return the cosine of each impression's user with the engagers of its ad.
 
     Parameters
     ----------
-    encoder, history, engagements, ads
-        As for :func:`engager_centroids`.
     vectors : ndarray of shape (n, d), float32
         Of the users.
     ad, occurred_us : ndarray of shape (n,), int64
     every_us : int
         Centroids are made anew so often, and the last before an impression is read.
+    centroids_at : callable
+        Gets a moment and returns :func:`engager_centroids`.
 
     Returns
     -------
@@ -145,8 +143,7 @@ def engager_cosines(
     found = np.full(len(ad), np.nan)
     for moment_us in np.unique(made_us):
         rows = made_us == moment_us
-        centroids = engager_centroids(encoder, history, engagements, ads, int(moment_us))
-        found[rows] = (units[rows] * centroids[ad[rows]]).sum(axis=1)
+        found[rows] = (units[rows] * centroids_at(int(moment_us))[ad[rows]]).sum(axis=1)
     return found
 
 

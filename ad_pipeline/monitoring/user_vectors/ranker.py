@@ -19,6 +19,10 @@ from ad_pipeline.monitoring.user_vectors.labelled import Impressions
 from ad_pipeline.settings import BatchSettings
 
 
+class RankerUntrained(ValueError):
+    """There are too few positives to train a ranker on; the message says how many."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Which impressions are learnt, and which are tested.
@@ -91,7 +95,7 @@ def ranked(
 
     Raises
     ------
-    ValueError
+    RankerUntrained
         If there are too few positives to train on.
     """
     own = shown.dense if columns is None else np.concatenate([shown.dense, columns], axis=1)
@@ -112,7 +116,7 @@ def ranked(
         seed,
     )
     if isinstance(model, TooFewPositives):
-        raise ValueError(f"{model}; take a longer log")
+        raise RankerUntrained(f"{model}; take a longer log")
     logits = model.predict_logits(
         own[tested], shown.category_hashes[tested], shown.online_logit[tested]
     )
@@ -137,4 +141,6 @@ def gain_of(
     replicates : int
     """
     found = paired_difference(labels, with_columns, without, user, seed=1, replicates=replicates)
-    return Gain(-found.relative, -found.high, -found.low, found.rows, found.blocks)
+    # From 0, since what gains nothing should not read -0.
+    value, low, high = (0.0 - each for each in (found.relative, found.high, found.low))
+    return Gain(value, low, high, found.rows, found.blocks)
