@@ -1227,7 +1227,14 @@ class UserVectorSettings(Group):
         "to search some of them then cost alike.",
     )
     probes: PositiveInt = Field(
-        default=12, description="Clusters that are searched for a user: the own and the nearest."
+        default=12,
+        description="Clusters that are searched for a user at least: the own and the nearest.",
+    )
+    aimed_recall: Share | None = Field(
+        default=0.97,
+        description="Of a sample's true neighbours that lie in the clusters searched: more are, up "
+        "to a quarter of them, if that takes it. None leaves it at `probes`. The graph's check "
+        "asks for 0.95 of another sample.",
     )
     half_life_hours: Annotated[float, Field(gt=0)] = Field(
         default=72.0,

@@ -99,7 +99,10 @@ VERSION = 1
 
 LIST = 10
 NEIGHBOURS = 50
-GRAPH = UserVectorSettings(neighbours=NEIGHBOURS, exact_users=1)
+GRAPH = UserVectorSettings(
+    neighbours=NEIGHBOURS, exact_users=1, clusters_per_root=2.0, probes=12, aimed_recall=None
+)
+"""A search of twelve clusters, whatever they hold: what its comparisons buy is asked."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ becomes slots :mod:`.content`; who reads them when does not belong here.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,19 +80,15 @@ def read_activities(
         user_id, modality, content_id, occurred_us, received_us, and the columns of ads, which are
         null for what is no engagement. In no order.
     """
-    from ad_pipeline.warehouse import rows_of, select
+    modalities = [modality.name for modality in encoder.modalities]
+    return _read(connection, dataset, modalities, encoder.ad_columns, from_us, as_of_us)
 
-    # The names pasted here are column names that the dataset file was checked for.
-    names = dict.fromkeys((*PLAIN, AD, *encoder.ad_columns))
-    columns = ", ".join(f'"{name}"' for name in names)
-    query = f"SELECT {columns} FROM ({select('embeddings.activities')})"
-    parameters = {
-        "from_us": from_us,
-        "as_of_us": as_of_us,
-        "modalities": [modality.name for modality in encoder.modalities],
-        "ad_modalities": [ad_modality(goal) for goal in dataset.goal_names],
-    }
-    return rows_of(connection, query, parameters)
+
+def read_engagements(
+    connection: "duckdb.DuckDBPyConnection", dataset: Dataset, from_us: int, as_of_us: int
+) -> pa.Table:
+    """Return the engagements with ads alone, as :func:`read_activities` does."""
+    return _read(connection, dataset, (), (), from_us, as_of_us)
 
 
 def history_of(rows: pa.Table, dataset: Dataset, encoder: EncoderSettings) -> History:
@@ -138,6 +135,29 @@ def engagements_of(rows: pa.Table, dataset: Dataset) -> Engagements:
         ad_hashes(own[AD]),
         own["received_us"].to_numpy().astype(np.int64),
     )
+
+
+def _read(
+    connection: "duckdb.DuckDBPyConnection",
+    dataset: Dataset,
+    modalities: Sequence[str],
+    ad_columns: Sequence[str],
+    from_us: int,
+    as_of_us: int,
+) -> pa.Table:
+    from ad_pipeline.warehouse import rows_of, select
+
+    # The names pasted here are column names that the dataset file was checked for.
+    names = dict.fromkeys((*PLAIN, AD, *ad_columns))
+    columns = ", ".join(f'"{name}"' for name in names)
+    query = f"SELECT {columns} FROM ({select('embeddings.activities')})"
+    parameters = {
+        "from_us": from_us,
+        "as_of_us": as_of_us,
+        "modalities": list(modalities),
+        "ad_modalities": [ad_modality(goal) for goal in dataset.goal_names],
+    }
+    return rows_of(connection, query, parameters)
 
 
 def _content(ids: pa.ChunkedArray, modality: Modality, bits: int) -> dict[str, pa.Array]:

@@ -14,8 +14,8 @@ from ad_pipeline.checkpoints import is_pointed, read_checkpoint
 from ad_pipeline.clocks import HOUR_US, hour_key, timestamp
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.embeddings.encoder_hours import settings_of
-from ad_pipeline.embeddings.graph import SimilarityGraph, Users
-from ad_pipeline.embeddings.nearest import NOBODY, nearest
+from ad_pipeline.embeddings.graph import SimilarityGraph, Users, nearest_of_all
+from ad_pipeline.embeddings.nearest import NOBODY
 from ad_pipeline.embeddings.published import (
     NO_ENCODER,
     PublishedVectors,
@@ -115,10 +115,7 @@ def recall_of_sample(
     draws = uniform(seed, graph.ids, "embeddings.graph.audit")
     asking = np.sort(np.argsort(draws, kind="stable")[:sample])
     k = graph.neighbours.shape[1]
-    everybody = [(0, np.arange(len(users.ids)))]
-    positions = np.searchsorted(users.ids, graph.ids[asking])
-    probed = np.zeros((len(asking), 1), np.uint8)
-    true = nearest(users.units(positions), positions, probed, everybody, users.units, k)
+    true = nearest_of_all(users, np.searchsorted(users.ids, graph.ids[asking]), k)
     met = true.positions != NOBODY
     shared = sum(
         np.isin(users.ids[whom[is_met]], graph.ids[found[found != NOBODY]]).sum()

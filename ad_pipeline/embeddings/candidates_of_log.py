@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.embeddings.activities import engagements_of, read_activities
+from ad_pipeline.embeddings.activities import engagements_of, read_engagements
 from ad_pipeline.embeddings.candidate_index import CandidateIndex
 from ad_pipeline.embeddings.encoder_hours import settings_of
 from ad_pipeline.embeddings.graph_hours import StoredGraph
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ad_pipeline.warehouse import Warehouse
 
 _USERS = 4_096
-"""Whose candidates are written at once."""
+"""Whose candidates are made, and written, at once."""
 
 
 def read_index(
@@ -42,9 +42,7 @@ def read_index(
     settings = settings_of(dataset)
     lookback_us, as_of_us = settings.lookback_hours * HOUR_US, stored.as_of_us
     with warehouse.reader() as connection:
-        rows = read_activities(
-            connection, dataset, settings.encoder, as_of_us - lookback_us + 1, as_of_us
-        )
+        rows = read_engagements(connection, dataset, as_of_us - lookback_us + 1, as_of_us)
     engaged = engagements_of(rows, dataset).as_of(as_of_us, lookback_us)
     texts = rows[AD].drop_null().unique().to_pylist()
     hashes = ad_hashes(texts)
@@ -85,17 +83,16 @@ def write_candidates(
     warehouse: "Warehouse", index: CandidateIndex, eligible: Sequence[str], limit: int
 ) -> Candidates:
     """Replace ``embeddings.candidates`` by those of all users of an index, and return them."""
+    starts = range(0, len(index.ids), _USERS)
+    blocks = [index.of_hashes(index.ids[at : at + _USERS], eligible, limit) for at in starts]
     warehouse.create(TABLES)
-    found = []
     with warehouse.writer() as connection:
         connection.execute(f"DELETE FROM {CANDIDATES.name}")
-        for start in range(0, len(index.ids), _USERS):
-            block = index.of_hashes(index.ids[start : start + _USERS], eligible, limit)
-            found.append(block)
+        for block in blocks:
             connection.register("block", _rows(index, block))
             connection.execute(f"INSERT INTO {CANDIDATES.name} BY NAME SELECT * FROM block")
             connection.unregister("block")
-    return _joined(index, found)
+    return _joined(index, blocks)
 
 
 def _rows(index: CandidateIndex, found: Candidates) -> pa.Table:

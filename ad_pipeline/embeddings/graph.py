@@ -1,9 +1,10 @@
 """Who is similar to whom: for each user the k nearest by cosine, found in part of the pairs.
 
 K-means puts users into clusters; a user is compared with those of the own and of the nearest
-clusters, and with nobody else. A small number of users, or an environment without FAISS, is one
-cluster, so that all pairs are compared and the graph is exact. Everything is done cluster by
-cluster: memory holds the vectors of a few clusters, whatever the number of users.
+clusters, as many as a sample of the users shows to be needed, and with nobody else. A small number
+of users, or an environment without FAISS, is one cluster, so that all pairs are compared and the
+graph is exact. Everything is done cluster by cluster: memory holds the vectors of a few clusters,
+whatever the number of users.
 
 When some users' vectors change, the clusters stay, and three kinds of rows follow: of those users,
 of the users that point at them, and of users that they have come near to. The result is, to the
@@ -14,7 +15,7 @@ What is done with similar users belongs to :mod:`ad_pipeline.embeddings.retrieva
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,13 @@ POINTS_PER_CLUSTER = 16
 """Users that K-means is fitted to, for each cluster."""
 
 ITERATIONS = 5
+
+SAMPLED = 128
+"""Users by whose true neighbours it is decided how many clusters are searched."""
+
+MOST_PROBED = 0.25
+"""Share of the clusters that are searched at most: where that does not hold the neighbours, vectors
+have no clusters to speak of, and a search of part of the pairs is no use."""
 
 _QUERIES = 1_024
 """Users searched for at once."""
@@ -88,7 +96,7 @@ class Clusters:
     probes : int
         Clusters that a user is compared with the users of, at most C.
     compared : int
-        Similarities computed to fit them.
+        Similarities computed to fit them and to decide how many are probed.
     """
 
     centroids: np.ndarray
@@ -195,11 +203,21 @@ def fit_clusters(users: Users, settings: UserVectorSettings, seed: int) -> Clust
             max_points_per_centroid=POINTS_PER_CLUSTER,
         )
         fitted.train(vectors, init_centroids=vectors[:count])
-    return Clusters(
+    clusters = Clusters(
         np.asarray(fitted.centroids, np.float32),
         min(settings.probes, count),
         len(sample) * count * ITERATIONS,
     )
+    if settings.aimed_recall is None:
+        return clusters
+    return _probing_enough(users, clusters, settings.aimed_recall, settings.neighbours, seed)
+
+
+def nearest_of_all(users: Users, asking: np.ndarray, k: int) -> Nearest:
+    """Compare some users, positions (m,), with everybody, and return the k nearest of each."""
+    everybody = [(0, np.arange(len(users.ids)))]
+    probed = np.zeros((len(asking), 1), np.uint8)
+    return nearest(users.units(asking), asking, probed, everybody, users.units, k)
 
 
 def graph_blocks(
@@ -386,6 +404,28 @@ def rows_of_graph(
         "as_of_us": pa.repeat(pa.scalar(as_of_us, pa.int64()), len(row)),
     }
     return pa.table({name: columns[name] for name in SIMILAR_USERS.column_names})
+
+
+def _probing_enough(
+    users: Users, clusters: Clusters, aimed_recall: float, k: int, seed: int
+) -> Clusters:
+    """Return the clusters, probed until they hold enough of a sample's k true neighbours."""
+    draws = hashing.uniform(seed, users.ids, "embeddings.graph.probes")
+    asking = np.sort(np.argsort(draws, kind="stable")[:SAMPLED])
+    true = nearest_of_all(users, asking, k)
+    row, rank = np.nonzero(true.positions != NOBODY)
+    neighbours, place = np.unique(true.positions[row, rank], return_inverse=True)
+    count = len(clusters.centroids)
+    own = replace(clusters, probes=1).of_users(users, neighbours)[:, 0]
+    nearest_first = replace(clusters, probes=count).of_users(users, asking)
+    # Of each neighbour: how many clusters are nearer to the asking user than the neighbour's own.
+    nearer = np.argsort(nearest_first, axis=1)[row, own[place]]
+    held = np.cumsum(np.bincount(nearer, minlength=count)) / len(row)
+    needed = min(1 + int(np.searchsorted(held, aimed_recall)), int(MOST_PROBED * count))
+    found = true.compared + (len(neighbours) + len(asking)) * count
+    return replace(
+        clusters, probes=max(clusters.probes, needed), compared=clusters.compared + found
+    )
 
 
 def _to_find_cluster(clusters: Clusters) -> int:

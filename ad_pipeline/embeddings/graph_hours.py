@@ -195,5 +195,5 @@ def _rows(stored: StoredGraph) -> Iterator[pa.Table]:
 
 
 def _made_by(settings: UserVectorSettings) -> dict[str, Any]:
-    names = {"neighbours", "exact_users", "clusters_per_root", "probes"}
+    names = {"neighbours", "exact_users", "clusters_per_root", "probes", "aimed_recall"}
     return settings.model_dump(mode="json", include=names)

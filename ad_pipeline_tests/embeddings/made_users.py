@@ -7,8 +7,10 @@ from ad_pipeline.settings import UserVectorSettings
 
 VERSION = "encoder-a"
 
-#: Small enough that a thousand users are searched in clusters.
-CLUSTERED = UserVectorSettings(neighbours=10, exact_users=50, clusters_per_root=1.0, probes=6)
+#: Small enough that a thousand users are searched in clusters, in six whatever they hold.
+CLUSTERED = UserVectorSettings(
+    neighbours=10, exact_users=50, clusters_per_root=1.0, probes=6, aimed_recall=None
+)
 
 
 def made_ids(rng: np.random.Generator, count: int) -> np.ndarray:

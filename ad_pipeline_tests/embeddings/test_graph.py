@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ad_pipeline.embeddings import graph as graphs
+from ad_pipeline.embeddings.audit import recall_of_sample
 from ad_pipeline.embeddings.graph import (
+    MOST_PROBED,
     Clusters,
     SimilarityGraph,
     Users,
@@ -129,8 +131,29 @@ def test_clusters_keep_the_recall_at_a_tenth_of_the_comparisons() -> None:
     assert recall_of(graph) >= 0.95
     assert graph.compared <= 0.10 * 16_000**2
     # Negative control: the own cluster alone is not enough.
-    alone = build_graph(users, clustered.model_copy(update={"probes": 1}), seed=1)
+    alone = build_graph(
+        users, clustered.model_copy(update={"probes": 1, "aimed_recall": None}), seed=1
+    )
     assert recall_of(alone) < 0.95
+
+
+def test_so_many_clusters_are_searched_as_hold_the_neighbours() -> None:
+    """Directions in a ball of few dimensions: neighbours lie on both sides of most borders."""
+    rng = np.random.default_rng(6)
+    vectors = (rng.normal(size=(6_000, 5)) @ rng.normal(size=(5, 16))).astype(np.float32)
+    users = Users.of_matrix(made_ids(rng, 6_000), vectors, VERSION)
+    few = UserVectorSettings(exact_users=100, probes=2)
+    graph = build_graph(users, few, seed=1)
+    assert 2 < graph.clusters.probes <= MOST_PROBED * len(graph.clusters.centroids)
+    assert recall_of_sample(graph, users, 200, seed=1)[0] >= 0.95
+    # Negative control: as many as are set hold too few.
+    as_set = build_graph(users, few.model_copy(update={"aimed_recall": None}), seed=1)
+    assert as_set.clusters.probes == 2
+    assert recall_of_sample(as_set, users, 200, seed=1)[0] < 0.9
+    # Without any clusters the search stays one of part of the pairs.
+    noise = rng.normal(size=(6_000, 64)).astype(np.float32)
+    shapeless = build_graph(Users.of_matrix(users.ids, noise, VERSION), few, seed=1)
+    assert shapeless.clusters.probes == int(MOST_PROBED * len(shapeless.clusters.centroids))
 
 
 def test_recall_is_the_share_of_true_neighbours() -> None:

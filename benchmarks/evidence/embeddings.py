@@ -353,8 +353,8 @@ def _search(results: Sequence[Result]) -> Claim:
     users, fitting = of_full(results, "search/users"), of_full(results, "search/fitting")
     return Claim(
         key="embeddings.search",
-        says=f"Searching near clusters finds at least 95 % of the {NEIGHBOURS} nearest users in at "
-        "most 10 % of the distances.",
+        says=f"Searching {GRAPH.probes} near clusters finds at least 95 % of the {NEIGHBOURS} "
+        "nearest users in at most 10 % of the distances.",
         figure=f"recall {recall.value:.3f} in {share.value:.1%} of the distances between "
         f"{users.value:,.0f} users (fitting the clusters, once, took another {fitting.value:.1%})",
         interval=f"{recall.low:.3f} to {recall.high:.3f}; {share.low:.1%} to {share.high:.1%}",

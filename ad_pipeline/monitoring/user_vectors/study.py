@@ -276,7 +276,11 @@ def lists_of(
     eligible = np.unique(log.ad_hashes[shown.ad[lately]])
     # Also where so few users need no clusters to be searched.
     coarse = settings.model_copy(
-        update={"clusters_per_root": COARSE_CLUSTERS_PER_ROOT, "exact_users": 1}
+        update={
+            "clusters_per_root": COARSE_CLUSTERS_PER_ROOT,
+            "exact_users": 1,
+            "aimed_recall": None,  # the own cluster alone is asked for
+        }
     )
     own = fit_clusters(users, coarse, seed).of_users(users, np.arange(len(users.ids)))[:, 0]
     return lists_by_way(engaged, graph, own, settings, limit, eligible, seed)
