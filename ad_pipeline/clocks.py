@@ -8,6 +8,12 @@ here reads the wall clock, and nothing that does belongs here.
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Moments = TypeVar("Moments", int, "np.ndarray")
 
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US
@@ -35,6 +41,24 @@ def hour_of(us: int) -> int:
         Start of the hour, microseconds since the epoch.
     """
     return us - us % HOUR_US
+
+
+def published_hour(lag_hours: int, occurred_us: Moments) -> Moments:
+    """Return the hour whose publication an impression may read: the one before, less the lag.
+
+    Parameters
+    ----------
+    lag_hours : int
+        Hours between the end of an hour and what it publishes being served.
+    occurred_us : int or ndarray of int64
+        When the impression occurred, microseconds since the epoch.
+
+    Returns
+    -------
+    int or ndarray of int64
+        Start of the last hour that had been published then.
+    """
+    return occurred_us - occurred_us % HOUR_US - (1 + lag_hours) * HOUR_US
 
 
 def hours_between(start_us: int, end_us: int) -> Iterator[int]:

@@ -2,9 +2,9 @@
 
 An encoder that is due after hour H learns labels that had matured by the end of H; it is in force
 from H on, since vectors are computed when the hour is over. A label's sequence ends where the
-vector ended that its impression could read: :func:`.published.published_hour`. Rows of users of
-whom nothing was known then are left out, since they have no vector when served either; to keep
-those who did something later would keep them by their label.
+vector ended that its impression could read (:func:`ad_pipeline.clocks.published_hour`). Rows of
+users of whom nothing was known then are left out, since they have no vector when served either; to
+keep those who did something later would keep them by their label.
 
 A training that dies goes on from its last checkpoint and ends in the same bytes. Learning itself is
 :mod:`.training`, vectors of the encoder in force are :mod:`.vector_hours`.
@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, unpoint, unswept
-from ad_pipeline.clocks import HOUR_US, hour_key, hours_between
+from ad_pipeline.clocks import HOUR_US, hour_key, hours_between, published_hour
 from ad_pipeline.datasets import Dataset, Deployment
 from ad_pipeline.embeddings.activities import ad_tokens, history_of, read_activities
 from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
-from ad_pipeline.embeddings.published import USER, last_known_us, published_hour
+from ad_pipeline.embeddings.published import USER, last_known_us
 from ad_pipeline.embeddings.sequences import NEVER, Sequences
 from ad_pipeline.embeddings.training import KIND, LabelledAds, Training
 from ad_pipeline.hashing import uniform

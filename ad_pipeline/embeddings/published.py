@@ -12,7 +12,6 @@ Who writes the stores belongs to :mod:`ad_pipeline.embeddings.vector_hours`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +27,7 @@ from ad_pipeline.checkpoints import (
     unswept,
     write_checkpoint,
 )
-from ad_pipeline.clocks import HOUR_US, hour_key, hour_start, timestamp
+from ad_pipeline.clocks import HOUR_US, Moments, hour_key, hour_start, timestamp
 from ad_pipeline.embeddings.sequences import USER
 from ad_pipeline.embeddings.vectors import StoredVectors, WrongVectors, read_vectors
 from ad_pipeline.embeddings.versions import MixedVersions
@@ -38,8 +37,6 @@ KIND = "embeddings.published"
 
 AD = "ad_id"
 """What ids of ads are hashed as, here and in the feature contract."""
-
-Moments = TypeVar("Moments", int, np.ndarray)
 
 NO_ENCODER = "none"
 """Version of the stores of hours before the first encoder; nobody is in them."""
@@ -86,24 +83,6 @@ def ad_hashes(ids: pa.Array | pa.ChunkedArray | Sequence[str]) -> np.ndarray:
 def pointer(hour_us: int) -> str:
     """Return the name of the checkpoint pointer of an hour's pair."""
     return f"{KIND}/{hour_key(hour_us)}"
-
-
-def published_hour(publication_lag_hours: int, occurred_us: Moments) -> Moments:
-    """Return the hour whose vectors an impression may read.
-
-    Parameters
-    ----------
-    publication_lag_hours : int
-        Hours between the end of an hour and its vectors being served.
-    occurred_us : int or ndarray of int64
-        When the impression occurred.
-
-    Returns
-    -------
-    int or ndarray of int64
-        Start of the hour: the one before the impression's, less the lag.
-    """
-    return occurred_us - occurred_us % HOUR_US - (1 + publication_lag_hours) * HOUR_US
 
 
 def last_known_us(hour_us: Moments) -> Moments:

@@ -31,7 +31,7 @@ from ad_pipeline.checkpoints import (
     resolve,
     write_checkpoint,
 )
-from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, published_hour, timestamp
 from ad_pipeline.features.encoding import (
     IMPRESSION,
     Columns,
@@ -192,7 +192,7 @@ def snapshot_hour(contract: FeatureContract, occurred_us: int) -> int:
     int
         Start of the last hour that the snapshot counts, microseconds.
     """
-    return hour_of(occurred_us) - (1 + contract.rate_lag_hours) * HOUR_US
+    return published_hour(contract.rate_lag_hours, occurred_us)
 
 
 def hour_counts(

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ad_pipeline.checkpoints import resolve
-from ad_pipeline.clocks import HOUR_US, hour_of, timestamp
+from ad_pipeline.clocks import HOUR_US, hour_of, published_hour, timestamp
 from ad_pipeline.embeddings.published import (
     PublishedVectors,
     pointer,
-    published_hour,
     read_published,
 )
 from ad_pipeline.embeddings.vectors import FoundVectors, StoredVectors, WrongVectors

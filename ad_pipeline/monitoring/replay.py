@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ad_pipeline.checkpoints import resolve
-from ad_pipeline.clocks import HOUR_US, hour_of
+from ad_pipeline.clocks import HOUR_US, hour_of, published_hour
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.embeddings.published import pointer as vectors_pointer
 from ad_pipeline.features.as_served import read_as_served
@@ -248,7 +248,7 @@ def _due(
     occurred_us: np.ndarray,
 ) -> list[str | None]:
     """Return the digest of what was due in each row's hour; None before the first one."""
-    due_us = occurred_us - occurred_us % HOUR_US - (1 + lag_hours) * HOUR_US
+    due_us = published_hour(lag_hours, occurred_us)
     begun_us = hour_of(deployment.dataset.start_us)
     found = {
         hour_us: resolve(root, pointer(hour_us)) if hour_us >= begun_us else None

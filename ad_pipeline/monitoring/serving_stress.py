@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.checkpoints import is_pointed, resolve
-from ad_pipeline.clocks import HOUR_US, MINUTE_US, timestamp
+from ad_pipeline.clocks import HOUR_US, MINUTE_US, published_hour, timestamp
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.embeddings.published import PublishedVectors, published_hour, read_published
+from ad_pipeline.embeddings.published import PublishedVectors, read_published
 from ad_pipeline.embeddings.published import pointer as vectors_pointer
 from ad_pipeline.evaluation.metrics import log_loss
 from ad_pipeline.features.encoding import IMPRESSION, FeatureContract

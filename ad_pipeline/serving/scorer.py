@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import HOUR_US, published_hour
 from ad_pipeline.embeddings.published import PublishedVectors, read_published
 from ad_pipeline.features.encoding import (
     VECTORS_USED,
@@ -430,7 +430,7 @@ def _untimely(
     what: tuple[str, str], lag_hours: int, end_us: int, occurred_us: np.ndarray
 ) -> Iterator[Fallback]:
     """Say where something is not what training would have used for the request."""
-    due_us = occurred_us - occurred_us % HOUR_US - lag_hours * HOUR_US
+    due_us = published_hour(lag_hours, occurred_us) + HOUR_US
     for reason, rows in zip(what, (end_us < due_us, end_us > due_us), strict=True):
         if rows.any():
             yield Fallback(reason, rows)

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.checkpoints import resolve
-from ad_pipeline.clocks import HOUR_US
-from ad_pipeline.embeddings.published import PublishedVectors, published_hour, read_hour
+from ad_pipeline.clocks import HOUR_US, published_hour
+from ad_pipeline.embeddings.published import PublishedVectors, read_hour
 from ad_pipeline.features.rates import RateSnapshot, pointer, snapshot_hour
 from ad_pipeline.hashing import uniform
 from ad_pipeline.serving.bundle import Bundle

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ad_pipeline.checkpoints import pointed_names
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import HOUR_US, published_hour
 from ad_pipeline.embeddings import encoder_hours
 from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
 from ad_pipeline.embeddings.encoder_hours import TooFewLabels, digest_after, rows_to_learn
-from ad_pipeline.embeddings.published import last_known_us, published_hour
+from ad_pipeline.embeddings.published import last_known_us
 from ad_pipeline.embeddings.training import KIND, Progress, Training
 from ad_pipeline.warehouse import rows_of
 from ad_pipeline_tests.defs.markets import Market

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from ad_pipeline.checkpoints import Checkpoint, MissingCheckpoint, write_checkpoint
-from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.clocks import HOUR_US, published_hour
 from ad_pipeline.datasets import Deployment, dataset_file, load_dataset
 from ad_pipeline.embeddings.published import (
-    published_hour,
     read_hour,
     read_published,
     write_published,
