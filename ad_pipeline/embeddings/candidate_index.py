@@ -51,6 +51,8 @@ class CandidateIndex:
         Places in ``ids``; -1 for nobody.
     similarities : ndarray of shape (n, k), float32
     half_life_us : int
+    popularity_strength : float
+        Of :func:`.retrieval.of_similar_users`.
     """
 
     version: str
@@ -60,6 +62,7 @@ class CandidateIndex:
     neighbours: np.ndarray
     similarities: np.ndarray
     half_life_us: int
+    popularity_strength: float
 
     def candidates(
         self,
@@ -69,7 +72,7 @@ class CandidateIndex:
         *,
         without_seen: bool = True,
     ) -> Candidates:
-        """Return ads that users similar to these engaged with; none for who has no vector.
+        """Return ads that users similar to these engaged with; popular ones for who has no vector.
 
         Parameters
         ----------
@@ -109,6 +112,7 @@ class CandidateIndex:
             similarities,
             half_life_us=self.half_life_us,
             limit=limit,
+            popularity_strength=self.popularity_strength,
             eligible=_hashed(eligible),
             without_seen=without_seen,
         )
@@ -138,6 +142,7 @@ def write_index(root: Path, index: CandidateIndex) -> Checkpoint:
         "version": index.version,
         "as_of_us": index.engaged.as_of_us,
         "half_life_us": index.half_life_us,
+        "popularity_strength": index.popularity_strength,
     }
     files = {"ads.json": json.dumps(index.ad_texts).encode()}
     with unswept(root):
@@ -167,6 +172,7 @@ def _opened(kept: Checkpoint) -> CandidateIndex:
         arrays["neighbours"],
         arrays["similarities"],
         facts["half_life_us"],
+        facts["popularity_strength"],
     )
 
 

@@ -56,6 +56,7 @@ def read_index(
         graph.neighbours,
         graph.similarities,
         round(settings.half_life_hours * HOUR_US),
+        settings.popularity_strength,
     )
 
 

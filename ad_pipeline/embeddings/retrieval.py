@@ -2,17 +2,24 @@
 
 An ad's weight is the sum over similar users of similarity times 2^(-age / half-life), where the age
 is that of the user's newest engagement with it: a neighbour speaks for an ad once, however often it
-clicked. Engagements are cut at a moment first, by when our log had them, and nothing here can see
-past the cut. What a list is like (its diversity) is measured beside what it finds, and against
-three simpler ways to make one: popularity, ads that share users, random users of the same cluster.
+clicked. Fifty neighbours have clicked a few of some hundred ads, so what they say is shrunk to what
+everybody says: to the sum is added the ad's share of all engagements, times a strength. That is the
+mean of a Dirichlet posterior whose prior is popularity; a user whose neighbours are silent, or who
+has none, is left with popular ads.
+
+Engagements are cut at a moment first, by when our log had them, and nothing here can see past the
+cut. What a list is like (its diversity) is measured beside what it finds, and against three simpler
+ways to make one: popularity, ads that share users, random users of the same cluster.
 
 Ranking candidates belongs to the learners; whether a campaign has budget is told by the caller.
 
 References
 ----------
-Wang et al., arXiv 2406.05898 (user-to-user retrieval). B. Sarwar et al., "Item-based collaborative
-filtering recommendation algorithms", WWW 2001 (cosine of ads). C.-N. Ziegler et al., "Improving
-recommendation lists through topic diversification", WWW 2005 (intra-list similarity).
+Wang et al., arXiv 2406.05898 (user-to-user retrieval). C. Zhai and J. Lafferty, "A study of
+smoothing methods for language models applied to information retrieval", ACM TOIS 2004 (Dirichlet
+prior of what few words say). B. Sarwar et al., "Item-based collaborative filtering recommendation
+algorithms", WWW 2001 (cosine of ads). C.-N. Ziegler et al., "Improving recommendation lists through
+topic diversification", WWW 2005 (intra-list similarity).
 """
 
 from dataclasses import dataclass
@@ -24,6 +31,8 @@ from ad_pipeline.embeddings.vectors import ABSENT, places_of
 
 _ROWS = 1_024
 """Users whose candidates are made at once."""
+
+_NO_RANKING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,7 @@ def of_similar_users(
     *,
     half_life_us: int,
     limit: int,
+    popularity_strength: float = 0.0,
     eligible: np.ndarray | None = None,
     without_seen: bool = True,
 ) -> Candidates:
@@ -171,6 +181,8 @@ def of_similar_users(
         Above 0.
     limit : int
         Ads a user.
+    popularity_strength : float
+        Engagements of similar users that popularity weighs as much as; 0: they alone speak.
     eligible : ndarray of uint64, optional
         Ads that may be shown now: those whose budget and targeting allow it. All by default.
     without_seen : bool
@@ -181,6 +193,8 @@ def of_similar_users(
     Candidates
     """
     is_eligible, decay = engaged.is_eligible(eligible), engaged.decay(half_life_us)
+    prior = popularity_strength * _popularity(engaged, decay)
+    ranking = _ranking(prior, is_eligible)
     parts = []
     for start in range(0, len(users), _ROWS):
         block = slice(start, start + _ROWS)
@@ -188,12 +202,10 @@ def of_similar_users(
         row, rank = np.nonzero((places != ABSENT) & (similarities[block] > 0))
         row, entry, speaker = _entries(engaged, row, places[row, rank])
         similarity = similarities[block][row, rank[speaker]].astype(np.float64)
-        weights = similarity * decay[entry]
-        asking = users[block]
+        said = _Said(row, engaged.ads[entry], similarity * decay[entry])
         parts.append(
-            _best(engaged, asking, row, engaged.ads[entry], weights, is_eligible, limit,
-                  without_seen)
-        )  # fmt: skip
+            _best(engaged, users[block], said, prior, ranking, is_eligible, limit, without_seen)
+        )
     return _joined(users, parts)
 
 
@@ -208,23 +220,21 @@ def popular(
 ) -> Candidates:
     """Return the ads that most users engaged with lately: the same for all but for what was seen.
 
-    Parameters and result are those of :func:`of_similar_users`.
+    Parameters and result are those of :func:`of_similar_users`; weights are shares of all
+    engagements.
     """
-    weights = np.bincount(engaged.ads, engaged.decay(half_life_us), len(engaged.ad_ids))
-    weights[~engaged.is_eligible(eligible)] = 0
-    most_seen = int(np.diff(engaged.starts).max(initial=0)) if without_seen else 0
-    # Even who has seen the most of them finds enough in this many.
-    best = np.lexsort((np.arange(len(weights)), -weights))[: limit + most_seen]
-    parts = []
-    for start in range(0, len(users), _ROWS):
-        asking = users[start : start + _ROWS]
-        row = np.repeat(np.arange(len(asking)), len(best))
-        ads = np.tile(best, len(asking))
-        everything = np.ones(len(weights), bool)
-        parts.append(
-            _best(engaged, asking, row, ads, weights[ads], everything, limit, without_seen)
-        )
-    return _joined(users, parts)
+    nobody = np.zeros((len(users), 0), np.uint64)
+    return of_similar_users(
+        engaged,
+        users,
+        nobody,
+        nobody.astype(np.float32),
+        half_life_us=half_life_us,
+        limit=limit,
+        popularity_strength=1.0,
+        eligible=eligible,
+        without_seen=without_seen,
+    )
 
 
 def of_similar_ads(
@@ -251,15 +261,16 @@ def of_similar_ads(
     cosines = sparse.csr_array(scaled.T @ scaled)
     cosines.setdiag(0)
     is_eligible = engaged.is_eligible(eligible)
+    prior = np.zeros(shape[1])
     parts = []
     for start in range(0, len(users), _ROWS):
         asking = users[start : start + _ROWS]
         places = places_of(engaged.users, asking)
         known = np.flatnonzero(places != ABSENT)
         summed = sparse.coo_array(by_user[places[known]] @ cosines)
-        row, ads = known[summed.coords[0]], summed.coords[1].astype(np.int64)
+        said = _Said(known[summed.coords[0]], summed.coords[1].astype(np.int64), summed.data)
         parts.append(
-            _best(engaged, asking, row, ads, summed.data, is_eligible, limit, without_seen)
+            _best(engaged, asking, said, prior, _NO_RANKING, is_eligible, limit, without_seen)
         )
     return _joined(users, parts)
 
@@ -379,29 +390,64 @@ def _entries(
     return row[of_given], first[of_given] + within, of_given
 
 
+def _popularity(engaged: Engaged, decay: np.ndarray) -> np.ndarray:
+    """Return each ad's share of all engagements, the recent counting for more: float64 (a,)."""
+    weights = np.bincount(engaged.ads, decay, len(engaged.ad_ids))
+    return weights / max(weights.sum(), np.finfo(np.float64).tiny)
+
+
+def _ranking(prior: np.ndarray, is_eligible: np.ndarray) -> np.ndarray:
+    """Return the eligible ads of a prior above 0, the highest first, ties by place."""
+    order = np.lexsort((np.arange(len(prior)), -prior))
+    return order[(is_eligible & (prior > 0))[order]]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What is said for ads in lists of some rows: three columns of one length."""
+
+    row: np.ndarray
+    ads: np.ndarray
+    weights: np.ndarray
+
+
 def _best(
     engaged: Engaged,
     asking: np.ndarray,
-    row: np.ndarray,
-    ads: np.ndarray,
-    weights: np.ndarray,
+    said: _Said,
+    prior: np.ndarray,
+    ranking: np.ndarray,
     is_eligible: np.ndarray,
     limit: int,
     without_seen: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum what is said for each row's ads and keep the best: counts a row, ads and weights."""
+    """Add a prior to the sum of what is said, and keep the best: counts a row, ads and weights."""
     every = max(len(engaged.ad_ids), 1)
-    keys = row * every + ads
-    kept = is_eligible[ads] & (weights > 0)
+    places = places_of(engaged.users, asking)
+    known = np.flatnonzero(places != ABSENT)
+    seen_row, entry, _ = _entries(engaged, known, places[known])
+    # Of ads that nobody speaks for only the first by the prior can be in a list: as many as the
+    # list is long, behind those that the user has seen.
+    reached = np.full(len(asking), limit)
     if without_seen:
-        places = places_of(engaged.users, asking)
-        known = np.flatnonzero(places != ABSENT)
-        own_row, entry, _ = _entries(engaged, known, places[known])
-        kept &= ~np.isin(keys, own_row * every + engaged.ads[entry])
-    distinct, index = np.unique(keys[kept], return_inverse=True)
-    # bincount adds in the order of the neighbours, so that a sum has the same bits in any block.
-    totals = np.bincount(index, weights[kept], len(distinct))
+        reached += np.bincount(seen_row, minlength=len(asking))
+    reached = np.minimum(reached, len(ranking))
+    of_prior = ranking[np.arange(reached.sum()) - np.repeat(np.cumsum(reached) - reached, reached)]
+    spoken = is_eligible[said.ads] & (said.weights > 0)
+    keys = np.concatenate(
+        [
+            said.row[spoken] * every + said.ads[spoken],
+            np.repeat(np.arange(len(asking)), reached) * every + of_prior,
+        ]
+    )
+    weights = np.concatenate([said.weights[spoken], np.zeros(len(of_prior))])
+    if without_seen:
+        kept = ~np.isin(keys, seen_row * every + engaged.ads[entry])
+        keys, weights = keys[kept], weights[kept]
+    distinct, index = np.unique(keys, return_inverse=True)
     row, ads = np.divmod(distinct, every)
+    # bincount adds in the order of the neighbours, so that a sum has the same bits in any block.
+    totals = np.bincount(index, weights, len(distinct)) + prior[ads]
     order = np.lexsort((ads, -totals, row))
     counts = np.bincount(row, minlength=len(asking))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -29,7 +29,7 @@ ADS = ["shoes", "hats", "tea", "maps"]
 HOUR_US = 3_600_000_000
 
 
-def made_index() -> CandidateIndex:
+def made_index(popularity_strength: float = 0.0) -> CandidateIndex:
     """Return Ann near Bob and near Cy, who clicked; nobody is near Dee."""
     users, ads = user_hashes(USERS), ad_hashes(ADS)
     order = np.argsort(users)
@@ -44,7 +44,7 @@ def made_index() -> CandidateIndex:
     neighbours[place["bob"], 0], similarities[place["bob"], 0] = place["ann"], 0.9
     return CandidateIndex(
         "encoder-a", engaged, tuple(by_hash[ad] for ad in engaged.ad_ids.tolist()),
-        users[order], neighbours, similarities, HOUR_US,
+        users[order], neighbours, similarities, HOUR_US, popularity_strength,
     )  # fmt: skip
 
 
@@ -62,6 +62,13 @@ def test_ads_of_similar_users_come_by_weight_without_those_seen() -> None:
     assert told(index, "ann", []) == []
     both = index.candidates(["ann", "dee", "ann"], None, 1)
     assert index.texts_of(both.ads) == ["hats", "hats"]
+
+
+def test_who_has_no_neighbours_is_told_what_is_popular_where_popularity_counts() -> None:
+    index = made_index(popularity_strength=10.0)
+    assert told(index, "a stranger") == ["hats", "shoes", "tea"]
+    assert told(index, "a stranger") == index.texts_of(index.popular(["x"], None, 9).ads)
+    assert told(index, "bob") == ["tea"]  # he has seen the rest
 
 
 def test_an_index_answers_the_same_from_a_copy_of_its_folder(tmp_path: Path) -> None:
@@ -121,6 +128,7 @@ def test_candidates_of_the_log_are_those_of_the_library(
     expected = of_similar_users(
         index.engaged, near.ids, whom, similarities.astype(np.float32),
         half_life_us=index.half_life_us, limit=4, eligible=ad_hashes(eligible[::2]),
+            popularity_strength=index.popularity_strength,
     )  # fmt: skip
     np.testing.assert_array_equal(written.starts, expected.starts)
     np.testing.assert_array_equal(written.ads, expected.ads)
