@@ -258,8 +258,33 @@ def paired_difference(
     ValueError
         If shapes differ or a value is out of range.
     """
-    loss_a = metrics.row_losses(labels, probabilities_a)
-    loss_b = metrics.row_losses(labels, probabilities_b)
+    return paired_loss_difference(
+        metrics.row_losses(labels, probabilities_a),
+        metrics.row_losses(labels, probabilities_b),
+        blocks,
+        seed,
+        replicates,
+        level,
+    )
+
+
+def paired_loss_difference(
+    loss_a: Floats,
+    loss_b: Floats,
+    blocks: ArrayLike,
+    seed: int,
+    replicates: int,
+    level: float = 0.95,
+) -> PairedDifference:
+    """Compare two forecasts by what each loses on the same rows, relative to ``b``.
+
+    Parameters
+    ----------
+    loss_a, loss_b : ndarray of float64, shape (n,)
+        Above 0.
+    blocks, seed, replicates, level
+        As for :func:`paired_difference`.
+    """
     block, count = _numbered(blocks, len(loss_a))
     gap = loss_a - loss_b
     reference = float(loss_b.sum())

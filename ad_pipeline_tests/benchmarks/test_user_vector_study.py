@@ -1,6 +1,5 @@
 """The study of user vectors can say yes and no, and its newcomers are unknown until they join."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,8 @@ from ad_pipeline.monitoring.user_vectors.recall import OF_ALL, SIMILAR_USERS, WA
 from ad_pipeline.monitoring.user_vectors.worth import INTERVALS
 from benchmarks.claims import Claim
 from benchmarks.evidence import embeddings, embeddings_arms
-from benchmarks.studies import Result, Study, Values, read_results
-from benchmarks.vector_study import FEWEST, NEW_SHARE, SEEDS, laid_out, with_newcomers
+from benchmarks.studies import Result, Study, Values
+from benchmarks.vector_study import NEW_SHARE, SEEDS, laid_out, with_newcomers
 from benchmarks.vector_worlds import GOALS, SPEC, RankerRows, VectorWorld
 
 Numbers = Callable[[str, int], Values]
@@ -60,9 +59,10 @@ def good(arm: str, seed: int) -> Values:
         for place, name in enumerate(INTERVALS):
             values[f"{goal}/interval/{name}"] = 0.003 - 0.0002 * place + place * wave
         for place in range(len(BUCKETS)):
-            for way in ("match", "prior"):
+            for way in embeddings.COLD_START:
                 values[f"{goal}/bucket/{place}/{way}"] = 0.001 * place + wave
-        values[f"{goal}/bucket/0/match"] = -0.002 + wave
+                values[f"{goal}/newcomers/{way}"] = 0.002 + wave
+        values[f"{goal}/bucket/0/{embeddings.AS_THEY_ARE}"] = -0.002 + wave
     return values
 
 
@@ -84,10 +84,6 @@ def good_arms(arm: str, seed: int) -> Values:
     for goal in GOALS:
         names = (f"{goal}/match", f"{goal}/half/0", f"{goal}/half/1")
         values |= {name: saved + wave * (place + 1) for place, name in enumerate(names)}
-        for way in (embeddings_arms.AS_THEY_ARE, embeddings_arms.BY_ACTIVITY):
-            values[f"{goal}/newcomers/{way}"] = 0.002 + wave
-            for place in range(len(BUCKETS)):
-                values[f"{goal}/bucket/{place}/{way}"] = 0.001 * place + wave
     return values
 
 
@@ -108,14 +104,9 @@ def test_every_claim_can_hold():
         ("click/strangers", 0.002, "click.match", "does not hold: its control fails"),
         ("click/interval/1 h", 0.0, "click.staleness", "does not hold"),
         ("click/interval/7 d", 0.1, "click.staleness", "does not hold: its control fails"),
-        ("purchase/bucket/1/prior", -0.01, "purchase.cold_start", "does not hold"),
-        ("click/bucket/2/match", -0.002, "click.scored_by_activity", "does not hold"),
-        (
-            "click/bucket/0/match",
-            0.0,
-            "click.scored_by_activity",
-            "does not hold: its control fails",
-        ),
+        ("purchase/bucket/1/prior", -0.01, "purchase.cold_start_prior", "does not hold"),
+        ("click/bucket/2/from_fewest", -0.002, "click.cold_start", "does not hold"),
+        ("click/bucket/0/match", 0.0, "click.cold_start", "does not hold: its control fails"),
         ("recall/similar users", 0.2, "recall.popular", "does not hold"),
         ("recall/random users", 0.5, "recall.popular", "does not hold: its control fails"),
         ("search/compared", 0.11, "search", "does not hold"),
@@ -168,16 +159,6 @@ def test_a_part_worth_nothing_has_its_row():
     table = "\n".join(embeddings_arms.details(results_of(embeddings_arms.STUDY, planted)))
     assert "| without cyclic_pattern | 2 | +0.30 %" in table
     assert "+0.00 % (+0.00 % to +0.00 %)" in table
-
-
-def test_scoring_by_activity_gives_the_buckets_that_its_claim_is_made_of():
-    main = {result.seed: result.values for result in read_results(embeddings.STUDY)}
-    scored = [each for each in read_results(embeddings_arms.STUDY) if each.arm == "full"]
-    assert scored
-    for result, goal, (place, (first, _)) in itertools.product(scored, GOALS, enumerate(BUCKETS)):
-        name = f"{goal}/bucket/{place}"
-        expected = main[result.seed][f"{name}/match"] if first >= FEWEST else 0.0
-        assert result.values[f"{name}/{embeddings_arms.BY_ACTIVITY}"] == pytest.approx(expected)
 
 
 def test_details_and_pictures_are_drawn_of_any_results():

@@ -13,12 +13,12 @@ from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import build_graph
 from ad_pipeline.embeddings.retrieval import Engaged, engaged_until
 from ad_pipeline.embeddings.sequences import History
+from ad_pipeline.evaluation.metrics import log_loss
 from ad_pipeline.monitoring.user_vectors.cold_start import (
     BUCKETS,
     bucket_name,
     bucket_of,
     fit_prior,
-    scored_by_activity,
 )
 from ad_pipeline.monitoring.user_vectors.factorization import factorized, of_factors
 from ad_pipeline.monitoring.user_vectors.features import (
@@ -35,7 +35,13 @@ from ad_pipeline.monitoring.user_vectors.labelled import (
     Impressions,
     lessons,
 )
-from ad_pipeline.monitoring.user_vectors.ranker import Split, gain_of, ranked
+from ad_pipeline.monitoring.user_vectors.ranker import (
+    Split,
+    gain_of,
+    mean_losses,
+    ranked,
+    trainings_of,
+)
 from ad_pipeline.monitoring.user_vectors.recall import (
     FACTORIZED,
     OF_ALL,
@@ -78,15 +84,15 @@ def shown_at_random(rows: int = 3_000, seed: int = 0) -> tuple[Impressions, np.n
 SPLIT = Split(learn_from_us=2 * DAY_US, test_from_us=7 * DAY_US)
 
 
-def said(shown: Impressions, columns: np.ndarray | None) -> np.ndarray:
-    return ranked(shown, SPLIT, columns, RANKER, gap_us=HOUR_US)
+def said(shown: Impressions, columns: np.ndarray | None, trainings: int = 1) -> np.ndarray:
+    return ranked(shown, SPLIT, columns, RANKER, HOUR_US, trainings)
 
 
 def gain(shown: Impressions, columns: np.ndarray):
     tested = SPLIT.tested(shown)
-    return gain_of(
-        shown.labels[tested], said(shown, columns), said(shown, None), shown.user[tested]
-    )
+    labels = shown.labels[tested]
+    losses, without = (mean_losses(labels, said(shown, each)) for each in (columns, None))
+    return gain_of(losses, without, shown.user[tested])
 
 
 def test_a_column_that_tells_the_taste_gains_and_noise_does_not():
@@ -96,6 +102,29 @@ def test_a_column_that_tells_the_taste_gains_and_noise_does_not():
     assert found.rows == SPLIT.tested(shown).sum()
     noise = gain(shown, np.random.default_rng(9).normal(size=(len(taste), 1)))
     assert noise.low <= 0
+
+
+def test_losses_are_means_over_trainings_that_learn_other_users_rows():
+    shown, taste = shown_at_random()
+    tested, columns = SPLIT.tested(shown), taste[:, np.newaxis]
+    several = said(shown, columns, trainings=3)
+    assert several.shape == (3, tested.sum())
+    assert (several[0] != several[1]).any()
+    assert (several == said(shown, columns, trainings=3)).all()
+    labels = shown.labels[tested]
+    each = [log_loss(labels, one) for one in several]
+    assert mean_losses(labels, several).mean() == pytest.approx(np.mean(each))
+    # Who is unknown is drawn row by row.
+    strangers = replace(shown, user=np.full(len(shown.user), UNKNOWN))
+    assert (said(strangers, columns, trainings=2) != several[:2]).any()
+
+
+@given(st.integers(0, 10**8))
+def test_a_ranker_of_few_rows_is_trained_often_and_one_of_many_once(rows: int):
+    count = trainings_of(rows)
+    assert 1 <= count <= 16
+    assert count == 1 or count * rows <= 400_000
+    assert (trainings_of(1_000), trainings_of(200_000), trainings_of(10**7)) == (16, 2, 1)
 
 
 def test_a_label_that_matured_after_the_ranker_was_trained_teaches_it_nothing():
@@ -330,14 +359,6 @@ def test_a_vector_moves_from_the_prior_to_itself_as_its_user_does_more(n: int, s
 def test_without_any_vector_there_is_no_prior():
     with pytest.raises(ValueError, match="nobody has a vector"):
         fit_prior(np.full((3, 2), np.nan, np.float32), np.array(["a", "a", "b"]), 1.0)
-
-
-@given(st.integers(0, 30))
-def test_users_of_few_activities_are_scored_without_vectors_and_all_others_with(fewest: int):
-    activities = np.arange(31)
-    said = scored_by_activity(np.full(31, 0.7), np.full(31, 0.2), activities, fewest)
-    assert (said[:fewest] == 0.2).all()
-    assert (said[fewest:] == 0.7).all()
 
 
 def test_every_number_of_activities_is_in_one_bucket():

@@ -4,10 +4,8 @@ The markets, ranker and measures of the study of one encoder's worth, with one t
 a part of the enrichment off, one modality alone, another dimension, some tasks taught and others
 not, or the labels of half of the publishers only. Each is trained anew and compared with the full
 encoder on the same rows, seed by seed; parts that are worth nothing have their row too. How far two
-trainings of the same encoder are apart is an arm as well. The full encoder also scores a market
-with newcomers, where a ranker without vectors takes the users of few activities: fewer than the
-cold-start prior weighs. Two of the three seeds were run: with two, an interval reaches more than
-six times their distance to either side, and hardly anything is shown.
+trainings of the same encoder are apart is an arm as well. Two of the seeds were run: with two, an
+interval reaches more than six times their distance to either side, and hardly anything is shown.
 
     python -m benchmarks.evidence.embeddings_arms [--seeds N] [--fresh] [--budget]
 """
@@ -21,15 +19,9 @@ import numpy as np
 
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import build_graph
-from ad_pipeline.monitoring.user_vectors.cold_start import (
-    BUCKETS,
-    bucket_name,
-    scored_by_activity,
-)
 from ad_pipeline.monitoring.user_vectors.labelled import NEXT
 from ad_pipeline.monitoring.user_vectors.recall import SIMILAR_USERS
 from ad_pipeline.monitoring.user_vectors.study import (
-    activities_of,
     columns_of,
     columns_of_strangers,
     cost_of,
@@ -43,7 +35,6 @@ from benchmarks.seed_intervals import Estimate, mean_over_seeds
 from benchmarks.studies import Result, Study, Values, command_line, values_of
 from benchmarks.vector_study import (
     DIMENSION,
-    FEWEST,
     GRAPH,
     LIST,
     MAIN_US,
@@ -52,16 +43,11 @@ from benchmarks.vector_study import (
     TOLERATED,
     Arm,
     Market,
-    bucket_values,
     encoder_of,
-    expected_gain,
     market_of,
     match_values,
-    probabilities_without,
     recall_values,
     study_settings,
-    tested,
-    with_newcomers,
 )
 from benchmarks.vector_worlds import GOALS
 
@@ -86,8 +72,6 @@ ARMS: dict[str, Arm] = {
     HALF: Arm(publishers=0),
 }
 
-AS_THEY_ARE, BY_ACTIVITY = "as they are", "by activity"
-
 
 def run_arm(arm: str, seed: int) -> Values:
     """Train an arm's encoder on a seed's market and measure match columns, recall and cost."""
@@ -100,30 +84,9 @@ def run_arm(arm: str, seed: int) -> Values:
             else columns_of(encoder, market, goal, MAIN_US)
         )
         measured = match_values(market, seed, goal, probabilities_with(market, goal, own.matched))
-        if arm == FULL:
-            measured |= _newcomers(encoder, seed, goal)
         values |= {f"{goal}/{name}": value for name, value in measured.items()}
     values |= {f"cost/{name}": value for name, value in asdict(cost_of(encoder, market)).items()}
     return values | _found(encoder, market, seed)
-
-
-def _newcomers(encoder: Encoder, seed: int, goal: str) -> Values:
-    """Measure who scores users of few activities, where three users in ten are new at some time."""
-    market = with_newcomers(market_of(seed), seed)
-    found, without = tested(market, goal), probabilities_without(seed, goal)
-    activities = activities_of(market, goal, MAIN_US)[found.of_ranked]
-    with_columns = probabilities_with(
-        market, goal, columns_of(encoder, market, goal, MAIN_US).matched
-    )
-    said = {
-        AS_THEY_ARE: with_columns,
-        BY_ACTIVITY: scored_by_activity(with_columns, without, activities, FEWEST),
-    }
-    values = {
-        f"newcomers/{name}": expected_gain(found.truth, each, without)
-        for name, each in said.items()
-    }
-    return values | bucket_values(market, seed, goal, activities, said)
 
 
 def _found(encoder: Encoder, market: Market, seed: int) -> Values:
@@ -140,7 +103,7 @@ def _found(encoder: Encoder, market: Market, seed: int) -> Values:
 
 STUDY = Study(
     name="embeddings_arms",
-    settings=study_settings(ARMS) | {"fewest": FEWEST},
+    settings=study_settings(ARMS),
     seeds=dict.fromkeys(ARMS, SEEDS[:2]),
     run=run_arm,
     seconds=20.0,
@@ -259,15 +222,8 @@ def _transfer(results: Sequence[Result], key: str, says: str, arm: str, name: st
     )
 
 
-def _buckets(results: Sequence[Result], goal: str, way: str) -> dict[str, Estimate]:
-    return {
-        bucket_name(place): _of(results, FULL, f"{goal}/bucket/{place}/{way}")
-        for place in range(len(BUCKETS))
-    }
-
-
 def details(results: Sequence[Result]) -> list[str]:
-    """Return every arm beside the full encoder, newcomers, publishers, and what size costs."""
+    """Return every arm beside the full encoder, publishers, and what size costs."""
     header = ["arm", "seeds"]
     for goal in GOALS:
         header += [f"saved on {goal}s", "full saves more by"]
@@ -280,19 +236,6 @@ def details(results: Sequence[Result]) -> list[str]:
         ]
         for goal in GOALS
         for arm in (FULL, HALF, NEITHER)
-    ]
-    newcomers = [
-        [
-            goal,
-            words,
-            *(_percent(each) for each in _buckets(results, goal, way).values()),
-            _percent(_of(results, FULL, f"{goal}/newcomers/{way}")),
-        ]
-        for goal in GOALS
-        for way, words in (
-            (AS_THEY_ARE, "all, with vectors as they are"),
-            (BY_ACTIVITY, f"users of {FEWEST} activities and more"),
-        )
     ]
     sized = _sized(results)
     costs = [
@@ -319,17 +262,9 @@ def details(results: Sequence[Result]) -> list[str]:
         "",
         *table_lines(["goal", "arm", "seeds", "on the first half", "on the second"], publishers),
         "",
-        "By activities that the encoder knows of, in the market with newcomers; who is scored by "
-        "the ranker with vectors:",
-        "",
-        *table_lines(
-            ["goal", "scored with vectors", *map(bucket_name, range(len(BUCKETS))), "all rows"],
-            newcomers,
-        ),
-        "",
         "By dimension. Costs are medians over the seeds, of this machine while others used it too: "
         "microseconds of a core to encode a user, to match a user with an ad (a query), and to "
-        f"find a user's {GRAPH.neighbours} neighbours among some 6,000; bytes as float16:",
+        f"find a user's {GRAPH.neighbours} neighbours among some 12,000; bytes as float16:",
         "",
         *table_lines(
             [

@@ -141,24 +141,3 @@ def fit_prior(vectors: np.ndarray, segment: np.ndarray, strength: float) -> Prio
     n = np.bincount(place)[:, np.newaxis]
     of_segment = (sums + strength * of_all) / (n + strength)
     return Prior(of_all.astype(np.float32), segments, of_segment.astype(np.float32))
-
-
-def scored_by_activity(
-    with_vectors: np.ndarray, without: np.ndarray, activities: np.ndarray, fewest: int
-) -> np.ndarray:
-    """Score users of few activities by the ranker without vectors, and all others by the one with.
-
-    Parameters
-    ----------
-    with_vectors, without : ndarray of shape (n,), float64
-        Probabilities of the same rows.
-    activities : ndarray of shape (n,), int64
-        What the vector of each row's user knows of him.
-    fewest : int
-        Activities from which on the ranker with vectors is heard.
-
-    Returns
-    -------
-    ndarray of shape (n,), float64
-    """
-    return np.where(activities >= fewest, with_vectors, without)

@@ -28,7 +28,7 @@ from ad_pipeline.monitoring.user_vectors.features import (
     vectors_at,
 )
 from ad_pipeline.monitoring.user_vectors.labelled import UNKNOWN, Impressions
-from ad_pipeline.monitoring.user_vectors.ranker import Split, ranked
+from ad_pipeline.monitoring.user_vectors.ranker import Split, ranked, trainings_of
 from ad_pipeline.monitoring.user_vectors.recall import lists_by_way
 from ad_pipeline.settings import BatchSettings, UserVectorSettings
 
@@ -197,14 +197,16 @@ def with_vectors(encoder: Encoder, log: StudiedLog, goal: str, vectors: np.ndarr
 
 
 def probabilities_with(log: StudiedLog, goal: str, columns: np.ndarray | None) -> np.ndarray:
-    """Return what the ranker with some more columns says of a goal's tested rows.
+    """Return what rankers with some more columns say of a goal's tested rows, (trainings, t).
 
     Raises
     ------
     RankerUntrained
         If there are too few positives to train on.
     """
-    return ranked(log.ranked(goal), log.split, columns, log.batch, log.gaps_us[goal])
+    shown = log.ranked(goal)
+    trainings = trainings_of(int(log.split.learnt(shown).sum()))
+    return ranked(shown, log.split, columns, log.batch, log.gaps_us[goal], trainings)
 
 
 def prior_of(log: StudiedLog, encoder: Encoder, segment_strength: float) -> Prior:

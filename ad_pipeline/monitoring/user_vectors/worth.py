@@ -27,7 +27,7 @@ from ad_pipeline.monitoring.user_vectors.cold_start import (
     bucket_of,
 )
 from ad_pipeline.monitoring.user_vectors.labelled import UNKNOWN, Impressions
-from ad_pipeline.monitoring.user_vectors.ranker import Gain, RankerUntrained, gain_of
+from ad_pipeline.monitoring.user_vectors.ranker import Gain, RankerUntrained, gain_of, mean_losses
 from ad_pipeline.monitoring.user_vectors.recall import SIMILAR_USERS
 from ad_pipeline.monitoring.user_vectors.study import (
     Columns,
@@ -227,9 +227,9 @@ class _OfGoal:
         rows: np.ndarray | slice = slice(None),
     ) -> Gain:
         """Compare probabilities with others, those without vectors by default."""
-        other = self.without if over is None else over
-        tested = self.tested
-        return gain_of(tested.labels[rows], said[rows], other[rows], tested.user[rows])
+        labels, other = self.tested.labels[rows], self.without if over is None else over
+        losses, of_other = (mean_losses(labels, each[:, rows]) for each in (said, other))
+        return gain_of(losses, of_other, self.tested.user[rows])
 
     def figure(self, question: str, arm: str, gain: Gain, part: str = "") -> Figure:
         return Figure(
