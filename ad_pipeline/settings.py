@@ -1002,6 +1002,10 @@ class AlertSettings(Group):
     )
 
 
+SENTENCE_WIDTHS = 64, 128, 256
+"""Numbers of a sentence's vector: those whose first ones were trained to do alone."""
+
+
 class Modality(Group):
     """One kind of activity; its module has parameters of its own."""
 
@@ -1009,16 +1013,19 @@ class Modality(Group):
         description="As column `modality` of the activities has it; `ad_<goal>` are engagements of "
         "a goal."
     )
-    content: Literal["id", "text", "vector"] = Field(
+    content: Literal["id", "text", "sentence", "vector"] = Field(
         default="id",
-        description="What `content_id` holds: an id; a text, read as a bag of hashed n-grams; or "
-        "the numbers that a model of the user's own made of an image or a text: `[0.1, -2.5]`.",
+        description="What `content_id` holds: an id; a text, read as a bag of hashed n-grams; a "
+        "text, read by the sentence encoder of the extra `sentences`; or the numbers that a model "
+        "of the user's own made of an image or a text: `[0.1, -2.5]`.",
     )
     tokens: Annotated[int, Field(ge=0)] = Field(
         default=8, description="Slots of an activity that are read; more are cut off, fewer padded."
     )
     vector: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Numbers of the vector that comes with an activity; 0 for none."
+        default=0,
+        description="Numbers of the vector that comes with an activity, 0 for none; of a sentence "
+        "64, 128 or 256.",
     )
     longest: Annotated[int, Field(ge=8)] = Field(
         default=128,
@@ -1032,6 +1039,11 @@ class Modality(Group):
             raise ValueError(f"modality {self.name!r} reads nothing; give it tokens or a vector")
         if self.content == "vector" and not self.vector:
             raise ValueError(f"modality {self.name!r}: write how many numbers its vector has")
+        if self.content == "sentence" and self.vector not in SENTENCE_WIDTHS:
+            raise ValueError(
+                f"modality {self.name!r} reads sentences by {self.vector} numbers; write vector: "
+                f"{', '.join(map(str, SENTENCE_WIDTHS[:-1]))} or {SENTENCE_WIDTHS[-1]}"
+            )
         return self
 
 

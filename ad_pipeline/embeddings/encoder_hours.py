@@ -24,6 +24,7 @@ from ad_pipeline.datasets import Dataset, Deployment
 from ad_pipeline.embeddings.activities import ad_tokens, history_of, read_activities
 from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
 from ad_pipeline.embeddings.published import USER, last_known_us
+from ad_pipeline.embeddings.sentences import sentence_encoder_of
 from ad_pipeline.embeddings.sequences import NEVER, Sequences
 from ad_pipeline.embeddings.training import KIND, LabelledAds, Training
 from ad_pipeline.hashing import uniform
@@ -206,7 +207,10 @@ def _due(
         return "first" if end_us % (settings.full_refresh_every_hours * HOUR_US) == 0 else ""
     manifest = read_checkpoint(deployment.checkpoints, digest, verify=False).manifest
     asked = (settings.encoder.model_dump(mode="json"), settings.training.model_dump(mode="json"))
-    return "" if (manifest["settings"], manifest["training"]) == asked else "settings changed"
+    if (manifest["settings"], manifest["training"]) != asked:
+        return "settings changed"
+    same = manifest.get("sentence_encoder") == sentence_encoder_of(settings.encoder)
+    return "" if same else "sentence encoder changed"
 
 
 def _trained(
@@ -224,8 +228,8 @@ def _trained(
         begun = read_checkpoint(root, resolve(root, unfinished))
         asked = training.state()[1] | {"rows_digest": training.digest_of(sequences, ads)}
         # What was begun on other rows, by other settings or by other code is of no use.
-        same = ("settings", "training", "code_version", "rows_digest")
-        if all(begun.manifest[name] == asked[name] for name in same):
+        same = ("settings", "training", "code_version", "rows_digest", "sentence_encoder")
+        if all(begun.manifest.get(name) == asked.get(name) for name in same):
             training = Training.restore(begun.arrays, begun.manifest)
     losses: list[float] = []
     watermark_us = last_known_us(hour_us)

@@ -22,6 +22,7 @@ from ad_pipeline_tests.embeddings.vector_markets import (
     FIRST_ENCODER,
     hour_of,
     trained,
+    vector_settings,
     warehouse_of,
     with_settings,
 )
@@ -55,6 +56,20 @@ def test_other_settings_ask_for_another_encoder_at_once(published: Market, tmp_p
     hour, after = trained(other, 13, 15)
     assert (hour.cause, after.cause) == ("settings changed", "unchanged")
     assert hour.digest not in (None, digest_after(published.deployment, hour_of(published, 12)))
+
+
+@needs_jax
+def test_other_sentence_weights_ask_for_another_encoder(
+    published: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment, settings = published.deployment, vector_settings(published)
+    hour_us = hour_of(published, FIRST_ENCODER + 1)
+    digest = digest_after(deployment, hour_us)
+    assert encoder_hours._due(deployment, settings, hour_us, digest) == ""
+    other = {"package": "wordllama", "version": "9", "sha256": "9"}
+    monkeypatch.setattr(encoder_hours, "sentence_encoder_of", lambda _: other)
+    found = encoder_hours._due(deployment, settings, hour_us, digest)
+    assert found == "sentence encoder changed"
 
 
 def stopping(after: int) -> Any:
