@@ -1137,6 +1137,33 @@ class TrainingSettings(Group):
     seed: int = Field(default=0, description="Same seed, same first weights and order.")
 
 
+NEXT = "next"
+"""Task of what users did next, beside the goals."""
+
+
+class NextActionSettings(Group):
+    """What users did next as a task of the encoder: told from what others did.
+
+    Reference: Pancha et al., PinnerFormer, KDD 2022 (dense all-action loss).
+    """
+
+    horizon_hours: PositiveInt = Field(
+        default=24,
+        description="All that a user did in so many hours, counted from 1970, shares one sequence, "
+        "which ends before them: longer costs less, and shorter teaches more of what just was.",
+    )
+    maximum: PositiveInt = Field(
+        default=100_000,
+        description="Actions of `labels_lookback_hours` that an encoder is trained on, drawn by "
+        "hash of user and moment above this, each with one of somebody else.",
+    )
+    modalities: tuple[str, ...] | None = Field(
+        default=None,
+        description="Kinds of activity that are foretold, of those that the encoder reads. None: "
+        "all but engagements of a goal, whose labels are learnt. Only what has tokens is.",
+    )
+
+
 class RefreshTier(Group):
     """Users of some activity, and how old their vectors may grow while there is news of them."""
 
@@ -1161,6 +1188,10 @@ class UserVectorSettings(Group):
 
     encoder: EncoderSettings = EncoderSettings()
     training: TrainingSettings = TrainingSettings()
+    next_actions: NextActionSettings | None = Field(
+        default=NextActionSettings(),
+        description="None: goals alone are learnt, of which positives are few.",
+    )
     retrain_every_hours: PositiveInt = Field(
         default=168,
         description="Log hours between two encoders, counted from 1970; the first is trained as "
@@ -1257,6 +1288,28 @@ class UserVectorSettings(Group):
         default="remaining_budget",
         description="Metric of events.campaign_kpis that says what a campaign has left to spend.",
     )
+
+    @property
+    def taught_encoder(self) -> EncoderSettings:
+        """The encoder with all that it is taught: :data:`NEXT` is the last of its tasks."""
+        if self.next_actions is None:
+            return self.encoder
+        return self.encoder.model_copy(update={"tasks": (*self.encoder.tasks, NEXT)})
+
+    @model_validator(mode="after")
+    def _check_next_actions(self) -> Self:
+        """Refuse to foretell what is not read, and a goal of the task's name."""
+        if self.next_actions is None:
+            return self
+        read = [modality.name for modality in self.encoder.modalities]
+        if unread := sorted(set(self.next_actions.modalities or ()) - set(read)):
+            raise ValueError(f"next_actions.modalities has {unread}; write some of {read}")
+        if NEXT in self.encoder.tasks:
+            raise ValueError(
+                f"encoder.tasks has {NEXT!r}, as what users did next is called; rename the goal, "
+                "or write next_actions: null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_tiers(self) -> Self:

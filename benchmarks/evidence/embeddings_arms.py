@@ -26,7 +26,6 @@ from ad_pipeline.monitoring.user_vectors.cold_start import (
     bucket_name,
     scored_by_activity,
 )
-from ad_pipeline.monitoring.user_vectors.labelled import NEXT
 from ad_pipeline.monitoring.user_vectors.recall import SIMILAR_USERS
 from ad_pipeline.monitoring.user_vectors.study import (
     activities_of,
@@ -36,7 +35,7 @@ from ad_pipeline.monitoring.user_vectors.study import (
     known_users,
     probabilities_with,
 )
-from ad_pipeline.settings import Enrichment
+from ad_pipeline.settings import NEXT, Enrichment
 from benchmarks import vector_worlds
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
 from benchmarks.seed_intervals import Estimate, mean_over_seeds
