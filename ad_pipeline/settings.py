@@ -1226,7 +1226,8 @@ class UserVectorSettings(Group):
     kept_hours: PositiveInt = Field(
         default=336,
         description="Published hours that are kept: whoever learns from served rows reads the "
-        "vectors of their hours again.",
+        "vectors of their hours again. At least the longest of the lookbacks of `batch`, "
+        "`ensemble`, `delays` and `fallbacks`, the time until the last label matures, and the lag.",
     )
     full_refresh_every_hours: PositiveInt = Field(
         default=24,
