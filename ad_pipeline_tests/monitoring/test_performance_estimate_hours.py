@@ -10,7 +10,7 @@ import pytest
 from ad_pipeline.clocks import HOUR_US, hour_start
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.monitoring import performance_estimate_hours
+from ad_pipeline.monitoring import scored_anchors
 from ad_pipeline.monitoring.performance_estimate import MEASURES
 from ad_pipeline.monitoring.performance_estimate_hours import (
     VALID,
@@ -288,7 +288,7 @@ def test_a_sample_of_the_anchors_is_about_them_all(calm: Site, tmp_path: Path) -
 def test_more_traffic_than_an_hour_may_read_is_thinned(
     calm: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(performance_estimate_hours, "MAXIMUM_ROWS", 2_000)
+    monkeypatch.setattr(scored_anchors, "MAXIMUM_ROWS", 2_000)
     (row,) = calm.planted(tmp_path).estimated(HOUR, HOUR + 1)
     (whole,) = [row for row in rows(calm)[0] if row["hour_us"] == NOW_US - HOUR_US]
     # 26 hours of 250 anchors had matured: one in four.
