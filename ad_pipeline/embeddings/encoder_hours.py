@@ -122,11 +122,12 @@ def train_hours(
 
     Raises
     ------
-    EmbeddingsExtraMissing
-        If JAX is not installed.
+    EmbeddingsExtraMissing, SentencesExtraMissing
+        If JAX is not installed, or a modality reads sentences and their encoder is not.
     """
     jax_or(EmbeddingsExtraMissing)
     settings = settings_of(deployment.dataset)
+    sentence_encoder_of(settings.encoder)
     for hour_us in hours_between(start_us, end_us):
         digest, trained = digest_after(deployment, hour_us - HOUR_US), None
         cause = _due(deployment, settings, hour_us, digest)

@@ -14,6 +14,7 @@ from ad_pipeline.embeddings import encoder_hours
 from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
 from ad_pipeline.embeddings.encoder_hours import TooFewLabels, digest_after, rows_to_learn
 from ad_pipeline.embeddings.published import last_known_us
+from ad_pipeline.embeddings.sentences import SentencesExtraMissing
 from ad_pipeline.embeddings.training import KIND, Progress, Training
 from ad_pipeline.warehouse import rows_of
 from ad_pipeline_tests.defs.markets import Market
@@ -180,3 +181,15 @@ def test_without_jax_the_extra_is_named(joined: Market, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(EmbeddingsExtraMissing, match=r"pip install ad_pipeline\[embeddings\]"):
         trained(joined, 0, 1)
+
+
+@needs_jax
+def test_without_the_sentence_encoder_its_extra_is_named_before_anything_is_read(
+    joined: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = vector_settings(joined).encoder.model_dump(mode="json")
+    encoder["modalities"] = [{"name": "comment", "content": "sentence", "vector": 64}]
+    market = with_settings(joined, tmp_path, encoder=encoder)
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    with pytest.raises(SentencesExtraMissing, match=r"pip install ad_pipeline\[sentences\]"):
+        trained(market, 0, 1)

@@ -16,9 +16,11 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ad_pipeline.checkpoints import read_checkpoint
 from ad_pipeline.embeddings import sentences
 from ad_pipeline.embeddings.content import text_tokens
 from ad_pipeline.embeddings.encoder import Encoder
+from ad_pipeline.embeddings.encoder_hours import rows_to_learn
 from ad_pipeline.embeddings.sentences import (
     OtherSentenceEncoder,
     SentencesExtraMissing,
@@ -27,7 +29,16 @@ from ad_pipeline.embeddings.sentences import (
 )
 from ad_pipeline.embeddings.training import Training
 from ad_pipeline.settings import SENTENCE_WIDTHS, EncoderSettings, Modality, TrainingSettings
+from ad_pipeline_tests.defs.markets import Market
 from ad_pipeline_tests.embeddings.made_worlds import needs_jax, needs_sentences
+from ad_pipeline_tests.embeddings.vector_markets import (
+    FIRST_ENCODER,
+    hour_of,
+    trained,
+    vector_settings,
+    warehouse_of,
+    with_settings,
+)
 
 READER = EncoderSettings(
     modalities=(Modality(name="m", content="sentence", tokens=0, vector=64),),
@@ -218,3 +229,27 @@ def test_another_release_of_the_weights_is_another_encoder(
 def test_an_encoder_that_reads_no_sentences_does_not_name_their_weights() -> None:
     _, manifest = Training(EncoderSettings(bits=8), TrainingSettings()).state()
     assert "sentence_encoder" not in manifest
+
+
+@needs_sentences
+@needs_jax
+def test_an_encoder_of_a_market_reads_what_users_read_as_sentences(
+    joined: Market, tmp_path: Path
+) -> None:
+    """Sentences have no tokens, so nothing of them is foretold, and goals alone are learnt."""
+    encoder = vector_settings(joined).encoder.model_dump(mode="json")
+    encoder["modalities"][1] |= {"content": "sentence", "tokens": 0, "vector": 64}
+    market = with_settings(joined.copied_to(tmp_path / "home"), tmp_path, encoder=encoder)
+    dataset, hour_us = market.deployment.dataset, hour_of(market, FIRST_ENCODER)
+    sequences, ads = rows_to_learn(warehouse_of(market), dataset, hour_us)
+    read = sequences.history.modalities["content_view"].vectors
+    np.testing.assert_allclose(np.linalg.norm(read, axis=1), 1.0, atol=1e-6)
+    assert np.isfinite(ads.labels[:, 0]).any()
+    assert np.isnan(ads.labels[:, -1]).all()
+    (hour,) = trained(market, FIRST_ENCODER, FIRST_ENCODER + 1)
+    assert hour.digest is not None
+    manifest = read_checkpoint(market.deployment.checkpoints, hour.digest).manifest
+    assert manifest["sentence_encoder"] == sentence_encoder_of(vector_settings(market).encoder)
+    vectors = Encoder.open(market.deployment.checkpoints, hour.digest).vectors(sequences)
+    assert np.isfinite(vectors).all()
+    assert len(np.unique(vectors, axis=0)) > 10
