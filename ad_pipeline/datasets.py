@@ -1035,6 +1035,7 @@ def _read_dataset(top: _Place) -> Dataset:
     _check_calibration_slice(entries, dataset)
     _check_label_slices(entries, dataset)
     _check_ad_columns(entries, dataset)
+    _check_kept_hours(entries, dataset)
     return dataset.model_copy(update={"sources": sources})
 
 
@@ -1376,3 +1377,37 @@ def _check_ad_columns(entries: Mapping[str, _Place], dataset: Dataset) -> None:
                     f"write {near[0]!r}" if near else "list it under features.categorical first",
                 )
             )
+
+
+def _check_kept_hours(entries: Mapping[str, _Place], dataset: Dataset) -> None:
+    """Refuse to remove published vectors that whoever learns from served rows looks up again.
+
+    Rows are read for hours after they matured, and matured long after they were served, when they
+    read vectors that had been published the lag before. Vectors go when the run begins that makes
+    the hour; replays and benchmarks of older hours, which people ask for, are not counted.
+    """
+    settings = dataset.settings
+    vectors = settings.user_vectors
+    if vectors is None:
+        return
+    matured = {
+        "batch.lookback_hours": settings.batch.lookback_hours,
+        "ensemble.lookback_hours": settings.ensemble.lookback_hours,
+        "delays.lookback_hours": settings.delays.lookback_hours,
+        "fallbacks.hours": 0 if settings.fallbacks is None else settings.fallbacks.hours,
+    }
+    name = max(matured, key=lambda each: matured[each])
+    maturity_hours = -(-dataset.maturity_us // HOUR_US)
+    needed = matured[name] + maturity_hours + vectors.publication_lag_hours
+    if vectors.kept_hours < needed:
+        raise (
+            entries["settings"]
+            .at(("user_vectors", "kept_hours"))
+            .error(
+                f"kept_hours is {vectors.kept_hours}, and vectors {needed} hours old are looked up "
+                f"again: settings.{name} is {matured[name]}, a label matures up to "
+                f"{maturity_hours} hours after its impression, and vectors are published "
+                f"{vectors.publication_lag_hours} hours after theirs",
+                f"write kept_hours: {needed} or more, or shorten what is looked up",
+            )
+        )

@@ -1002,6 +1002,10 @@ class AlertSettings(Group):
     )
 
 
+SENTENCE_WIDTHS = 64, 128, 256
+"""Numbers of a sentence's vector: those whose first ones were trained to do alone."""
+
+
 class Modality(Group):
     """One kind of activity; its module has parameters of its own."""
 
@@ -1009,16 +1013,19 @@ class Modality(Group):
         description="As column `modality` of the activities has it; `ad_<goal>` are engagements of "
         "a goal."
     )
-    content: Literal["id", "text", "vector"] = Field(
+    content: Literal["id", "text", "sentence", "vector"] = Field(
         default="id",
-        description="What `content_id` holds: an id; a text, read as a bag of hashed n-grams; or "
-        "the numbers that a model of the user's own made of an image or a text: `[0.1, -2.5]`.",
+        description="What `content_id` holds: an id; a text, read as a bag of hashed n-grams; a "
+        "text, read by the sentence encoder of the extra `sentences`; or the numbers that a model "
+        "of the user's own made of an image or a text: `[0.1, -2.5]`.",
     )
     tokens: Annotated[int, Field(ge=0)] = Field(
         default=8, description="Slots of an activity that are read; more are cut off, fewer padded."
     )
     vector: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Numbers of the vector that comes with an activity; 0 for none."
+        default=0,
+        description="Numbers of the vector that comes with an activity, 0 for none; of a sentence "
+        "64, 128 or 256.",
     )
     longest: Annotated[int, Field(ge=8)] = Field(
         default=128,
@@ -1032,6 +1039,11 @@ class Modality(Group):
             raise ValueError(f"modality {self.name!r} reads nothing; give it tokens or a vector")
         if self.content == "vector" and not self.vector:
             raise ValueError(f"modality {self.name!r}: write how many numbers its vector has")
+        if self.content == "sentence" and self.vector not in SENTENCE_WIDTHS:
+            raise ValueError(
+                f"modality {self.name!r} reads sentences by {self.vector} numbers; write vector: "
+                f"{', '.join(map(str, SENTENCE_WIDTHS[:-1]))} or {SENTENCE_WIDTHS[-1]}"
+            )
         return self
 
 
@@ -1125,6 +1137,33 @@ class TrainingSettings(Group):
     seed: int = Field(default=0, description="Same seed, same first weights and order.")
 
 
+NEXT = "next"
+"""Task of what users did next, beside the goals."""
+
+
+class NextActionSettings(Group):
+    """What users did next as a task of the encoder: told from what others did.
+
+    Reference: Pancha et al., PinnerFormer, KDD 2022 (dense all-action loss).
+    """
+
+    horizon_hours: PositiveInt = Field(
+        default=24,
+        description="All that a user did in so many hours, counted from 1970, shares one sequence, "
+        "which ends before them: longer costs less, and shorter teaches more of what just was.",
+    )
+    maximum: PositiveInt = Field(
+        default=100_000,
+        description="Actions of `labels_lookback_hours` that an encoder is trained on, drawn by "
+        "hash of user and moment above this, each with one of somebody else.",
+    )
+    modalities: tuple[str, ...] | None = Field(
+        default=None,
+        description="Kinds of activity that are foretold, of those that the encoder reads. None: "
+        "all but engagements of a goal, whose labels are learnt. Only what has tokens is.",
+    )
+
+
 class RefreshTier(Group):
     """Users of some activity, and how old their vectors may grow while there is news of them."""
 
@@ -1149,6 +1188,10 @@ class UserVectorSettings(Group):
 
     encoder: EncoderSettings = EncoderSettings()
     training: TrainingSettings = TrainingSettings()
+    next_actions: NextActionSettings | None = Field(
+        default=NextActionSettings(),
+        description="None: goals alone are learnt, of which positives are few.",
+    )
     retrain_every_hours: PositiveInt = Field(
         default=168,
         description="Log hours between two encoders, counted from 1970; the first is trained as "
@@ -1183,7 +1226,8 @@ class UserVectorSettings(Group):
     kept_hours: PositiveInt = Field(
         default=336,
         description="Published hours that are kept: whoever learns from served rows reads the "
-        "vectors of their hours again.",
+        "vectors of their hours again. At least the longest of the lookbacks of `batch`, "
+        "`ensemble`, `delays` and `fallbacks`, the time until the last label matures, and the lag.",
     )
     full_refresh_every_hours: PositiveInt = Field(
         default=24,
@@ -1250,6 +1294,28 @@ class UserVectorSettings(Group):
         default="remaining_budget",
         description="Metric of events.campaign_kpis that says what a campaign has left to spend.",
     )
+
+    @property
+    def taught_encoder(self) -> EncoderSettings:
+        """The encoder with all that it is taught: :data:`NEXT` is the last of its tasks."""
+        if self.next_actions is None:
+            return self.encoder
+        return self.encoder.model_copy(update={"tasks": (*self.encoder.tasks, NEXT)})
+
+    @model_validator(mode="after")
+    def _check_next_actions(self) -> Self:
+        """Refuse to foretell what is not read, and a goal of the task's name."""
+        if self.next_actions is None:
+            return self
+        read = [modality.name for modality in self.encoder.modalities]
+        if unread := sorted(set(self.next_actions.modalities or ()) - set(read)):
+            raise ValueError(f"next_actions.modalities has {unread}; write some of {read}")
+        if NEXT in self.encoder.tasks:
+            raise ValueError(
+                f"encoder.tasks has {NEXT!r}, as what users did next is called; rename the goal, "
+                "or write next_actions: null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_tiers(self) -> Self:

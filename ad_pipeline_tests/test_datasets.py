@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ad_pipeline.clocks import HOUR_US, MINUTE_US
+from ad_pipeline.clocks import HOUR_US, MINUTE_US, published_hour
 from ad_pipeline.datasets import (
     DATA_FOLDER,
     FUNCTIONS,
@@ -188,6 +188,10 @@ MISTAKES = [
      "settings.user_vectors.encoder.ad_columns[1]", "write 'country'"),
     ("  online: {bits: 18}", "  user_vectors: {encoder: {ad_columns: [price]}}",
      "settings.user_vectors.encoder.ad_columns[0]", "list it under features.categorical first"),
+    ("  online: {bits: 18}", "  user_vectors: {kept_hours: 100}",
+     "settings.user_vectors.kept_hours", "settings.ensemble.lookback_hours is 168"),
+    ("  online: {bits: 18}", "  user_vectors: {}\n  delays: {lookback_hours: 400}",
+     "settings.user_vectors", "settings.delays.lookback_hours is 400"),
     ("  online: {bits: 18}", "  ensemble: {calibration_slice: county}",
      "settings.ensemble.calibration_slice", "write 'country'"),
     ("  online: {bits: 18}", "  ensemble: {calibration_slice: price}",
@@ -221,6 +225,23 @@ def test_a_mistake_is_named_with_file_line_key_and_remedy(
     assert error.key == key
     assert str(error).startswith(f"{tmp_path / 'dataset.yaml'}:{error.line}: {key}: ")
     assert error.remedy
+
+
+def test_vectors_are_kept_just_as_long_as_learners_look_them_up(tmp_path: Path) -> None:
+    """An hour less is refused, and would be missed by the oldest label of a lookback."""
+    needed, lag = 168 + 27 + 1, 1
+    dataset = load(with_kept(needed), tmp_path)
+    with pytest.raises(DatasetError, match=f"write kept_hours: {needed} or more"):
+        load(with_kept(needed - 1), tmp_path)
+    hour_us = dataset.start_us + 1_000 * HOUR_US  # the hours before it go by this hour's run
+    oldest_matured_us = hour_us + HOUR_US - dataset.settings.ensemble.lookback_hours * HOUR_US
+    looked_up_us = published_hour(lag, oldest_matured_us - dataset.maturity_us)
+    assert looked_up_us == hour_us - needed * HOUR_US
+
+
+def with_kept(hours: int) -> str:
+    vectors = f"  user_vectors: {{kept_hours: {hours}}}"
+    return GOOD.replace("  online: {bits: 18}", f"  online: {{bits: 18}}\n{vectors}")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.embeddings.content import id_tokens
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import SimilarityGraph, Users
+from ad_pipeline.embeddings.next_actions import Actions
 from ad_pipeline.embeddings.published import ad_hashes
 from ad_pipeline.embeddings.sequences import Activities, History
 from ad_pipeline.embeddings.training import CODE_VERSION, train
@@ -33,12 +34,7 @@ from ad_pipeline.monitoring.user_vectors.cold_start import (
     segments_of,
 )
 from ad_pipeline.monitoring.user_vectors.features import Engagements
-from ad_pipeline.monitoring.user_vectors.labelled import (
-    NEXT,
-    Deeds,
-    Impressions,
-    lessons,
-)
+from ad_pipeline.monitoring.user_vectors.labelled import Impressions, lessons
 from ad_pipeline.monitoring.user_vectors.ranker import (
     MOST_TRAININGS,
     TRAINED_ROWS,
@@ -55,6 +51,7 @@ from ad_pipeline.monitoring.user_vectors.study import (
 )
 from ad_pipeline.monitoring.user_vectors.worth import INTERVALS
 from ad_pipeline.settings import (
+    NEXT,
     BatchSettings,
     EncoderSettings,
     Enrichment,
@@ -156,11 +153,12 @@ class Market(StudiedLog):
     Attributes
     ----------
     world : VectorWorld
-    deeds : Deeds
+    actions : Actions
+        What users read.
     """
 
     world: VectorWorld
-    deeds: Deeds
+    actions: Actions
 
 
 @lru_cache(maxsize=1)
@@ -211,7 +209,7 @@ def laid_out(world: VectorWorld) -> Market:
         gaps_us=dict.fromkeys(GOALS, GAP_US),
         engagers_every_us=DAY_US,
         world=world,
-        deeds=Deeds(user[views], received_us[views], about[views]),
+        actions=Actions(user[views], received_us[views], about[views]),
     )
 
 
@@ -282,7 +280,7 @@ def _encoder_of(arm: Arm, seed: int) -> Encoder:
         arm.tasks,
         span_us,
         BLOCK_US,
-        market.deeds if NEXT in arm.tasks else None,
+        market.actions if NEXT in arm.tasks else None,
         seed,
     )
     how = TRAINING.model_copy(update={"seed": seed + ANEW if arm.anew else seed})

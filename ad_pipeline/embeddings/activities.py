@@ -19,6 +19,7 @@ from ad_pipeline.datasets import Dataset
 from ad_pipeline.embeddings.content import id_tokens, text_tokens
 from ad_pipeline.embeddings.published import AD, USER, ad_hashes, user_hashes
 from ad_pipeline.embeddings.retrieval import Engaged, engaged_until
+from ad_pipeline.embeddings.sentences import sentence_vectors
 from ad_pipeline.embeddings.sequences import History
 from ad_pipeline.settings import EncoderSettings, Modality
 
@@ -163,6 +164,9 @@ def _read(
 def _content(ids: pa.ChunkedArray, modality: Modality, bits: int) -> dict[str, pa.Array]:
     if modality.content == "vector":
         return {"tokens": pa.nulls(len(ids), pa.list_(pa.uint32())), "vector": _numbers(ids)}
+    if modality.content == "sentence":
+        vectors = _lists(sentence_vectors(ids, modality.vector))
+        return {"tokens": pa.nulls(len(ids), pa.list_(pa.uint32())), "vector": vectors}
     name = f"{modality.name}.content_id"
     if modality.content == "text":
         tokens = text_tokens(ids.to_pylist(), name, bits, most=max(modality.tokens, 1))
@@ -185,10 +189,10 @@ def _numbers(texts: pa.ChunkedArray) -> pa.Array:
     return pa.array(found, pa.list_(pa.float32()))
 
 
-def _lists(tokens: np.ndarray) -> pa.Array:
-    """Return slots, uint32 (n, T), as lists of T."""
-    offsets = np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens.reshape(-1)))
+def _lists(values: np.ndarray) -> pa.Array:
+    """Return slots or numbers (n, T) as lists of T."""
+    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
 
 
 def _no_lists(rows: pa.Table | pa.ChunkedArray) -> pa.Array:

@@ -36,6 +36,7 @@ import numpy as np
 
 from ad_pipeline.checkpoints import read_checkpoint
 from ad_pipeline.embeddings import enrichment
+from ad_pipeline.embeddings.sentences import check_same, sentence_encoder_of
 from ad_pipeline.embeddings.sequences import Batch, Sequences, Window
 from ad_pipeline.embeddings.slot_table import SlotTable
 from ad_pipeline.hashing import uniform
@@ -107,6 +108,8 @@ class Encoder:
         ------
         MissingCheckpoint, CorruptCheckpoint
             If it is not there, or bytes differ from its manifest.
+        OtherSentenceEncoder, SentencesExtraMissing
+            If it reads sentences, and not by the weights that are installed.
         """
         checkpoint = read_checkpoint(root, digest)
         return cls.restore(checkpoint.arrays, checkpoint.manifest)
@@ -115,6 +118,7 @@ class Encoder:
     def restore(cls, arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Self:
         """Return the encoder of a :meth:`state`."""
         settings = EncoderSettings.model_validate(manifest["settings"])
+        check_same(settings, manifest.get("sentence_encoder"))
         parameters = laid_out(np.array(arrays["parameters"]), first_parameters(settings))
         tables = (
             SlotTable(np.array(arrays[f"{name}_rows"]), np.array(arrays[f"{name}_squares"]))
@@ -127,7 +131,9 @@ class Encoder:
         arrays = {"parameters": flat_of(self.parameters)}
         for name, table in (("content", self.content), ("ads", self.ads)):
             arrays |= {f"{name}_rows": table.rows, f"{name}_squares": table.squares}
-        return arrays, {"settings": self.settings.model_dump(mode="json")}
+        manifest = {"settings": self.settings.model_dump(mode="json")}
+        sentences = sentence_encoder_of(self.settings)
+        return arrays, manifest | ({"sentence_encoder": sentences} if sentences else {})
 
     @property
     def longest(self) -> dict[str, int]:

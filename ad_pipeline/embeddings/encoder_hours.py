@@ -4,7 +4,9 @@ An encoder that is due after hour H learns labels that had matured by the end of
 from H on, since vectors are computed when the hour is over. A label's sequence ends where the
 vector ended that its impression could read (:func:`ad_pipeline.clocks.published_hour`). Rows of
 users of whom nothing was known then are left out, since they have no vector when served either; to
-keep those who did something later would keep them by their label.
+keep those who did something later would keep them by their label. What users did next
+(:mod:`.next_actions`) is learnt from the same activities, each day's from what could be read when
+it began.
 
 A training that dies goes on from its last checkpoint and ends in the same bytes. Learning itself is
 :mod:`.training`, vectors of the encoder in force are :mod:`.vector_hours`.
@@ -12,7 +14,7 @@ A training that dies goes on from its last checkpoint and ends in the same bytes
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +23,17 @@ import pyarrow.compute as pc
 from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, unpoint, unswept
 from ad_pipeline.clocks import HOUR_US, hour_key, hours_between, published_hour
 from ad_pipeline.datasets import Dataset, Deployment
-from ad_pipeline.embeddings.activities import ad_tokens, history_of, read_activities
+from ad_pipeline.embeddings.activities import (
+    ad_modality,
+    ad_tokens,
+    history_of,
+    read_activities,
+)
 from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
+from ad_pipeline.embeddings.next_actions import actions_of, contrasted
 from ad_pipeline.embeddings.published import USER, last_known_us
-from ad_pipeline.embeddings.sequences import NEVER, Sequences
+from ad_pipeline.embeddings.sentences import sentence_encoder_of
+from ad_pipeline.embeddings.sequences import NEVER, History, Sequences
 from ad_pipeline.embeddings.training import KIND, LabelledAds, Training
 from ad_pipeline.hashing import uniform
 from ad_pipeline.settings import UserVectorSettings
@@ -113,11 +122,12 @@ def train_hours(
 
     Raises
     ------
-    EmbeddingsExtraMissing
-        If JAX is not installed.
+    EmbeddingsExtraMissing, SentencesExtraMissing
+        If JAX is not installed, or a modality reads sentences and their encoder is not.
     """
     jax_or(EmbeddingsExtraMissing)
     settings = settings_of(deployment.dataset)
+    sentence_encoder_of(settings.encoder)
     for hour_us in hours_between(start_us, end_us):
         digest, trained = digest_after(deployment, hour_us - HOUR_US), None
         cause = _due(deployment, settings, hour_us, digest)
@@ -154,7 +164,6 @@ def rows_to_learn(
 
     settings = settings_of(dataset)
     encoder, as_of_us = settings.encoder, last_known_us(hour_us)
-    lookback_us = settings.lookback_hours * HOUR_US
     parameters = {
         "goals": list(encoder.tasks),
         "from_us": as_of_us + 1 - settings.labels_lookback_hours * HOUR_US,
@@ -165,34 +174,115 @@ def rows_to_learn(
         shown = _thinned(shown, settings.maximum_labels, dataset.settings.seed)
         lag_hours, occurred_us = settings.publication_lag_hours, _int64(shown["occurred_us"])
         moment_us = last_known_us(published_hour(lag_hours, occurred_us))
-        from_us = int(moment_us.min(initial=as_of_us)) - lookback_us + 1
+        from_us = int(moment_us.min(initial=as_of_us)) - settings.lookback_hours * HOUR_US + 1
         did = read_activities(connection, dataset, encoder, from_us, as_of_us)
     history = history_of(did, dataset, encoder)
-    place = history.places(shown[USER])
-    ends, sequence = np.unique(np.column_stack([place, moment_us]), axis=0, return_inverse=True)
-    longest = {modality.name: modality.longest for modality in encoder.modalities}
-    is_known = ends[:, 0] >= 0
-    sequences = history.sequences(ends[is_known, 1], longest, ends[is_known, 0], lookback_us)
-    has_any = sequences.newest_us() != NEVER
-    is_known[is_known] = has_any
-    kept = is_known[sequence.reshape(-1)]
-    place_of = np.cumsum(is_known) - 1
-    shown = shown.filter(pa.array(kept))
-    labels = _labels(shown, len(encoder.tasks))
-    positives = int((labels[:, 0] == 1).sum())
+    tasks = len(settings.taught_encoder.tasks)
+    rows = _Examples(
+        history.places(shown[USER]),
+        moment_us,
+        occurred_us,
+        ad_tokens(shown, encoder),
+        _labels(shown, tasks),
+    )
+    if settings.next_actions is not None:
+        known_from_us = int(moment_us.min(initial=as_of_us))
+        rows = rows.with_rows(*_next_rows(history, dataset, known_from_us, as_of_us))
+    sequences, rows, sequence = _of_known_users(history, rows, settings)
+    positives = int((rows.labels[:, 0] == 1).sum())
     if positives < settings.minimum_positives:
         raise TooFewLabels(
             f"{positives} positives of {encoder.tasks[0]} with a known user, "
             f"{settings.minimum_positives} are needed"
         )
-    sequences = sequences.take(np.flatnonzero(has_any))
     return sequences, LabelledAds.after(
-        sequences,
-        place_of[sequence.reshape(-1)[kept]],
-        _int64(shown["occurred_us"]),
-        ad_tokens(shown, encoder),
-        labels,
+        sequences, sequence, rows.shown_us, rows.tokens, rows.labels
     )
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """What is learnt, before it is known whose sequence there is.
+
+    Attributes
+    ----------
+    place : ndarray of shape (n,), int64
+        Of the user in the history; -1 of who is not there.
+    moment_us, shown_us : ndarray of shape (n,), int64
+        When the sequence ends, and when what is labelled came.
+    tokens : ndarray of shape (n, A), uint32
+    labels : ndarray of shape (n, tasks), float32
+    """
+
+    place: np.ndarray
+    moment_us: np.ndarray
+    shown_us: np.ndarray
+    tokens: np.ndarray
+    labels: np.ndarray
+
+    def with_rows(self, *others: Self) -> Self:
+        """Return these rows and others behind them, tokens padded to the widest."""
+        parts = [self, *others]
+        width = max(part.tokens.shape[1] for part in parts)
+        return type(self)(
+            np.concatenate([part.place for part in parts]),
+            np.concatenate([part.moment_us for part in parts]),
+            np.concatenate([part.shown_us for part in parts]),
+            np.concatenate(
+                [np.pad(p.tokens, ((0, 0), (0, width - p.tokens.shape[1]))) for p in parts]
+            ),
+            np.concatenate([part.labels for part in parts]),
+        )
+
+    def taken(self, kept: np.ndarray) -> Self:
+        """Return the rows of a mask."""
+        return type(self)(
+            self.place[kept],
+            self.moment_us[kept],
+            self.shown_us[kept],
+            self.tokens[kept],
+            self.labels[kept],
+        )
+
+
+def _next_rows(
+    history: History, dataset: Dataset, known_from_us: int, as_of_us: int
+) -> Iterator[_Examples]:
+    """Yield what users did next, of moments from which on the history has the whole lookback."""
+    settings, seed = settings_of(dataset), dataset.settings.seed
+    asked, tasks = settings.next_actions, settings.taught_encoder.tasks
+    if asked is None:
+        return
+    goals = {ad_modality(goal) for goal in dataset.goal_names}
+    names = asked.modalities or [each for each in history.modalities if each not in goals]
+    span_us = (as_of_us - settings.labels_lookback_hours * HOUR_US, as_of_us)
+    for actions in actions_of(history, names, span_us, asked.maximum, seed):
+        begins_us = actions.received_us - actions.received_us % (asked.horizon_hours * HOUR_US)
+        moment_us = last_known_us(published_hour(settings.publication_lag_hours, begins_us))
+        known = moment_us >= known_from_us
+        found = contrasted(actions.taken(known), seed)
+        labels = np.full((len(found.labels), len(tasks)), np.nan, np.float32)
+        labels[:, -1] = found.labels
+        moments = np.tile(moment_us[known], 2)
+        yield _Examples(found.user, moments, found.received_us, found.tokens, labels)
+
+
+def _of_known_users(
+    history: History, rows: _Examples, settings: UserVectorSettings
+) -> tuple[Sequences, _Examples, np.ndarray]:
+    """Return sequences of which something is known, the rows that have one, and whose it is."""
+    pairs = np.column_stack([rows.place, rows.moment_us])
+    ends, sequence = np.unique(pairs, axis=0, return_inverse=True)
+    longest = {modality.name: modality.longest for modality in settings.encoder.modalities}
+    is_known = ends[:, 0] >= 0
+    lookback_us = settings.lookback_hours * HOUR_US
+    sequences = history.sequences(ends[is_known, 1], longest, ends[is_known, 0], lookback_us)
+    has_any = sequences.newest_us() != NEVER
+    is_known[is_known] = has_any
+    kept = is_known[sequence.reshape(-1)]
+    place_of = np.cumsum(is_known) - 1
+    sequences = sequences.take(np.flatnonzero(has_any))
+    return sequences, rows.taken(kept), place_of[sequence.reshape(-1)[kept]]
 
 
 def _due(
@@ -205,8 +295,12 @@ def _due(
     if digest is None:
         return "first" if end_us % (settings.full_refresh_every_hours * HOUR_US) == 0 else ""
     manifest = read_checkpoint(deployment.checkpoints, digest, verify=False).manifest
-    asked = (settings.encoder.model_dump(mode="json"), settings.training.model_dump(mode="json"))
-    return "" if (manifest["settings"], manifest["training"]) == asked else "settings changed"
+    encoder, training = settings.taught_encoder, settings.training
+    asked = (encoder.model_dump(mode="json"), training.model_dump(mode="json"))
+    if (manifest["settings"], manifest["training"]) != asked:
+        return "settings changed"
+    same = manifest.get("sentence_encoder") == sentence_encoder_of(settings.encoder)
+    return "" if same else "sentence encoder changed"
 
 
 def _trained(
@@ -219,13 +313,13 @@ def _trained(
     """Train an encoder, going on where a run before stopped, and return its checkpoint."""
     root, unfinished = deployment.checkpoints, f"{KIND}/in_training/{hour_key(hour_us)}"
     sequences, ads = rows_to_learn(warehouse, deployment.dataset, hour_us)
-    training = Training(settings.encoder, settings.training)
+    training = Training(settings.taught_encoder, settings.training)
     if is_pointed(root, unfinished):
         begun = read_checkpoint(root, resolve(root, unfinished))
         asked = training.state()[1] | {"rows_digest": training.digest_of(sequences, ads)}
         # What was begun on other rows, by other settings or by other code is of no use.
-        same = ("settings", "training", "code_version", "rows_digest")
-        if all(begun.manifest[name] == asked[name] for name in same):
+        same = ("settings", "training", "code_version", "rows_digest", "sentence_encoder")
+        if all(begun.manifest.get(name) == asked.get(name) for name in same):
             training = Training.restore(begun.arrays, begun.manifest)
     losses: list[float] = []
     watermark_us = last_known_us(hour_us)

@@ -324,9 +324,8 @@ def _activities(table: pa.Table, user: np.ndarray, users: int, modality: Modalit
     occurred_us, received_us = (
         own[name].to_numpy().astype(np.int64) for name in ("occurred_us", "received_us")
     )
-    # The content decides between activities of one microsecond, so that no reading order shows.
     content = [*vectors.T[::-1], *tokens.T[::-1]]
-    order = np.lexsort((*content, occurred_us, received_us, user[rows]))
+    order = _ordered(content, (occurred_us, received_us, user[rows]))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(user[rows], minlength=users))])
     return Activities(
         offsets.astype(np.int64),
@@ -335,6 +334,22 @@ def _activities(table: pa.Table, user: np.ndarray, users: int, modality: Modalit
         tokens[order],
         vectors[order],
     )
+
+
+def _ordered(content: Sequence[np.ndarray], keys: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the order of activities by keys, the last first, and among equals by content.
+
+    So no reading order shows, and only those of one microsecond are compared by what may be
+    hundreds of numbers.
+    """
+    order = np.lexsort(tuple(keys))
+    if not len(order):
+        return order
+    same = np.all([key[order][1:] == key[order][:-1] for key in keys], axis=0)
+    tied = np.append(same, False) | np.append(False, same)
+    equals = order[tied]
+    order[tied] = equals[np.lexsort(tuple(key[equals] for key in (*content, *keys)))]
+    return order
 
 
 def _fixed_width(

@@ -429,7 +429,8 @@ def _as_numpy(tree: Any) -> Any:
 def _stacked_bags(bags: list[np.ndarray]) -> np.ndarray:
     """Lay bags (b, L, T) of several widths one after the other, padded by nothing: (m, T)."""
     most = max(of_modality.shape[-1] for of_modality in bags)
-    flat = [of_modality.reshape(-1, of_modality.shape[-1]) for of_modality in bags]
+    # Not -1: a modality of vectors alone has bags of no tokens.
+    flat = [bag.reshape(bag.shape[0] * bag.shape[1], bag.shape[2]) for bag in bags]
     return np.concatenate([np.pad(b, ((0, 0), (0, most - b.shape[1]))) for b in flat])
 
 

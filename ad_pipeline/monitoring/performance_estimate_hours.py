@@ -3,26 +3,22 @@
 An hour's estimate rests on what the log had by the hour's end: labels, delays, verdicts on drift,
 and what became of earlier estimates. What it will be judged by comes a window and its lateness
 later, in a row of that hour; no row is ever changed, and a range gives the same rows however it is
-split. The estimate itself is :mod:`.performance_estimate`.
+split. The estimate itself is :mod:`.performance_estimate`; what it reads, :mod:`.scored_anchors`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ad_pipeline.clocks import HOUR_US, hour_key, hours_between
 from ad_pipeline.datasets import Dataset, Goal
-from ad_pipeline.evaluation.progressive import experts_of
 from ad_pipeline.monitoring.performance_estimate import (
     MEASURES,
     Anchors,
-    Delays,
     Departure,
     PastErrors,
     Recalibration,
@@ -31,13 +27,13 @@ from ad_pipeline.monitoring.performance_estimate import (
     fit_reference,
     updated,
 )
+from ad_pipeline.monitoring.scored_anchors import Scored, horizon_us, scored_hours, waited_us
 from ad_pipeline.monitoring.tables import PERFORMANCE_ESTIMATE, PERFORMANCE_REALISED, TABLES
 from ad_pipeline.settings import PerformanceEstimateSettings
 from ad_pipeline.warehouse import (
     Table,
     Warehouse,
     arrow_rows,
-    one_row,
     replace_hours,
     rows_of,
     select,
@@ -47,10 +43,6 @@ VALID, WARMING_UP, WITHDRAWN = "valid", "warming up", "withdrawn"
 
 KEPT = ("log_loss", "observed_over_predicted")
 """Measures whose intervals an estimate has to keep: the third follows from the first."""
-
-MAXIMUM_ROWS = 100_000
-"""Matured anchors that an hour's estimate reads: of more, one in two, four, … by a hash, so that an
-hour costs the same whatever the traffic, and a sample holds the smaller ones."""
 
 Row = dict[str, Any]
 
@@ -67,26 +59,6 @@ class EstimatedHours:
 
     estimates: list[Row]
     realised: list[Row]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The scored anchors of one goal and expert as of a moment, in their order.
-
-    Attributes
-    ----------
-    anchors : Anchors
-    anchor_us, serving_us : ndarray of shape (n,), int64
-        When each occurred, and when our log had its impression.
-    """
-
-    anchors: Anchors
-    anchor_us: NDArray[np.int64]
-    serving_us: NDArray[np.int64]
-
-    def between(self, start_us: int, end_us: int) -> NDArray[np.bool_]:
-        """Tell which of them are of some hours, bool (n,)."""
-        return (self.anchor_us >= start_us) & (self.anchor_us < end_us)
 
 
 def record_estimates(
@@ -112,18 +84,14 @@ def record_estimates(
     for goal in dataset.goals_in_chain_order():
         with warehouse.reader() as connection:
             before = _Before.read(connection, dataset, goal, start_us)
-        for hour_us in hours_between(start_us, end_us):
-            # A writer waits for what is read, not for what is reckoned.
-            with warehouse.reader() as connection:
-                known = [
-                    (expert, scored, _alarms(connection, dataset, goal, expert, hour_us))
-                    for expert, scored in _scored(connection, dataset, goal, hour_us + HOUR_US)
-                ]
-            for expert, scored, alarms in known:
-                judged = before.judged(expert, scored, hour_us)
-                if judged is not None:
-                    realised.append(judged)
-                estimates.append(before.estimated(expert, scored, hour_us, alarms))
+            alarms = _alarms(connection, dataset, goal, list(hours_between(start_us, end_us)))
+        for hour_us, expert, scored in scored_hours(warehouse, dataset, goal, start_us, end_us):
+            judged = before.judged(expert, scored, hour_us)
+            if judged is not None:
+                realised.append(judged)
+            subjects = (goal.name, f"{goal.name}, {expert}")
+            against = [row for row in alarms.get(hour_us, ()) if row["subject"] in subjects]
+            estimates.append(before.estimated(expert, scored, hour_us, against))
     for rows in (estimates, realised):
         rows.sort(key=lambda row: row["hour_us"])
     with warehouse.writer() as connection:
@@ -199,7 +167,7 @@ class _Before:
     ) -> "_Before":
         """Read the rows that hours from a start can ask for."""
         settings = dataset.settings.performance_estimate
-        reach_us = settings.past_hours * HOUR_US + _horizon_us(goal)
+        reach_us = settings.past_hours * HOUR_US + horizon_us(goal)
 
         def rows(table: Table, key: str) -> dict[tuple[str, int], Row]:
             found = rows_of(
@@ -219,7 +187,7 @@ class _Before:
 
     def judged(self, expert: str, scored: Scored, hour_us: int) -> Row | None:
         """Return what became of the estimate whose last label matured in an hour, if it had any."""
-        about_us = hour_us - _horizon_us(self.goal)
+        about_us = hour_us - horizon_us(self.goal)
         said = self.estimates.get((expert, about_us))
         if said is None:
             return None
@@ -253,7 +221,7 @@ class _Before:
 
     def past(self, expert: str, hour_us: int) -> PastErrors:
         """Return how earlier estimates did: cohorts that share no anchor, newest first."""
-        newest_us = hour_us - _horizon_us(self.goal)
+        newest_us = hour_us - horizon_us(self.goal)
         every_us = self.settings.cohort_hours * HOUR_US
         oldest_us = newest_us - self.settings.past_hours * HOUR_US
         rows = [
@@ -335,7 +303,7 @@ class _Before:
         """Return what an estimate cannot be made without; '' if all of it is there."""
         settings = self.settings
         positives = int(scored.anchors.engaged[before].sum())
-        reference_end_us = end_us - _waited_us(self.goal, settings)
+        reference_end_us = end_us - waited_us(self.goal, settings)
         spanned = max(0, (reference_end_us - int(scored.anchor_us[0])) // HOUR_US + 1)
         if not len(cohort):
             return "no scored anchor in its hours"
@@ -396,105 +364,16 @@ def _deviation(realised: float, said: Row, name: str) -> float:
     return float("nan") if value is None or not error else (realised - value) / error
 
 
-def _horizon_us(goal: Goal) -> int:
-    """Return window and lateness in whole hours, microseconds."""
-    return -(-(goal.window_us + goal.lateness_us) // HOUR_US) * HOUR_US
-
-
-def _waited_us(goal: Goal, settings: PerformanceEstimateSettings) -> int:
-    """Return how old anchors of the reference are at least: final, and before the cohort."""
-    return max(_horizon_us(goal), settings.cohort_hours * HOUR_US)
-
-
-def _scored(
-    connection: duckdb.DuckDBPyConnection, dataset: Dataset, goal: Goal, now_us: int
-) -> Iterator[tuple[str, Scored]]:
-    """Yield what a log knew at a moment of the anchors that an estimate reads, by expert."""
-    settings = dataset.settings
-    asked = settings.performance_estimate
-    first_us = now_us - _waited_us(goal, asked) - asked.reference_hours * HOUR_US
-    (matured,) = one_row(
-        connection,
-        select("monitoring.matured_rows"),
-        {"goal": goal.name, "start_us": first_us, "end_us": now_us},
-    )
-    one_in = asked.one_in
-    while matured > MAXIMUM_ROWS * one_in:
-        one_in *= 2
-    rows = rows_of(
-        connection,
-        f"WITH arrivals AS ({select('monitoring.label_arrivals')}\n), "
-        f"predictions AS ({select('learners.predictions')}\n) "
-        f"{select('monitoring.scored_arrivals')}",
-        {
-            "goal": goal.name,
-            # A chain's anchor comes long after its impression was served; an impression is one
-            # before it was received.
-            "start_us": first_us - (0 if goal.anchor == "impression" else dataset.maturity_us),
-            "now_us": now_us,
-            "window_us": goal.window_us,
-            "lateness_us": goal.lateness_us,
-            "without_goal": goal.without or "",
-            "delay_group": settings.delays.group_by,
-            "one_in": one_in,
-        },
-    )
-    delays, places = _delays(connection, goal, now_us)
-    rows = rows.filter(pc.field("anchor_us") >= first_us)
-    for expert in experts_of(settings):
-        own = rows.filter(pc.field("expert") == expert)
-        if own.num_rows:
-            yield expert, _of_expert(own, delays, places, now_us)
-
-
 def _alarms(
-    connection: duckdb.DuckDBPyConnection, dataset: Dataset, goal: Goal, expert: str, hour_us: int
-) -> list[Row]:
-    """Return the verdicts on drift that stand against scores in an hour."""
-    span = {
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, goal: Goal, hours_us: Sequence[int]
+) -> dict[int, list[Row]]:
+    """Return the verdicts on drift that stand against scores of a goal, by hour."""
+    parameters = {
         "goal": goal.name,
-        "expert": expert,
-        "hour_us": hour_us,
-        "since_us": hour_us - dataset.settings.drift.current_hours * HOUR_US,
+        "hours_us": list(hours_us),
+        "lasting_us": dataset.settings.drift.current_hours * HOUR_US,
     }
-    return rows_of(connection, select("monitoring.calibration_alarms"), span).to_pylist()
-
-
-def _of_expert(
-    rows: pa.Table, delays: Sequence[Delays], places: Mapping[str, int], now_us: int
-) -> Scored:
-    anchor_us = rows.column("anchor_us").to_numpy()
-    coded = rows.column("delay_group").fill_null("").combine_chunks().dictionary_encode()
-    # A group with too few positives has the distribution of all, which stands first.
-    place_of_code = [places.get(group, 0) for group in coded.dictionary.to_pylist()]
-    return Scored(
-        Anchors(
-            logits=rows.column("logit").to_numpy(),
-            engaged=rows.column("arrived_us").is_valid().to_numpy(),
-            final=rows.column("matured").to_numpy(),
-            ages_us=now_us - anchor_us,
-            group=np.array(place_of_code, dtype=np.int64)[coded.indices.to_numpy()],
-            delays=delays,
-        ),
-        anchor_us,
-        rows.column("serving_us").to_numpy(),
-    )
-
-
-def _delays(
-    connection: duckdb.DuckDBPyConnection, goal: Goal, now_us: int
-) -> tuple[list[Delays], dict[str, int]]:
-    """Return the distributions in force, that of all anchors first, and their places by group."""
-    found = rows_of(
-        connection,
-        select("monitoring.label_delays_in_force"),
-        {"goal": goal.name, "at_us": now_us},
-    )
-    groups = np.array(found.column("delay_group").to_pylist(), dtype=object)
-    delay_us = found.column("delay_us").to_numpy()
-    positives = found.column("positives").to_numpy()
-    places = {group: number for number, group in enumerate(sorted(set(groups)))}
-    delays = [
-        Delays(delay_us[groups == group], int(positives[groups == group][0])) for group in places
-    ]
-    return delays, places
+    found: dict[int, list[Row]] = {}
+    for row in rows_of(connection, select("monitoring.calibration_alarms"), parameters).to_pylist():
+        found.setdefault(row["asked_us"], []).append(row)
+    return found

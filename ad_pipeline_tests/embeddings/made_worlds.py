@@ -19,6 +19,11 @@ needs_jax = pytest.mark.skipif(
     reason="JAX is not installed: pip install ad_pipeline[embeddings]",
 )
 
+needs_sentences = pytest.mark.skipif(
+    importlib.util.find_spec("wordllama") is None,
+    reason="the sentence encoder is not installed: pip install ad_pipeline[sentences]",
+)
+
 BITS = 10
 TASKS = ("click", "conversion")
 NOW_US = 1_700_000_000_000_000 // DAY_US * DAY_US

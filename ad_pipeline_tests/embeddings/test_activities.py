@@ -17,10 +17,12 @@ from ad_pipeline.embeddings.activities import (
 )
 from ad_pipeline.embeddings.content import id_tokens, text_tokens
 from ad_pipeline.embeddings.published import user_hashes
+from ad_pipeline.embeddings.sentences import sentence_vectors
 from ad_pipeline.features.encoding import FeatureContract, entity_hashes
 from ad_pipeline.settings import EncoderSettings, Modality
 from ad_pipeline.warehouse import rows_of
 from ad_pipeline_tests.defs.markets import Market
+from ad_pipeline_tests.embeddings.made_worlds import needs_sentences
 from ad_pipeline_tests.embeddings.vector_markets import hour_of, vector_settings, warehouse_of
 
 
@@ -104,6 +106,16 @@ def made_rows(modality: str, contents: list[str | None]) -> pa.Table:
 
 def encoder_of(**modality: Any) -> EncoderSettings:
     return EncoderSettings(modalities=(Modality(name="m", **modality),), bits=12)
+
+
+@needs_sentences
+def test_a_sentence_is_a_vector_and_an_unknown_text_is_none(joined: Market) -> None:
+    settings = encoder_of(content="sentence", tokens=0, vector=64)
+    texts = ["red shoes", None, "red shoes", "a mortgage"]
+    history = history_of(made_rows("m", texts), joined.deployment.dataset, settings)
+    shoes, mortgage = sentence_vectors(pa.array(["red shoes", "a mortgage"]), 64)
+    expected = np.stack([shoes, np.zeros(64, np.float32), shoes, mortgage])
+    np.testing.assert_array_equal(history.modalities["m"].vectors, expected)
 
 
 def test_an_id_is_a_slot_a_text_is_its_n_grams_and_numbers_are_a_vector(joined: Market) -> None:

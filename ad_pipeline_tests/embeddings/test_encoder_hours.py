@@ -14,6 +14,7 @@ from ad_pipeline.embeddings import encoder_hours
 from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
 from ad_pipeline.embeddings.encoder_hours import TooFewLabels, digest_after, rows_to_learn
 from ad_pipeline.embeddings.published import last_known_us
+from ad_pipeline.embeddings.sentences import SentencesExtraMissing
 from ad_pipeline.embeddings.training import KIND, Progress, Training
 from ad_pipeline.warehouse import rows_of
 from ad_pipeline_tests.defs.markets import Market
@@ -22,6 +23,7 @@ from ad_pipeline_tests.embeddings.vector_markets import (
     FIRST_ENCODER,
     hour_of,
     trained,
+    vector_settings,
     warehouse_of,
     with_settings,
 )
@@ -55,6 +57,20 @@ def test_other_settings_ask_for_another_encoder_at_once(published: Market, tmp_p
     hour, after = trained(other, 13, 15)
     assert (hour.cause, after.cause) == ("settings changed", "unchanged")
     assert hour.digest not in (None, digest_after(published.deployment, hour_of(published, 12)))
+
+
+@needs_jax
+def test_other_sentence_weights_ask_for_another_encoder(
+    published: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment, settings = published.deployment, vector_settings(published)
+    hour_us = hour_of(published, FIRST_ENCODER + 1)
+    digest = digest_after(deployment, hour_us)
+    assert encoder_hours._due(deployment, settings, hour_us, digest) == ""
+    other = {"package": "wordllama", "version": "9", "sha256": "9"}
+    monkeypatch.setattr(encoder_hours, "sentence_encoder_of", lambda _: other)
+    found = encoder_hours._due(deployment, settings, hour_us, digest)
+    assert found == "sentence encoder changed"
 
 
 def stopping(after: int) -> Any:
@@ -141,7 +157,8 @@ def test_a_purchase_is_learnt_where_it_has_matured_and_nowhere_else(joined: Mark
     known = np.isfinite(ads.labels)
     assert 0 < known[:, 1].sum() < known[:, 0].sum()
     # A purchase is anchored at a click: where both labels are known, the click is one.
-    assert (ads.labels[known.all(axis=1), 0] == 1).all()
+    assert (ads.labels[known[:, :2].all(axis=1), 0] == 1).all()
+    assert known[:, :2].all(axis=1).any()
     assert len(sequences) == len(np.unique(ads.sequence))
 
 
@@ -150,7 +167,8 @@ def test_rows_above_the_maximum_are_drawn_by_hash(joined: Market, tmp_path: Path
     hour_us = hour_of(joined, 23)
     _, every = rows_to_learn(warehouse_of(joined), joined.deployment.dataset, hour_us)
     _, some = rows_to_learn(warehouse_of(market), market.deployment.dataset, hour_us)
-    assert 0.2 < len(some.labels) / len(every.labels) < 0.6
+    few, many = (np.isfinite(ads.labels[:, :2]).any(axis=1).sum() for ads in (some, every))
+    assert 0.2 < few / many < 0.6
 
 
 def test_too_few_positives_are_counted(joined: Market, tmp_path: Path) -> None:
@@ -163,3 +181,15 @@ def test_without_jax_the_extra_is_named(joined: Market, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(EmbeddingsExtraMissing, match=r"pip install ad_pipeline\[embeddings\]"):
         trained(joined, 0, 1)
+
+
+@needs_jax
+def test_without_the_sentence_encoder_its_extra_is_named_before_anything_is_read(
+    joined: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = vector_settings(joined).encoder.model_dump(mode="json")
+    encoder["modalities"] = [{"name": "comment", "content": "sentence", "vector": 64}]
+    market = with_settings(joined, tmp_path, encoder=encoder)
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    with pytest.raises(SentencesExtraMissing, match=r"pip install ad_pipeline\[sentences\]"):
+        trained(market, 0, 1)

@@ -21,7 +21,7 @@ import pytest
 from ad_pipeline.checkpoints import CorruptCheckpoint
 from ad_pipeline.embeddings.encoder import Encoder, flat_of, laid_out, user_vector, windows_of
 from ad_pipeline.embeddings.enrichment import DAY_US
-from ad_pipeline.embeddings.sequences import Batch, Sequences
+from ad_pipeline.embeddings.sequences import Batch, History, Sequences
 from ad_pipeline.embeddings.training import (
     LabelledAds,
     LeakedLabel,
@@ -29,8 +29,8 @@ from ad_pipeline.embeddings.training import (
     Training,
     train,
 )
-from ad_pipeline.evaluation.metrics import roc_auc
-from ad_pipeline.settings import EncoderSettings, TrainingSettings
+from ad_pipeline.evaluation.metrics import probabilities_of, roc_auc
+from ad_pipeline.settings import EncoderSettings, Modality, TrainingSettings
 from ad_pipeline_tests.embeddings.made_worlds import (
     NO_ENRICHMENT,
     NOW_US,
@@ -366,6 +366,39 @@ def test_an_encoder_opened_from_a_checkpoint_says_the_same_and_a_flipped_byte_is
     file.write_bytes(data)
     with pytest.raises(CorruptCheckpoint):
         Encoder.open(tmp_path, kept.digest)
+
+
+@needs_jax
+def test_a_modality_of_vectors_without_tokens_is_learnt() -> None:
+    """Who likes which ad is told by his numbers alone: without them, the control, nothing is."""
+    users, sides = 64, np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    side = np.arange(users) % 2
+    images = Modality(name="images", content="vector", tokens=0, vector=2, longest=8)
+    settings = SMALL.model_copy(update={"modalities": (images,), "tasks": ("click",)})
+
+    def sequences(vectors: np.ndarray) -> Sequences:
+        moments = np.full(users, NOW_US - DAY_US)
+        table = {
+            "user_id": [f"u{user:03}" for user in range(users)],
+            "modality": ["images"] * users,
+            "occurred_us": moments,
+            "received_us": moments,
+            "tokens": pa.nulls(users, pa.list_(pa.uint32())),
+            "vector": pa.array(list(vectors), pa.list_(pa.float32())),
+        }
+        history = History.of_table(pa.table(table), settings.modalities)
+        return history.sequences(NOW_US, {"images": 8})
+
+    ad = np.random.default_rng(0).integers(0, 2, users)
+    liked = (ad == side).astype(np.float32)
+    known = sequences(sides[side])
+    given = (np.arange(users), np.full(users, NOW_US + 1), (1 + ad)[:, np.newaxis])
+    ads = LabelledAds.after(known, *given, liked[:, np.newaxis])
+    training = Training(settings, QUICK.model_copy(update={"epochs": 10, "dense_rate": 0.03}))
+    list(training.learn(known, ads))
+    for read, least, most in ((known, 0.95, 1.0), (sequences(0 * sides[side]), 0.2, 0.8)):
+        logits = training.encoder.logits(training.encoder.vectors(read), ads.tokens)[:, 0]
+        assert least <= roc_auc(liked.astype(int), probabilities_of(logits)) <= most
 
 
 @needs_jax

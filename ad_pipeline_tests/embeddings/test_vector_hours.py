@@ -1,5 +1,6 @@
 """Hours publish what the log said by their end, whatever range they were made in."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from ad_pipeline.checkpoints import MissingCheckpoint, sweep, unpoint
 from ad_pipeline.clocks import HOUR_US
+from ad_pipeline.datasets import Deployment
 from ad_pipeline.embeddings import encoder_hours
 from ad_pipeline.embeddings.encoder import Encoder
+from ad_pipeline.embeddings.encoder_hours import settings_of
 from ad_pipeline.embeddings.published import (
     NO_ENCODER,
     ad_hashes,
@@ -176,9 +179,17 @@ def test_an_hour_without_the_one_before_is_refused(published: Market, tmp_path: 
         advanced(market, 3, 4)
 
 
+def keeping(deployment: Deployment, hours: int) -> Deployment:
+    """Return a deployment that keeps fewer hours than its file may ask for."""
+    dataset = deployment.dataset
+    vectors = settings_of(dataset).model_copy(update={"kept_hours": hours})
+    settings = dataset.settings.model_copy(update={"user_vectors": vectors})
+    return replace(deployment, dataset=dataset.model_copy(update={"settings": settings}))
+
+
 def test_hours_are_forgotten_with_what_no_other_hour_has(published: Market, tmp_path: Path) -> None:
-    market = with_settings(published.copied_to(tmp_path / "home"), tmp_path, kept_hours=2)
-    deployment, end_us = market.deployment, hour_of(market, HOURS)
+    market = published.copied_to(tmp_path / "home")
+    deployment, end_us = keeping(market.deployment, 2), hour_of(market, HOURS)
     forgotten, swept = forget_hours(deployment, end_us)
     assert forgotten == HOURS - 2
     assert published_hours(deployment.vectors) == [end_us - 2 * HOUR_US, end_us - HOUR_US]
@@ -193,7 +204,7 @@ def test_a_pair_that_was_replaced_stays_as_long_as_its_hour(
     published: Market, tmp_path: Path
 ) -> None:
     """Decisions name it; without its hour, or for who does not look at replaced ones, it goes."""
-    market = with_settings(published.copied_to(tmp_path / "home"), tmp_path, kept_hours=2)
+    market = published.copied_to(tmp_path / "home")
     root, last_us = market.deployment.vectors, hour_of(market, HOURS) - HOUR_US
     replaced = read_newest(root)
     changed_log(
@@ -205,7 +216,7 @@ def test_a_pair_that_was_replaced_stays_as_long_as_its_hour(
     advanced(market, LAST, HOURS)
     assert read_newest(root).digest != replaced.digest
 
-    forget_hours(market.deployment, last_us + HOUR_US)
+    forget_hours(keeping(market.deployment, 2), last_us + HOUR_US)
     found = read_published(root, replaced.digest)
     np.testing.assert_array_equal(found.users.ids, replaced.users.ids)
     assert replaced.digest not in ever_published(root, last_us + HOUR_US)

@@ -996,6 +996,86 @@ def test_what_is_known_of_a_view_before_it_matures_is_without_the_clicks_convers
     assert [minutes for (minutes,) in known] == arrived
 
 
+def arrivals_as_of(
+    connection: duckdb.DuckDBPyConnection, spans: dict[str, Any], now_us: int
+) -> list[tuple[Any, ...]]:
+    """Return what was known of anchors at a moment, by the query of a moment."""
+    names = "impression_id, anchor_us, serving_us, arrived_us, matured, delay_group"
+    parameters = {key: us for key, us in spans.items() if key not in ("first_now_us", "end_us")}
+    return connection.execute(
+        f"SELECT {names} FROM ({select('monitoring.label_arrivals')}) ORDER BY ALL",
+        parameters | {"now_us": now_us},
+    ).fetchall()
+
+
+def cut(rows: list[dict[str, Any]], now_us: int, waits_us: int) -> list[tuple[Any, ...]]:
+    """Return what was known at a moment by rows that say from when to when they hold."""
+    known = []
+    for row in rows:
+        held = row["known_us"] < now_us <= row["until_us"]
+        if not held or not (row["matured"] or row["anchor_us"] >= now_us - waits_us):
+            continue
+        counted = zip(row["arrivals_us"] or (), row["retractions_us"] or (), strict=True)
+        so_far = [
+            came_us for came_us, gone_us in counted
+            if now_us - waits_us <= came_us < now_us <= gone_us
+        ]  # fmt: skip
+        arrived_us = row["arrived_us"] if row["matured"] else min(so_far, default=None)
+        known.append(
+            (
+                row["impression_id"], row["anchor_us"], row["serving_us"], arrived_us,
+                row["matured"], row["delay_group"],
+            )
+        )  # fmt: skip
+    return sorted(known, key=lambda row: tuple((each is None, each) for each in row))
+
+
+@given(seeds)
+@settings(few, max_examples=4)
+def test_a_range_that_is_read_once_says_of_each_hour_what_was_known_then(seed: int) -> None:
+    """Against the query of a moment, which shares no cut with it."""
+    rng = seeded(seed)
+    goals = drawn_goals(rng)
+    with warehouse_of(drawn_facts(rng, 12)) as connection:
+        run(connection, goals)
+        first, last = sorted(rng.sample(range(1, HOURS + 1), 2))
+        for goal in goals:
+            spans = {
+                "goal": goal.name, "window_us": goal.window_us, "lateness_us": goal.lateness_us,
+                "without_goal": goal.without or "", "delay_group": "campaign_id", "one_in": 1,
+                "start_us": START_US, "first_now_us": START_US + first * HOUR_US,
+                "end_us": START_US + last * HOUR_US,
+            }  # fmt: skip
+            query = select("monitoring.label_arrivals_over_time")
+            rows = rows_of(connection, query, spans).to_pylist()
+            for hour in {first, last, rng.randint(first, last)}:
+                now_us = START_US + hour * HOUR_US
+                expected = arrivals_as_of(connection, spans, now_us)
+                assert cut(rows, now_us, goal.window_us + goal.lateness_us) == expected
+
+
+def test_a_range_knows_a_taken_back_engagement_before_and_not_after() -> None:
+    """The control does not look when it was taken back, and believes in it."""
+    facts = story(click(5), retracted=[Retraction("r", "e", START_US + 90 * MINUTE_US)])
+    spans = {
+        "goal": "click", "window_us": HOUR_US, "lateness_us": HOUR_US, "without_goal": "",
+        "delay_group": None, "one_in": 1, "start_us": START_US,
+        "first_now_us": START_US + HOUR_US, "end_us": START_US + 2 * HOUR_US,
+    }  # fmt: skip
+    with warehouse_of(facts) as connection:
+        run(connection, (CLICK,))
+        query = select("monitoring.label_arrivals_over_time")
+        rows = rows_of(connection, query, spans).to_pylist()
+
+    def arrived(rows: list[dict[str, Any]]) -> list[Any]:
+        moments = (START_US + hour * HOUR_US for hour in (1, 2))
+        return [row[3] for now_us in moments for row in cut(rows, now_us, 2 * HOUR_US)]
+
+    came_us = START_US + 5 * MINUTE_US
+    assert arrived(rows) == [came_us, None]
+    assert arrived([row | {"retractions_us": [spans["end_us"]]} for row in rows]) == [came_us] * 2
+
+
 def test_a_view_through_goal_that_forgets_the_click_counts_the_conversion_twice() -> None:
     """The negative control: without the exclusion one conversion is two goals' positive."""
     forgetful = VIEWED.model_copy(update={"without": None})

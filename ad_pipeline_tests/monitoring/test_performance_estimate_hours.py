@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ad_pipeline.clocks import HOUR_US, hour_start
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.evaluation import metrics
-from ad_pipeline.monitoring import performance_estimate_hours
+from ad_pipeline.monitoring import scored_anchors
 from ad_pipeline.monitoring.performance_estimate import MEASURES
 from ad_pipeline.monitoring.performance_estimate_hours import (
     VALID,
@@ -22,6 +23,7 @@ from ad_pipeline.monitoring.performance_estimate_hours import (
     rows_up_to,
 )
 from ad_pipeline.monitoring.performance_estimate_plots import estimate_picture, finding
+from ad_pipeline.monitoring.scored_anchors import scored_hours
 from ad_pipeline.warehouse import Warehouse
 from benchmarks.scored_logs import ScoredLog, drawn_delays, taken_in
 
@@ -145,6 +147,51 @@ def test_hours_one_by_one_or_in_one_range_give_the_same_rows(calm: Site, tmp_pat
     for whole, parts in zip(rows(calm), rows(copy), strict=True):
         assert parts
         assert repr(parts) == repr([row for row in whole if row["hour_us"] < until_us])
+
+
+Read = list[tuple[int, str, int, dict[str, bytes]]]
+"""Hour, expert, engaged anchors, and every array's bytes."""
+
+
+def read(site: Site, first: int, last: int) -> Read:
+    dataset = site.deployment.dataset
+    span = START_US + first * HOUR_US, START_US + last * HOUR_US
+    goal = dataset.goal("conversion")
+    found: Read = []
+    for hour_us, expert, scored in scored_hours(site.warehouse, dataset, goal, *span):
+        arrays = vars(scored) | vars(scored.anchors)
+        told = {name: each.tobytes() for name, each in arrays.items() if hasattr(each, "tobytes")}
+        assert len(told) == 7
+        told["delays"] = repr(scored.anchors.delays).encode()
+        found.append((hour_us, expert, int(scored.anchors.engaged.sum()), told))
+    return found
+
+
+@pytest.mark.parametrize(("first", "most"), [(FIRST, 100_000), (12, 3_000)])
+def test_hours_read_together_are_hours_read_alone(
+    calm: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, most: int
+) -> None:
+    """With engagements that are taken back within the hours, and with shares that differ."""
+    gone_us = START_US + (first + 4) * HOUR_US
+    copy = calm.planted(
+        tmp_path,
+        "INSERT INTO events.retractions BY NAME SELECT event_id AS engagement_event_id, "
+        f"'r' || event_id AS event_id, {gone_us} AS occurred_us, {gone_us} AS received_us "
+        f"FROM events.engagements WHERE received_us >= {gone_us - 3 * HOUR_US} "
+        f"AND received_us < {gone_us} AND md5_number_lower(event_id) % 3 = 0",
+    )
+    monkeypatch.setattr(scored_anchors, "MAXIMUM_ROWS", most)
+    hours = range(first, first + 8)
+    together = read(copy, hours.start, hours.stop)
+    assert together == [one for hour in hours for one in read(copy, hour, hour + 1)]
+    lost = [
+        kept[2] - own[2]
+        for kept, own in zip(read(calm, hours.start, hours.stop), together, strict=True)
+    ]
+    assert lost[:4] == [0] * 4
+    assert min(lost[4:6]) > 0
+    rows = [len(told["logits"]) for *_, told in together]
+    assert any(after < 0.7 * before for before, after in pairwise(rows)) is (most == 3_000)
 
 
 HOUR = FIRST + 8
@@ -288,7 +335,7 @@ def test_a_sample_of_the_anchors_is_about_them_all(calm: Site, tmp_path: Path) -
 def test_more_traffic_than_an_hour_may_read_is_thinned(
     calm: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(performance_estimate_hours, "MAXIMUM_ROWS", 2_000)
+    monkeypatch.setattr(scored_anchors, "MAXIMUM_ROWS", 2_000)
     (row,) = calm.planted(tmp_path).estimated(HOUR, HOUR + 1)
     (whole,) = [row for row in rows(calm)[0] if row["hour_us"] == NOW_US - HOUR_US]
     # 26 hours of 250 anchors had matured: one in four.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ad_pipeline.clocks import DAY_US, HOUR_US
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import build_graph
+from ad_pipeline.embeddings.next_actions import Actions
 from ad_pipeline.embeddings.retrieval import Engaged, engaged_until
 from ad_pipeline.embeddings.sequences import History
 from ad_pipeline.evaluation.metrics import log_loss
@@ -28,13 +29,7 @@ from ad_pipeline.monitoring.user_vectors.features import (
     refreshed_us,
     vectors_at,
 )
-from ad_pipeline.monitoring.user_vectors.labelled import (
-    NEXT,
-    UNKNOWN,
-    Deeds,
-    Impressions,
-    lessons,
-)
+from ad_pipeline.monitoring.user_vectors.labelled import UNKNOWN, Impressions, lessons
 from ad_pipeline.monitoring.user_vectors.ranker import (
     Split,
     gain_of,
@@ -52,7 +47,7 @@ from ad_pipeline.monitoring.user_vectors.recall import (
     recalls,
     search_quality,
 )
-from ad_pipeline.settings import BatchSettings, UserVectorSettings
+from ad_pipeline.settings import NEXT, BatchSettings, UserVectorSettings
 from ad_pipeline_tests.embeddings.made_users import CLUSTERED, made_users
 from ad_pipeline_tests.embeddings.made_worlds import NOW_US, activities, needs_jax, settings_of
 
@@ -200,7 +195,7 @@ def test_the_engagers_of_an_ad_are_those_that_the_log_knew():
     assert (later[0] != found[0]).any()
 
 
-def lesson_of(tasks: tuple[str, ...], deeds: Deeds | None):
+def lesson_of(tasks: tuple[str, ...], actions: Actions | None):
     history = history_of(LOOKS)
     occurred_us = NOW_US + np.array([1, 2, 30]) * HOUR_US
     shown, _ = shown_at_random(3)
@@ -214,7 +209,7 @@ def lesson_of(tasks: tuple[str, ...], deeds: Deeds | None):
     ad_tokens = np.arange(1, 11, dtype=np.uint32).reshape(5, 2)
     span_us = (NOW_US, NOW_US + 24 * HOUR_US)
     return lessons(
-        history, {"looks": 16}, ad_tokens, {"click": shown}, tasks, span_us, DAY_US, deeds
+        history, {"looks": 16}, ad_tokens, {"click": shown}, tasks, span_us, DAY_US, actions
     )
 
 
@@ -226,12 +221,12 @@ def test_an_encoder_is_taught_what_had_matured_each_after_its_sequence():
 
 def test_what_a_user_did_next_is_told_from_what_others_did():
     rng = np.random.default_rng(0)
-    deeds = Deeds(
+    actions = Actions(
         user=np.repeat([0, 1], 50),
         received_us=NOW_US + rng.integers(1, 20, 100) * HOUR_US,
         tokens=np.repeat([[7, 0], [8, 0]], 50, axis=0).astype(np.uint32),
     )
-    taught = lesson_of(("click", NEXT), deeds)
+    taught = lesson_of(("click", NEXT), actions)
     label = taught.ads.labels[:, 1]
     done, others = label == 1, label == 0
     assert done.sum() == others.sum() == 100

@@ -19,7 +19,6 @@ import numpy as np
 
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.graph import build_graph
-from ad_pipeline.monitoring.user_vectors.labelled import NEXT
 from ad_pipeline.monitoring.user_vectors.recall import SIMILAR_USERS
 from ad_pipeline.monitoring.user_vectors.study import (
     columns_of,
@@ -28,7 +27,7 @@ from ad_pipeline.monitoring.user_vectors.study import (
     known_users,
     probabilities_with,
 )
-from ad_pipeline.settings import Enrichment
+from ad_pipeline.settings import NEXT, Enrichment
 from benchmarks import vector_worlds
 from benchmarks.claims import Claim, Section, percent, percent_range, seed_text, table_lines
 from benchmarks.seed_intervals import Estimate, mean_over_seeds

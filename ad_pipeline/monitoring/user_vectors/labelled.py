@@ -4,9 +4,8 @@ The same rows serve both, cut by clocks: an encoder learns what had matured by i
 what had matured by its own, later one, and what is tested was shown after both. So no label that a
 vector has learnt from is scored with it, and no vector knows what our log did not have yet.
 
-An encoder that learns clicks alone has few positives to learn tastes from. :func:`lessons` adds
-*what users did next* as a task of its own: of two things, one that the user did after the moment
-and one that somebody else did (Pancha et al., PinnerFormer, KDD 2022: dense all-action loss).
+What users did next is a task of the encoder's own
+(:mod:`ad_pipeline.embeddings.next_actions`), here over blocks and a span that a study chooses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ad_pipeline.embeddings.next_actions import Actions, contrasted
 from ad_pipeline.embeddings.sequences import History, Sequences
 from ad_pipeline.embeddings.training import LabelledAds
-from ad_pipeline.hashing import uniform
+from ad_pipeline.settings import NEXT
 
 UNKNOWN = -1
 """Place of a user of whom the log has no activity at all."""
-
-NEXT = "next"
-"""Task of what users did next."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +71,6 @@ class Impressions:
 
 
 @dataclass(frozen=True)
-class Deeds:
-    """What users did, as something to be foretold; m deeds in any order.
-
-    Attributes
-    ----------
-    user : ndarray of shape (m,), int64
-        Places in a history's users.
-    received_us : ndarray of shape (m,), int64
-    tokens : ndarray of shape (m, A), uint32
-        What it was about, in the slots of ads: as wide as the ads' tokens.
-    """
-
-    user: np.ndarray
-    received_us: np.ndarray
-    tokens: np.ndarray
-
-
-@dataclass(frozen=True)
 class Lessons:
     """What an encoder learns.
 
@@ -113,7 +92,7 @@ def lessons(
     tasks: Sequence[str],
     span_us: tuple[int, int],
     block_us: int,
-    deeds: Deeds | None = None,
+    actions: Actions | None = None,
     seed: int = 0,
 ) -> Lessons:
     """Return labelled ads of a span of time, each after a sequence that ended before its block.
@@ -132,18 +111,18 @@ def lessons(
         Impressions from the first moment on whose label had matured by the second.
     block_us : int
         All that a user saw in a block of time shares one sequence, which ends where it begins.
-    deeds : Deeds, optional
-        What :data:`NEXT` is learnt from.
+    actions : Actions, optional
+        What :data:`NEXT` is learnt from, tokens as wide as the ads'.
     seed : int
         Of the draw of what others did.
 
     Raises
     ------
     ValueError
-        If :data:`NEXT` is a task and no deeds are given, or a task is neither that nor a goal.
+        If :data:`NEXT` is a task and no actions are given, or a task is neither that nor a goal.
     """
-    if (NEXT in tasks) != (deeds is not None):
-        raise ValueError(f"task {NEXT!r} is learnt from deeds: give both or neither")
+    if (NEXT in tasks) != (actions is not None):
+        raise ValueError(f"task {NEXT!r} is learnt from actions: give both or neither")
     if unknown := set(tasks) - set(goals) - {NEXT}:
         raise ValueError(f"tasks {sorted(unknown)} are none of the goals {sorted(goals)}")
     start_us, end_us = span_us
@@ -156,8 +135,12 @@ def lessons(
         labels[:, tasks.index(name)] = shown.labels[known]
         tokens = ad_tokens[shown.ad[known]]
         parts.append((shown.user[known], shown.occurred_us[known], tokens, labels))
-    if deeds is not None:
-        parts += _next_parts(deeds, tasks.index(NEXT), len(tasks), span_us, seed)
+    if actions is not None:
+        known = (actions.received_us > start_us) & (actions.received_us <= end_us)
+        found = contrasted(actions.taken(known), seed)
+        labels = np.full((len(found.labels), len(tasks)), np.nan, np.float32)
+        labels[:, tasks.index(NEXT)] = found.labels
+        parts.append((found.user, found.received_us, found.tokens, labels))
     user, moment_us, tokens, labels = (
         np.concatenate([part[place] for part in parts]) for place in range(4)
     )
@@ -166,18 +149,3 @@ def lessons(
     sequences = history.sequences(pairs[:, 1], longest, pairs[:, 0])
     ads = LabelledAds.after(sequences, sequence.reshape(-1), moment_us, tokens, labels)
     return Lessons(sequences, ads)
-
-
-def _next_parts(
-    deeds: Deeds, task: int, tasks: int, span_us: tuple[int, int], seed: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Return what users did, labelled 1, and at the same moment what another did, labelled 0."""
-    rows = np.flatnonzero((deeds.received_us > span_us[0]) & (deeds.received_us <= span_us[1]))
-    draws = uniform(seed, np.arange(len(rows), dtype=np.uint64), "monitoring.user_vectors.next")
-    others = rows[(draws * len(rows)).astype(np.int64)]
-    parts = []
-    for label, about in ((1.0, rows), (0.0, others)):
-        labels = np.full((len(rows), tasks), np.nan, np.float32)
-        labels[:, task] = label
-        parts.append((deeds.user[rows], deeds.received_us[rows], deeds.tokens[about], labels))
-    return parts

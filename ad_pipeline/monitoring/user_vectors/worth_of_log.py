@@ -308,7 +308,7 @@ def _other_encoders(
         return {}
     manifest = read_checkpoint(deployment.checkpoints, digest, verify=False).manifest
     settings = settings_of(deployment.dataset)
-    if encoder.settings != settings.encoder:
+    if encoder.settings != settings.taught_encoder:
         raise NothingToStudy(
             f"encoder {digest[:12]} was trained by other settings.user_vectors.encoder than stand "
             "now, so its lessons cannot be read again; study a later hour, or no dimensions"
