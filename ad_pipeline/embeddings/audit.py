@@ -83,12 +83,13 @@ def not_encoded(
     if is_pointed(root, pointer(hour_us - HOUR_US)):
         before = read_hour(root, hour_us - HOUR_US).users
         previous = before if before.version == published.version else None
-    known = known_users(warehouse, deployment, hour_us)
-    due = known.ids[known.due(previous, settings, hour_us)]
-    positions = published.users.positions(due)
-    refreshed_us = published.users.refreshed_us[positions[positions >= 0]]
-    met = int((refreshed_us == last_known_us(hour_us)).sum())
-    return len(due), len(due) - met
+    asked = met = 0
+    for known in known_users(warehouse, deployment, hour_us):
+        due = known.ids[known.due(previous, settings, hour_us)]
+        refreshed_us = published.users.refreshed_of(due)
+        asked += len(due)
+        met += int((refreshed_us == last_known_us(hour_us)).sum())
+    return asked, asked - met
 
 
 def recall_of_sample(

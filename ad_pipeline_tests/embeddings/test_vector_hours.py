@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ad_pipeline.checkpoints import MissingCheckpoint, sweep, unpoint
 from ad_pipeline.clocks import HOUR_US
@@ -13,7 +11,6 @@ from ad_pipeline.embeddings import encoder_hours
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.published import (
     NO_ENCODER,
-    ad_hashes,
     ever_published,
     last_known_us,
     published_hours,
@@ -22,25 +19,15 @@ from ad_pipeline.embeddings.published import (
     read_published,
     user_hashes,
 )
-from ad_pipeline.embeddings.retrieval import engaged_until
 from ad_pipeline.embeddings.vector_hours import (
     ON_DEMAND,
     encode_on_demand,
-    engager_centroids,
     forget_hours,
     known_users,
 )
-from ad_pipeline.embeddings.vectors import (
-    Codec,
-    Layout,
-    Shard,
-    StoredVectors,
-    read_named,
-    refreshed,
-)
+from ad_pipeline.embeddings.vectors import read_named
 from ad_pipeline.warehouse import rows_of
 from ad_pipeline_tests.defs.markets import Market
-from ad_pipeline_tests.embeddings.made_users import VERSION, made_ids, made_vectors
 from ad_pipeline_tests.embeddings.made_worlds import needs_jax
 from ad_pipeline_tests.embeddings.vector_markets import (
     FIRST_ENCODER,
@@ -125,7 +112,7 @@ def test_an_hour_encodes_whom_it_asks_for_and_leaves_the_others(published: Marke
     hour_us = hour_of(published, FIRST_ENCODER + 1)
     before = read_hour(deployment.vectors, hour_us - HOUR_US).users
     after = read_hour(deployment.vectors, hour_us).users
-    known = known_users(warehouse_of(published), deployment, hour_us)
+    (known,) = known_users(warehouse_of(published), deployment, hour_us)
     due = known.ids[known.due(before, asked, hour_us)]
     now = after.refreshed_us == last_known_us(hour_us)
     np.testing.assert_array_equal(after.ids[now], np.sort(due))
@@ -163,7 +150,7 @@ def test_who_did_nothing_within_the_lookback_leaves_at_a_full_refresh(
     market = published.copied_to(tmp_path / "home")
     shorter = with_settings(market, tmp_path, lookback_hours=3, full_refresh_every_hours=1)
     (hour,) = advanced(shorter, LAST, HOURS)
-    known = known_users(warehouse_of(shorter), shorter.deployment, hour_of(shorter, LAST))
+    (known,) = known_users(warehouse_of(shorter), shorter.deployment, hour_of(shorter, LAST))
     found = read_newest(shorter.deployment.vectors).users
     assert hour.refresh == "full"
     assert 0 < len(found.ids) < len(read_newest(published.deployment.vectors).users.ids)
@@ -242,28 +229,3 @@ def test_who_is_asked_for_gets_a_vector_and_no_published_hour_changes(
     np.testing.assert_array_equal(anew, np.sort(user_hashes(asked)))
     with pytest.raises(MissingCheckpoint, match="no encoder"):
         encode_on_demand(warehouse_of(market), deployment, hour_of(market, 2), asked)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 60))
-def test_an_ads_engagers_are_the_mean_of_unit_vectors(
-    seed: int, users: int, engagements: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    ids, ads = made_ids(rng, users), ad_hashes(["a", "b", "c"])
-    vectors = made_vectors(rng, users, 4)
-    layout = Layout(VERSION, Codec(4, None, 0.0), 0, 1)
-    store = StoredVectors(layout, 0, (refreshed(Shard.empty(layout), layout, ids, vectors, 0),))
-    whom = np.concatenate([ids, made_ids(rng, 3)])  # the last of them have no vector
-    who, what = rng.choice(whom, engagements), rng.choice(ads, engagements)
-    engaged = engaged_until(who, what, np.zeros(engagements, np.int64), 0)
-    found, means = engager_centroids(engaged, store)
-    by_hand = {}
-    for ad in ads:
-        own = np.unique(who[(what == ad) & np.isin(who, ids)])
-        if len(own):
-            of_ad = store.read(store.positions(own))[0].astype(np.float64)
-            by_hand[ad] = (of_ad / np.linalg.norm(of_ad, axis=1, keepdims=True)).mean(axis=0)
-    np.testing.assert_array_equal(found, sorted(by_hand))
-    for ad, mean in zip(found, means, strict=True):
-        np.testing.assert_allclose(mean, by_hand[ad], rtol=1e-5, atol=1e-6)
