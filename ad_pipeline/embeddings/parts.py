@@ -217,8 +217,8 @@ def _mapped(folder: Path, encoder: EncoderSettings) -> Part:
         return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
 
     ids = array("ids")
-    buffers = [None, *(pa.py_buffer(array(name)) for name in ("user_offsets", "user_texts"))]
-    users = pa.LargeStringArray.from_buffers(pa.large_string(), len(ids), buffers)
+    texts = (pa.py_buffer(array(name)) for name in ("user_offsets", "user_texts"))
+    users = pa.LargeStringArray.from_buffers(len(ids), *texts)
     modalities = {
         modality.name: Activities(
             *(array(f"modality{place}.{each.name}") for each in fields(Activities))

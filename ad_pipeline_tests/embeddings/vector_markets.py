@@ -33,6 +33,7 @@ VECTORS: dict[str, Any] = {
         "tasks": ["click", "purchase"],
     },
     "training": {"batch_sequences": 16, "epochs": 1},
+    "fewest_activities": 2,
     "minimum_positives": 20,
     "full_refresh_every_hours": 6,
     "retrain_every_hours": 12,
