@@ -158,6 +158,36 @@ def test_who_did_nothing_within_the_lookback_leaves_at_a_full_refresh(
     assert len(found.ids) == (known.activities >= enough).sum()
 
 
+def test_who_did_too_little_has_no_vector_and_leaves_at_a_full_refresh(
+    published: Market, tmp_path: Path
+) -> None:
+    """The same log with any activity enough has vectors of those that are missing here."""
+    few, any_number = (published.copied_to(tmp_path / name / "home") for name in ("few", "any"))
+    few = with_settings(few, tmp_path / "few", fewest_activities=4)
+    any_number = with_settings(any_number, tmp_path / "any", fewest_activities=1)
+    (known,) = known_users(warehouse_of(few), few.deployment, hour_of(few, LAST))
+    did = {number: known.ids[known.activities == number] for number in range(9)}
+    assert all(len(did[number]) for number in range(1, 9))
+    before = read_hour(published.deployment.vectors, hour_of(few, LAST - 1)).users
+
+    advanced(few, LAST, HOURS)
+    incremental = read_newest(few.deployment.vectors).users
+    assert np.isin(before.ids, incremental.ids).all()
+    too_few = np.concatenate([did[2], did[3]])
+    assert (incremental.refreshed_of(too_few) < last_known_us(hour_of(few, LAST))).all()
+
+    for market, fewest in ((few, 4), (any_number, 1)):
+        full = with_settings(
+            market, market.dataset_file.parent, full_refresh_every_hours=1, fewest_activities=fewest
+        )
+        (hour,) = advanced(full, LAST, HOURS)
+        assert hour.refresh == "full"
+        found = read_newest(full.deployment.vectors).users
+        np.testing.assert_array_equal(found.ids, np.sort(known.ids[known.activities >= fewest]))
+        assert found.lookup(np.concatenate([did[1], too_few])).present.all() == (fewest == 1)
+        assert not found.lookup(did[0]).present.any()
+
+
 def test_an_hour_without_the_one_before_is_refused(published: Market, tmp_path: Path) -> None:
     market = without_vectors(published, tmp_path)
     with pytest.raises(MissingCheckpoint, match="never published"):
@@ -228,5 +258,10 @@ def test_who_is_asked_for_gets_a_vector_and_no_published_hour_changes(
     np.testing.assert_array_equal(found.ids, before.users.ids)
     anew = found.ids[found.refreshed_us > before.users.refreshed_us]
     np.testing.assert_array_equal(anew, np.sort(user_hashes(asked)))
+    # Who did too little has none on demand either.
+    more = with_settings(market, tmp_path, fewest_activities=16)
+    encode_on_demand(warehouse_of(more), more.deployment, hour_us, asked)
+    found = read_named(deployment.vectors, ON_DEMAND)
+    np.testing.assert_array_equal(found.refreshed_us, before.users.refreshed_us)
     with pytest.raises(MissingCheckpoint, match="no encoder"):
         encode_on_demand(warehouse_of(market), deployment, hour_of(market, 2), asked)
