@@ -14,7 +14,7 @@ from ad_pipeline.embeddings.published import last_known_us
 from ad_pipeline.embeddings.retrieval import Engaged
 from ad_pipeline.embeddings.vectors import Layout, StoredVectors, half_precision, write_vectors
 
-_BLOCK_ENTRIES = 65_536
+_BLOCK_ENTRIES = 8_192
 
 
 class EngagerSums:

@@ -139,16 +139,17 @@ def read_parts(
     span = (from_us, as_of_us)
     with ExitStack() as stack:
         with warehouse.reader() as connection:
+            memory = max(settings.activities_in_memory * BYTES_PER_ACTIVITY, _LEAST_SCAN_BYTES)
+            connection.execute(f"SET memory_limit = '{memory} B'")
             count = count_activities(connection, dataset, encoder, *span)
             bits = part_bits(count, settings.activities_in_memory)
             rows = folder = None
             if not bits:
+                connection.execute("RESET memory_limit")
                 rows = read_activities(connection, dataset, encoder, *span)
             else:
                 scratch = TemporaryDirectory(dir=deployment.home, prefix=".parts-")
                 folder = Path(stack.enter_context(scratch))
-                memory = max(settings.activities_in_memory * BYTES_PER_ACTIVITY, _LEAST_SCAN_BYTES)
-                connection.execute(f"SET memory_limit = '{memory} B'")
                 most = max(_BATCH_ROWS, _ROWS_PER_PART << bits)
                 _deal(stream_activities(connection, dataset, encoder, *span, most), folder, bits)
         if rows is not None:
