@@ -1163,8 +1163,8 @@ class UserVectorSettings(Group):
     fewest_activities: PositiveInt = Field(
         default=5,
         description="Within the lookback: who did less is not encoded, has no vector, and leaves "
-        "at a full refresh. Below 5, vectors were seen to cost clicks and never to gain any "
-        "(docs/evidence.md, scored_by_activity).",
+        "at a full refresh. In made markets vectors cost clicks of users without activities, and "
+        "no gain was shown below 5 (docs/evidence.md, scored_by_activity).",
     )
     activities_in_memory: PositiveInt = Field(
         default=5_000_000,

@@ -140,6 +140,7 @@ def read_parts(
     with ExitStack() as stack:
         with warehouse.reader() as connection:
             memory = max(settings.activities_in_memory * BYTES_PER_ACTIVITY, _LEAST_SCAN_BYTES)
+            # By itself DuckDB caches the file, and joins, up to four fifths of the machine.
             connection.execute(f"SET memory_limit = '{memory} B'")
             count = count_activities(connection, dataset, encoder, *span)
             bits = part_bits(count, settings.activities_in_memory)
