@@ -1,6 +1,8 @@
 """Users dealt to parts: nothing is lost, and no published byte says how many parts there were."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,13 +35,13 @@ def digests(market: Market) -> list[str]:
     return [read_hour(root, hour_of(market, hour)).digest for hour in range(HOURS)]
 
 
-def split(market: Market, folder: Path, in_memory: int) -> Market:
+def split(market: Market, folder: Path, in_memory: int, **changes: Any) -> Market:
     """Return the market without vectors, to be made with so many activities in memory."""
     copied = market.copied_to(folder / "home", "vectors")
-    return with_settings(copied, folder, activities_in_memory=in_memory)
+    return with_settings(copied, folder, activities_in_memory=in_memory, **changes)
 
 
-def reading(market: Market, hour: int = LAST):
+def reading(market: Market, hour: int = LAST) -> AbstractContextManager[Parts]:
     settings, as_of_us = vector_settings(market), last_known_us(hour_of(market, hour))
     from_us = as_of_us - settings.lookback_hours * HOUR_US
     return read_parts(warehouse_of(market), market.deployment, settings, from_us, as_of_us)
@@ -69,6 +71,25 @@ def test_vectors_are_the_same_to_the_byte_in_any_number_of_parts(
     assert seen == [bits]
     assert digests(market) == digests(published)
     assert not list(market.deployment.home.glob(".parts-*"))
+
+
+@needs_jax
+def test_who_leaves_and_who_stays_is_the_same_in_any_number_of_parts(
+    published: Market, tmp_path: Path
+) -> None:
+    """Full refreshes that continue a store, of a lookback that users drop out of."""
+    changes = {"full_refresh_every_hours": 2, "lookback_hours": 3}
+    found: list[list[str]] = []
+    for name, in_memory in (("one", 10_000), ("many", 40)):
+        market = split(published, tmp_path / name, in_memory, **changes)
+        advanced(market, 0, HOURS)
+        found.append(digests(market))
+        root = market.deployment.vectors
+        before, after = (read_hour(root, hour_of(market, LAST - gap)).users for gap in (2, 1))
+        assert set(before.ids.tolist()) - set(after.ids.tolist())
+        assert max(int(shard.counts.max()) for shard in after.shards) == 3
+    assert found[0] == found[1]
+    assert found[0] != digests(published)
 
 
 @needs_jax
