@@ -8,7 +8,7 @@ belong here.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -1203,6 +1203,18 @@ class UserVectorSettings(Group):
         description="Of activities that a user's vector and an ad's engagers are made of: two "
         "weeks have every weekday twice.",
     )
+    fewest_activities: PositiveInt = Field(
+        default=5,
+        description="Within the lookback: who did less is not encoded, has no vector, and leaves "
+        "at a full refresh. In made markets vectors cost clicks of users without activities, and "
+        "no gain was shown below 5 (docs/evidence.md, scored_by_activity).",
+    )
+    activities_in_memory: PositiveInt = Field(
+        default=5_000_000,
+        description="Activities of the lookback that are held at once, some 250 bytes each while "
+        "they are laid out. Beyond it users are dealt to parts by their hash and encoded part by "
+        "part; the vectors are the same to the byte.",
+    )
     labels_lookback_hours: PositiveInt = Field(
         default=168, description="Matured hours that an encoder is trained on."
     )
@@ -1328,6 +1340,17 @@ class UserVectorSettings(Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_fewest(self) -> Self:
+        """Refuse to ask for more activities than are read of a user."""
+        most = sum(modality.longest for modality in self.encoder.modalities)
+        if self.fewest_activities > most:
+            raise ValueError(
+                f"fewest_activities is {self.fewest_activities}, but at most {most} are read of a "
+                "user (encoder.modalities, longest), so nobody would have a vector; lower it"
+            )
+        return self
+
 
 class Settings(Group):
     """All settings of one deployment."""
@@ -1385,10 +1408,13 @@ class Settings(Group):
     def digest(self) -> str:
         """Return the SHA-256 of the canonical JSON of what models follow from, hexadecimal.
 
-        That is all groups but the watching; vectors of users only where there are some.
+        That is all groups but the watching; vectors of users only where there are some, and not how
+        many activities memory holds.
         """
-        left_out = set(WATCHING - ({"label_quality"} if self.label_quality.act else set()))
-        left_out |= {"user_vectors"} if self.user_vectors is None else set()
+        watching = WATCHING - ({"label_quality"} if self.label_quality.act else set())
+        left_out: dict[str, Any] = dict.fromkeys(watching, True)
+        no_vectors = self.user_vectors is None
+        left_out["user_vectors"] = True if no_vectors else {"activities_in_memory"}
         followed = self.model_dump(mode="json", exclude=left_out)
         canonical = json.dumps(followed, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

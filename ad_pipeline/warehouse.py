@@ -322,6 +322,24 @@ def rows_of(
     return connection.sql(query, params=bound(query, parameters or {})).to_arrow_table()
 
 
+def batches_of(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    rows: int,
+) -> pa.RecordBatchReader:
+    """Return a query's rows a batch at a time, while it runs; as :func:`rows_of` otherwise.
+
+    Parameters
+    ----------
+    rows : int
+        Of a batch, about.
+    """
+    connection.complete()
+    return connection.sql(query, params=bound(query, parameters or {})).to_arrow_reader(rows)
+
+
 _ARROW_TYPES = {
     "BIGINT": pa.int64(),
     "INTEGER": pa.int32(),

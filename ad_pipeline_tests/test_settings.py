@@ -57,3 +57,20 @@ def test_vectors_of_users_enter_the_digest_only_where_there_are_some() -> None:
     assert none.digest() == Settings().digest()
     assert "user_vectors" in none.model_dump()
     assert len({none.digest(), some.digest(), others.digest()}) == 3
+
+
+def test_how_many_activities_memory_holds_changes_no_vector_and_no_digest() -> None:
+    some = Settings.model_validate({"user_vectors": {}})
+    little, few = (
+        Settings.model_validate({"user_vectors": {name: 1}})
+        for name in ("activities_in_memory", "fewest_activities")
+    )
+    assert little.digest() == some.digest()
+    assert few.digest() != some.digest()
+
+
+def test_more_activities_than_are_read_of_a_user_cannot_be_asked_for() -> None:
+    encoder = {"modalities": [{"name": "a", "longest": 8}, {"name": "b", "longest": 8}]}
+    with pytest.raises(ValueError, match="at most 16 are read"):
+        Settings.model_validate({"user_vectors": {"encoder": encoder, "fewest_activities": 17}})
+    Settings.model_validate({"user_vectors": {"encoder": encoder, "fewest_activities": 16}})

@@ -81,7 +81,7 @@ DIMENSION = 32
 MAIN_US = DAY_US
 """Interval of all other figures: everybody is refreshed at midnight."""
 
-FEWEST = 5
+FEWEST = UserVectorSettings().fewest_activities
 """Activities from which on a user has a vector: what the product does."""
 
 NEW_SHARE = 0.3

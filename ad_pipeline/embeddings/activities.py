@@ -9,7 +9,7 @@ becomes slots :mod:`.content`; who reads them when does not belong here.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +62,7 @@ def read_activities(
     encoder: EncoderSettings,
     from_us: int,
     as_of_us: int,
+    users: Sequence[str] | None = None,
 ) -> pa.Table:
     """Return what users did, by ``dbt_like_sql/embeddings/activities.sql``.
 
@@ -74,6 +75,8 @@ def read_activities(
         Modalities that are read; engagements with ads always are.
     from_us, as_of_us : int
         Received in ``[from_us, as_of_us]``, microseconds.
+    users : sequence of str, optional
+        Ids of those whose rows are read; everybody's if left out.
 
     Returns
     -------
@@ -81,15 +84,51 @@ def read_activities(
         user_id, modality, content_id, occurred_us, received_us, and the columns of ads, which are
         null for what is no engagement. In no order.
     """
-    modalities = [modality.name for modality in encoder.modalities]
-    return _read(connection, dataset, modalities, encoder.ad_columns, from_us, as_of_us)
+    from ad_pipeline.warehouse import rows_of
+
+    query, parameters = _selected(dataset, encoder, from_us, as_of_us)
+    if users is not None:
+        query = f"SELECT * FROM ({query}) WHERE {USER} IN (SELECT unnest($users))"
+        parameters["users"] = list(users)
+    return rows_of(connection, query, parameters)
+
+
+def stream_activities(
+    connection: "duckdb.DuckDBPyConnection",
+    dataset: Dataset,
+    encoder: EncoderSettings,
+    from_us: int,
+    as_of_us: int,
+    rows: int,
+) -> pa.RecordBatchReader:
+    """Return the rows of :func:`read_activities`, so many at a time."""
+    from ad_pipeline.warehouse import batches_of
+
+    query, parameters = _selected(dataset, encoder, from_us, as_of_us)
+    return batches_of(connection, query, parameters, rows=rows)
+
+
+def count_activities(
+    connection: "duckdb.DuckDBPyConnection",
+    dataset: Dataset,
+    encoder: EncoderSettings,
+    from_us: int,
+    as_of_us: int,
+) -> int:
+    """Return how many rows :func:`read_activities` would."""
+    from ad_pipeline.warehouse import one_row
+
+    query, parameters = _selected(dataset, encoder, from_us, as_of_us)
+    return int(one_row(connection, f"SELECT count(*) FROM ({query})", parameters)[0])
 
 
 def read_engagements(
     connection: "duckdb.DuckDBPyConnection", dataset: Dataset, from_us: int, as_of_us: int
 ) -> pa.Table:
     """Return the engagements with ads alone, as :func:`read_activities` does."""
-    return _read(connection, dataset, (), (), from_us, as_of_us)
+    from ad_pipeline.warehouse import rows_of
+
+    return rows_of(connection, *_selected(dataset, None, from_us, as_of_us))
 
 
 def history_of(rows: pa.Table, dataset: Dataset, encoder: EncoderSettings) -> History:
@@ -138,16 +177,13 @@ def engagements_of(rows: pa.Table, dataset: Dataset) -> Engagements:
     )
 
 
-def _read(
-    connection: "duckdb.DuckDBPyConnection",
-    dataset: Dataset,
-    modalities: Sequence[str],
-    ad_columns: Sequence[str],
-    from_us: int,
-    as_of_us: int,
-) -> pa.Table:
-    from ad_pipeline.warehouse import rows_of, select
+def _selected(
+    dataset: Dataset, encoder: EncoderSettings | None, from_us: int, as_of_us: int
+) -> tuple[str, dict[str, Any]]:
+    """Return a query of what an encoder reads, or of engagements alone, and its parameters."""
+    from ad_pipeline.warehouse import select
 
+    ad_columns = () if encoder is None else encoder.ad_columns
     # The names pasted here are column names that the dataset file was checked for.
     names = dict.fromkeys((*PLAIN, AD, *ad_columns))
     columns = ", ".join(f'"{name}"' for name in names)
@@ -155,10 +191,10 @@ def _read(
     parameters = {
         "from_us": from_us,
         "as_of_us": as_of_us,
-        "modalities": list(modalities),
+        "modalities": [] if encoder is None else [each.name for each in encoder.modalities],
         "ad_modalities": [ad_modality(goal) for goal in dataset.goal_names],
     }
-    return rows_of(connection, query, parameters)
+    return query, parameters
 
 
 def _content(ids: pa.ChunkedArray, modality: Modality, bits: int) -> dict[str, pa.Array]:

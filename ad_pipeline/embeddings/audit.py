@@ -52,7 +52,8 @@ def watermark_faults(published: PublishedVectors) -> Iterator[str]:
     """Say where a store, or a vector in it, knows more of the log than its hour."""
     end_us = last_known_us(published.hour_us)
     for name, store in (("users", published.users), ("engagers", published.engagers)):
-        newest_us = max(store.watermark_us, int(store.refreshed_us.max(initial=0)))
+        newest = (int(shard.refreshed_us.max(initial=0)) for shard in store.shards)
+        newest_us = max(store.watermark_us, *newest)
         if newest_us > end_us:
             yield (
                 f"the store of {name} of {hour_key(published.hour_us)} knows the log up to "
@@ -83,12 +84,13 @@ def not_encoded(
     if is_pointed(root, pointer(hour_us - HOUR_US)):
         before = read_hour(root, hour_us - HOUR_US).users
         previous = before if before.version == published.version else None
-    known = known_users(warehouse, deployment, hour_us)
-    due = known.ids[known.due(previous, settings, hour_us)]
-    positions = published.users.positions(due)
-    refreshed_us = published.users.refreshed_us[positions[positions >= 0]]
-    met = int((refreshed_us == last_known_us(hour_us)).sum())
-    return len(due), len(due) - met
+    asked = met = 0
+    for known in known_users(warehouse, deployment, hour_us):
+        due = known.ids[known.due(previous, settings, hour_us)]
+        refreshed_us = published.users.refreshed_of(due)
+        asked += len(due)
+        met += int((refreshed_us == last_known_us(hour_us)).sum())
+    return asked, asked - met
 
 
 def recall_of_sample(
@@ -126,6 +128,6 @@ def recall_of_sample(
 
 def _not_finite(store: StoredVectors) -> Iterator[int]:
     """Yield how many vectors of each block are not finite."""
-    for start in range(0, len(store.ids), _BLOCK):
-        vectors, norms = store.read(np.arange(start, min(start + _BLOCK, len(store.ids))))
+    for start in range(0, len(store), _BLOCK):
+        vectors, norms = store.read(np.arange(start, min(start + _BLOCK, len(store))))
         yield int((~(np.isfinite(vectors).all(axis=1) & np.isfinite(norms))).sum())

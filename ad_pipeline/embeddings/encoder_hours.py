@@ -3,10 +3,11 @@
 An encoder that is due after hour H learns labels that had matured by the end of H; it is in force
 from H on, since vectors are computed when the hour is over. A label's sequence ends where the
 vector ended that its impression could read (:func:`ad_pipeline.clocks.published_hour`). Rows of
-users of whom nothing was known then are left out, since they have no vector when served either; to
-keep those who did something later would keep them by their label. What users did next
-(:mod:`.next_actions`) is learnt from the same activities, each day's from what could be read when
-it began.
+users of whom nothing was known then are left out; to keep those who did something later would
+keep them by their label. Users of fewer activities than get a vector are learnt all the same: what
+they did says what content and ads are alike, and what was measured was learnt with them. What users
+did next (:mod:`.next_actions`) is learnt from the same activities, each day's from what could be
+read when it began.
 
 A training that dies goes on from its last checkpoint and ends in the same bytes. Learning itself is
 :mod:`.training`, vectors of the encoder in force are :mod:`.vector_hours`.
@@ -14,7 +15,7 @@ A training that dies goes on from its last checkpoint and ends in the same bytes
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,12 @@ from ad_pipeline.settings import UserVectorSettings
 from ad_pipeline.xla import jax_or
 
 if TYPE_CHECKING:
+    import duckdb
+
     from ad_pipeline.warehouse import Warehouse
+
+
+_BATCH_ROWS = 100_000
 
 
 class TooFewLabels(ValueError):
@@ -160,8 +166,6 @@ def rows_to_learn(
     TooFewLabels
         If the first task has fewer positives than are needed.
     """
-    from ad_pipeline.warehouse import rows_of, select
-
     settings = settings_of(dataset)
     encoder, as_of_us = settings.encoder, last_known_us(hour_us)
     parameters = {
@@ -170,12 +174,12 @@ def rows_to_learn(
         "as_of_us": as_of_us,
     }
     with warehouse.reader() as connection:
-        shown = rows_of(connection, select("embeddings.labelled_ads"), parameters)
-        shown = _thinned(shown, settings.maximum_labels, dataset.settings.seed)
+        shown = _labelled_ads(connection, parameters, settings, dataset.settings.seed)
         lag_hours, occurred_us = settings.publication_lag_hours, _int64(shown["occurred_us"])
         moment_us = last_known_us(published_hour(lag_hours, occurred_us))
         from_us = int(moment_us.min(initial=as_of_us)) - settings.lookback_hours * HOUR_US + 1
-        did = read_activities(connection, dataset, encoder, from_us, as_of_us)
+        users = shown[USER].unique().to_pylist()
+        did = read_activities(connection, dataset, encoder, from_us, as_of_us, users)
     history = history_of(did, dataset, encoder)
     tasks = len(settings.taught_encoder.tasks)
     rows = _Examples(
@@ -353,12 +357,28 @@ def _labels(shown: pa.Table, tasks: int) -> np.ndarray:
     return labels
 
 
-def _thinned(rows: pa.Table, most: int, seed: int) -> pa.Table:
-    """Keep about ``most`` rows, each by the hash of its impression, so that memory stays flat."""
-    if rows.num_rows <= most:
-        return rows
-    draws = uniform(seed, rows.column("impression_id"), KIND)
-    return rows.filter(pa.array(draws < most / rows.num_rows))
+def _labelled_ads(
+    connection: "duckdb.DuckDBPyConnection",
+    parameters: dict[str, Any],
+    settings: UserVectorSettings,
+    seed: int,
+) -> pa.Table:
+    """Return impressions with labels, ``maximum_labels`` or about so many, by hash of each.
+
+    The others are let go batch by batch, so that memory does not grow with the log.
+    """
+    from ad_pipeline.warehouse import batches_of, one_row, select
+
+    query, most = select("embeddings.labelled_ads"), settings.maximum_labels
+    (rows,) = one_row(connection, f"SELECT count(*) FROM ({query})", parameters)
+    batches = batches_of(connection, query, parameters, rows=_BATCH_ROWS)
+    if rows <= most:
+        return batches.read_all()
+    kept = []
+    for batch in batches:
+        draws = uniform(seed, pa.chunked_array([batch.column("impression_id")]), KIND)
+        kept.append(batch.filter(pa.array(draws < most / rows)))
+    return pa.Table.from_batches(kept, batches.schema)
 
 
 def _int64(column: pa.ChunkedArray) -> np.ndarray:

@@ -2,17 +2,20 @@
 
 After hour H the encoder in force encodes everybody where it is new or a full refresh is due, else
 the users with news who are due by their tier, each from what our log had by the end of H and no
-longer ago than the lookback. Who did nothing for so long leaves the store at a full refresh. For
-each ad the mean direction of its engagers stands beside the users, and the pair is published under
-one name (:mod:`.published`). Hours follow each other: an hour is a function of the hour before it,
-the log and the settings, whatever range it was made in.
+longer ago than the lookback. Who did less than ``fewest_activities`` in it gets no vector, and
+leaves the store at a full refresh. For each ad the mean direction of its :mod:`.engagers` stands
+beside the users, and the pair is published under one name (:mod:`.published`). Hours follow each
+other: an hour is a function of the hour before it, the log and the settings, whatever range it was
+made in and in however many :mod:`.parts`.
 
 On demand, users are encoded at once, whatever their tier: into a store of its own that continues
 the newest hour's, so that no published hour changes.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,14 +31,11 @@ from ad_pipeline.checkpoints import (
 from ad_pipeline.clocks import HOUR_US, hour_key, hour_of, hours_between
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.embeddings import encoder_hours
-from ad_pipeline.embeddings.activities import (
-    Engagements,
-    engagements_of,
-    history_of,
-    read_activities,
-)
+from ad_pipeline.embeddings.activities import read_activities
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.encoder_hours import settings_of
+from ad_pipeline.embeddings.engagers import EngagerSums, write_engagers
+from ad_pipeline.embeddings.parts import Part, Parts, read_parts
 from ad_pipeline.embeddings.published import (
     NO_ENCODER,
     ever_published,
@@ -43,16 +43,13 @@ from ad_pipeline.embeddings.published import (
     pointer,
     published_hours,
     read_hour,
-    user_hashes,
     write_published,
 )
 from ad_pipeline.embeddings.refresh import due_for_full, due_for_incremental
-from ad_pipeline.embeddings.retrieval import Engaged
-from ad_pipeline.embeddings.sequences import NEVER, History, Sequences
+from ad_pipeline.embeddings.sequences import NEVER, Sequences
 from ad_pipeline.embeddings.vectors import (
     WORDS,
     Codec,
-    FreshVectors,
     Layout,
     StoredVectors,
     forget_vectors,
@@ -74,8 +71,6 @@ SAMPLED = 4_096
 """Users that a codec is fitted to or measured on."""
 
 ON_DEMAND = "users/on_demand"
-
-_BLOCK_ENTRIES = 65_536
 
 
 @dataclass(frozen=True)
@@ -117,11 +112,12 @@ class KnownUsers:
     Attributes
     ----------
     ids : ndarray of shape (n,), uint64
-        Hashes of all users of the history.
+        Hashes of all users of the part.
     sequences : Sequences
         One a user, ending with the hour.
     newest_us : ndarray of shape (n,), int64
-        When our log had the newest activity; NEVER of who did nothing within the lookback.
+        When our log had the newest activity; NEVER of who did fewer than
+        ``fewest_activities`` within the lookback.
     activities : ndarray of shape (n,), int64
         How many are read.
     """
@@ -132,36 +128,34 @@ class KnownUsers:
     activities: np.ndarray
 
     @classmethod
-    def after(
-        cls, history: History, ids: np.ndarray, settings: UserVectorSettings, hour_us: int
-    ) -> "KnownUsers":
-        """Cut a history at the end of an hour.
+    def after(cls, part: Part, settings: UserVectorSettings, hour_us: int) -> "KnownUsers":
+        """Cut what users did at the end of an hour.
 
         Parameters
         ----------
-        history : History
-        ids : ndarray of shape (n,), uint64
-            Of its users.
+        part : Part
         settings : UserVectorSettings
         hour_us : int
             Start of the hour.
         """
         longest = {modality.name: modality.longest for modality in settings.encoder.modalities}
         lookback_us = settings.lookback_hours * HOUR_US
-        sequences = history.sequences(last_known_us(hour_us), longest, lookback_us=lookback_us)
+        as_of_us = last_known_us(hour_us)
+        sequences = part.history.sequences(as_of_us, longest, lookback_us=lookback_us)
         activities = np.sum([sequences.lengths(name) for name in longest], axis=0)
-        return cls(ids, sequences, sequences.newest_us(), activities)
+        enough = activities >= settings.fewest_activities
+        newest_us = np.where(enough, sequences.newest_us(), NEVER)
+        return cls(part.ids, sequences, newest_us, activities)
 
     def due(
         self, previous: StoredVectors | None, settings: UserVectorSettings, hour_us: int
     ) -> np.ndarray:
         """Tell whom the hour's refresh encodes, bool (n,): everybody known without a store."""
         as_of_us = last_known_us(hour_us)
-        refreshed_us = np.full(len(self.ids), NEVER)
         if previous is None or is_full(settings, hour_us):
-            return due_for_full(refreshed_us, self.newest_us, as_of_us)
-        positions = previous.positions(self.ids)
-        refreshed_us[positions >= 0] = previous.refreshed_us[positions[positions >= 0]]
+            never = np.full(len(self.ids), NEVER)
+            return due_for_full(never, self.newest_us, as_of_us)
+        refreshed_us = previous.refreshed_of(self.ids)
         return due_for_incremental(
             refreshed_us, self.newest_us, self.activities, settings.tiers, as_of_us
         )
@@ -198,47 +192,29 @@ def advance_hours(
     EmbeddingsExtraMissing
         If JAX is not installed and somebody is due.
     """
-    dataset, root = deployment.dataset, deployment.vectors
-    settings = settings_of(dataset)
+    settings = settings_of(deployment.dataset)
     previous = _users_before(deployment, start_us)
     opened: dict[str, Encoder] = {}
     for chunk_us in range(start_us, end_us, CHUNK_HOURS * HOUR_US):
         chunk_end_us = min(chunk_us + CHUNK_HOURS * HOUR_US, end_us)
-        history, ids, engagements = _read(warehouse, deployment, chunk_us, chunk_end_us)
-        for hour_us in hours_between(chunk_us, chunk_end_us):
-            digest = encoder_hours.digest_after(deployment, hour_us)
-            if digest is None and previous is not None:
-                raise MissingCheckpoint(
-                    f"no encoder is in force after {hour_key(hour_us)}, and one was before; "
-                    "materialize embeddings.encoder of that hour first"
-                )
-            if digest is None:
-                yield _without_encoder(deployment, settings, hour_us)
-                continue
-            if digest not in opened:
-                opened = {digest: Encoder.open(deployment.checkpoints, digest)}
-            if previous is not None and previous.version != digest:
-                previous = None
-            known = KnownUsers.after(history, ids, settings, hour_us)
-            refresh = _Refresh.of(
-                opened[digest], digest, known, settings, dataset.settings.seed, previous, hour_us
-            )
-            store = refresh.write(deployment, f"users/{hour_key(hour_us)}")
-            previous = read_vectors(root, store.digest, verify=False)
-            lookback_us = settings.lookback_hours * HOUR_US
-            engaged = engagements.as_of(last_known_us(hour_us), lookback_us)
-            engagers = write_engagers(deployment, hour_us, previous, engaged)
-            pair = write_published(root, hour_us, store, engagers)
-            yield VectorHour(
-                hour_us,
-                pair.digest,
-                digest,
-                "full" if refresh.is_full else "incremental",
-                int(refresh.due.sum()),
-                len(previous.ids),
-                len(read_vectors(root, engagers.digest, verify=False).ids),
-                refresh.layout.codec.error,
-            )
+        with _parts(warehouse, deployment, chunk_us, chunk_end_us) as parts:
+            for hour_us in hours_between(chunk_us, chunk_end_us):
+                digest = encoder_hours.digest_after(deployment, hour_us)
+                if digest is None and previous is not None:
+                    raise MissingCheckpoint(
+                        f"no encoder is in force after {hour_key(hour_us)}, and one was before; "
+                        "materialize embeddings.encoder of that hour first"
+                    )
+                if digest is None:
+                    yield _without_encoder(deployment, settings, hour_us)
+                    continue
+                if digest not in opened:
+                    opened = {digest: Encoder.open(deployment.checkpoints, digest)}
+                if previous is not None and previous.version != digest:
+                    previous = None
+                refresh = _Refresh(deployment, parts, opened[digest], digest, previous, hour_us)
+                published, previous = refresh.publish()
+                yield published
 
 
 def forget_hours(deployment: Deployment, end_us: int) -> tuple[int, Swept]:
@@ -266,51 +242,14 @@ def forget_hours(deployment: Deployment, end_us: int) -> tuple[int, Swept]:
     return len(old), sweep(root, ever_published(root, kept_from_us))
 
 
-def known_users(warehouse: "Warehouse", deployment: Deployment, hour_us: int) -> KnownUsers:
-    """Return what was known of users at the end of an hour, read for that hour alone."""
-    history, ids, _ = _read(warehouse, deployment, hour_us, hour_us + HOUR_US)
-    return KnownUsers.after(history, ids, settings_of(deployment.dataset), hour_us)
-
-
-def engager_centroids(engaged: Engaged, users: StoredVectors) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each ad the mean of its engagers' vectors, each at length 1.
-
-    Parameters
-    ----------
-    engaged : Engaged
-    users : StoredVectors
-        Engagers who are not in it do not count.
-
-    Returns
-    -------
-    ids : ndarray of shape (a,), uint64
-        Ads that a known user engaged with, ascending.
-    vectors : ndarray of shape (a, d), float32
-    """
-    positions = users.positions(engaged.users)[engaged.rows]
-    entries = np.flatnonzero(positions >= 0)
-    sums = np.zeros((len(engaged.ad_ids), users.layout.codec.dimension))
-    for start in range(0, len(entries), _BLOCK_ENTRIES):
-        block = entries[start : start + _BLOCK_ENTRIES]
-        np.add.at(sums, engaged.ads[block], users.units(positions[block]).astype(np.float64))
-    counts = np.bincount(engaged.ads[entries], minlength=len(engaged.ad_ids))
-    known = counts > 0
-    return engaged.ad_ids[known], (sums[known] / counts[known, np.newaxis]).astype(np.float32)
-
-
-def write_engagers(
-    deployment: Deployment, hour_us: int, users: StoredVectors, engaged: Engaged
-) -> Checkpoint:
-    """Write an hour's store of ads' engagers, of the users' version."""
-    ids, vectors = engager_centroids(engaged, users)
-    layout = Layout(users.version, half_precision(vectors), 0, 1)
-    return write_vectors(
-        deployment.vectors,
-        f"engagers/{hour_key(hour_us)}",
-        layout,
-        last_known_us(hour_us),
-        lambda _: (ids, vectors),
-    )
+def known_users(
+    warehouse: "Warehouse", deployment: Deployment, hour_us: int
+) -> Iterator[KnownUsers]:
+    """Yield what was known of users at the end of an hour, read for that hour alone, by part."""
+    settings = settings_of(deployment.dataset)
+    with _parts(warehouse, deployment, hour_us, hour_us + HOUR_US) as parts:
+        for part in parts:
+            yield KnownUsers.after(part, settings, hour_us)
 
 
 def encode_on_demand(
@@ -325,7 +264,7 @@ def encode_on_demand(
     hour_us : int
         Start of the newest published hour.
     user_ids : iterable of str
-        Users of whom nothing is known get no vector.
+        Of their activities alone is read; who did fewer than ``fewest_activities`` gets no vector.
 
     Returns
     -------
@@ -343,79 +282,135 @@ def encode_on_demand(
             f"there is no encoder after {hour_key(hour_us)}; materialize embeddings.encoder until "
             "one is trained"
         )
-    known = known_users(warehouse, deployment, hour_us)
-    asked = np.isin(known.ids, user_hashes(list(user_ids))) & (known.newest_us != NEVER)
+    dataset, asked = deployment.dataset, list(user_ids)
+    settings, span = settings_of(dataset), _span(deployment, hour_us, hour_us + HOUR_US)
+    with warehouse.reader() as connection:
+        rows = read_activities(connection, dataset, settings.encoder, *span, asked)
+    known = KnownUsers.after(Part.of_rows(rows, dataset, settings.encoder), settings, hour_us)
+    due = known.newest_us != NEVER
     encoder = Encoder.open(deployment.checkpoints, users.version)
-    fresh = _fresh(encoder, users.layout, known, asked)
+
+    def fresh(shard: int) -> tuple[np.ndarray, np.ndarray]:
+        return _encoded(encoder, known, due & (users.layout.shards(known.ids) == shard))
+
     return write_vectors(
         deployment.vectors, ON_DEMAND, users.layout, last_known_us(hour_us), fresh, users
     )
 
 
-@dataclass(frozen=True)
 class _Refresh:
-    """An hour's refresh: who is due, and what the store continues."""
+    """An hour's refresh: who is due, and what the store continues; a part of the users at a time.
 
-    encoder: Encoder
-    layout: Layout
-    known: KnownUsers
-    due: np.ndarray
-    previous: StoredVectors | None
-    hour_us: int
-    is_full: bool
+    Parameters
+    ----------
+    deployment : Deployment
+    parts : Parts
+    encoder : Encoder
+    version : str
+        Its digest.
+    previous : StoredVectors or None
+        The store before, if it is of the encoder.
+    hour_us : int
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
+        deployment: Deployment,
+        parts: Parts,
         encoder: Encoder,
         version: str,
-        known: KnownUsers,
-        settings: UserVectorSettings,
-        seed: int,
         previous: StoredVectors | None,
         hour_us: int,
-    ) -> "_Refresh":
-        due = known.due(previous, settings, hour_us)
-        full = previous is None or is_full(settings, hour_us)
+    ) -> None:
+        self.deployment, self.parts, self.encoder = deployment, parts, encoder
+        self.previous, self.hour_us = previous, hour_us
+        self.settings = settings = settings_of(deployment.dataset)
+        self.is_full = previous is None or is_full(settings, hour_us)
+
+        # Not a method: the cache would keep this object, and the object the cache.
+        @lru_cache(maxsize=1)
+        def known(number: int) -> tuple[KnownUsers, np.ndarray]:
+            found = KnownUsers.after(parts.part(number), settings, hour_us)
+            return found, found.due(previous, settings, hour_us)
+
+        self.known = known
+        """Told a part's number, returns what is known of its users, and who of them is due."""
         if previous is None:
-            codec = _codec(encoder, known, due, settings, seed)
-            layout = Layout(version, codec, settings.shard_bits, settings.averaged)
+            self.layout = Layout(version, self._codec(), settings.shard_bits, settings.averaged)
         else:
-            layout = previous.layout
-            previous = previous.only(known.ids[known.newest_us != NEVER]) if full else previous
-        return cls(encoder, layout, known, due, previous, hour_us, full)
+            self.layout = previous.layout
 
-    def write(self, deployment: Deployment, name: str) -> Checkpoint:
-        fresh = _fresh(self.encoder, self.layout, self.known, self.due)
-        as_of_us = last_known_us(self.hour_us)
-        return write_vectors(deployment.vectors, name, self.layout, as_of_us, fresh, self.previous)
+    def publish(self) -> tuple[VectorHour, StoredVectors]:
+        """Write both stores under one name; return what was published, and the users."""
+        root, hour_us, layout = self.deployment.vectors, self.hour_us, self.layout
+        as_of_us, lookback_us = last_known_us(hour_us), self.settings.lookback_hours * HOUR_US
+        name = f"users/{hour_key(hour_us)}"
+        staying = self._staying if self.is_full and self.previous is not None else None
+        store = write_vectors(root, name, layout, as_of_us, self._fresh, self.previous, staying)
+        users = read_vectors(root, store.digest, verify=False)
+        sums = EngagerSums(layout.codec.dimension)
+        for part in self.parts:
+            sums.add(part.engagements.as_of(as_of_us, lookback_us), users)
+        engagers = write_engagers(self.deployment, hour_us, layout.version, sums)
+        pair = write_published(root, hour_us, store, engagers)
+        published = VectorHour(
+            hour_us,
+            pair.digest,
+            layout.version,
+            "full" if self.is_full else "incremental",
+            sum(int((shard.refreshed_us == as_of_us).sum()) for shard in users.shards),
+            len(users),
+            len(sums.ids),
+            layout.codec.error,
+        )
+        return published, users
+
+    def _of_shard(self, shard: int) -> Iterator[tuple[KnownUsers, np.ndarray, np.ndarray]]:
+        """Yield known users, who of them is due, and who is of the shard, by part."""
+        for number in self.parts.of_shard(shard, self.layout.shard_bits):
+            known, due = self.known(number)
+            yield known, due, self.layout.shards(known.ids) == shard
+
+    def _fresh(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        found = [
+            _encoded(self.encoder, known, due & own) for known, due, own in self._of_shard(shard)
+        ]
+        ids, vectors = zip(*found, strict=True)
+        return np.concatenate(ids), np.concatenate(vectors)
+
+    def _staying(self, shard: int) -> np.ndarray:
+        """Return who keeps his earlier vectors in a full refresh: who did enough lately."""
+        return np.concatenate(
+            [known.ids[own & (known.newest_us != NEVER)] for known, _, own in self._of_shard(shard)]
+        )
+
+    def _codec(self) -> Codec:
+        """Fit or measure how a version's vectors are written, on a sample of those who are due."""
+        seed, parts = self.deployment.dataset.settings.seed, range(2**self.parts.bits)
+        ids, draws = np.zeros(0, np.uint64), np.zeros(0)
+        for known, due in map(self.known, parts):
+            ids = np.concatenate([ids, known.ids[due]])
+            own = uniform(seed, known.ids[due], "embeddings.codec.sample")
+            draws = np.concatenate([draws, own])
+            drawn = np.lexsort((ids, draws))[:SAMPLED]
+            ids, draws = ids[drawn], draws[drawn]
+        by_id = np.argsort(ids)
+        sample = np.empty((len(ids), self.settings.encoder.dimension), np.float32)
+        for known, due in map(self.known, parts):
+            of_part, vectors = _encoded(self.encoder, known, due & np.isin(known.ids, ids))
+            sample[by_id[np.searchsorted(ids[by_id], of_part)]] = vectors
+        parts_of_vector = self.settings.quantized_parts
+        if parts_of_vector is None or len(ids) < 2 * WORDS:
+            return half_precision(sample)
+        return product_quantized(sample, ids, parts_of_vector, seed)
 
 
-def _codec(
-    encoder: Encoder,
-    known: KnownUsers,
-    due: np.ndarray,
-    settings: UserVectorSettings,
-    seed: int,
-) -> Codec:
-    """Fit or measure how a version's vectors are written, on a sample of those who are due."""
-    rows = np.flatnonzero(due)
-    draws = uniform(seed, known.ids[rows], "embeddings.codec.sample")
-    rows = rows[np.argsort(draws, kind="stable")[:SAMPLED]]
-    sample = encoder.vectors(known.sequences.take(rows))
-    if settings.quantized_parts is None or len(rows) < 2 * WORDS:
-        return half_precision(sample)
-    return product_quantized(sample, known.ids[rows], settings.quantized_parts, seed)
-
-
-def _fresh(encoder: Encoder, layout: Layout, known: KnownUsers, due: np.ndarray) -> FreshVectors:
-    of_shard = layout.shards(known.ids)
-
-    def fresh(number: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.flatnonzero(due & (of_shard == number))
-        return known.ids[rows], encoder.vectors(known.sequences.take(rows))
-
-    return fresh
+def _encoded(
+    encoder: Encoder, known: KnownUsers, asked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids and new vectors of those asked for, bool (n,)."""
+    rows = np.flatnonzero(asked)
+    return known.ids[rows], encoder.vectors(known.sequences.take(rows))
 
 
 def _without_encoder(
@@ -453,14 +448,15 @@ def _users_before(deployment: Deployment, start_us: int) -> StoredVectors | None
     return None if users.version == NO_ENCODER else users
 
 
-def _read(
+def _parts(
     warehouse: "Warehouse", deployment: Deployment, start_us: int, end_us: int
-) -> tuple[History, np.ndarray, Engagements]:
-    """Read what the hours of a range need: histories, hashes of their users, engagements."""
-    dataset = deployment.dataset
-    settings = settings_of(dataset)
-    from_us = start_us + HOUR_US - settings.lookback_hours * HOUR_US
-    with warehouse.reader() as connection:
-        rows = read_activities(connection, dataset, settings.encoder, from_us, end_us - 1)
-    history = history_of(rows, dataset, settings.encoder)
-    return history, user_hashes(history.users), engagements_of(rows, dataset)
+) -> AbstractContextManager[Parts]:
+    """Read what the hours of a range need of users, by part."""
+    span = _span(deployment, start_us, end_us)
+    return read_parts(warehouse, deployment, settings_of(deployment.dataset), *span)
+
+
+def _span(deployment: Deployment, start_us: int, end_us: int) -> tuple[int, int]:
+    """Return the first and the last moment of what the hours of a range look back at."""
+    lookback_hours = settings_of(deployment.dataset).lookback_hours
+    return start_us + HOUR_US - lookback_hours * HOUR_US, end_us - 1

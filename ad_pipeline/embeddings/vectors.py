@@ -37,6 +37,7 @@ from ad_pipeline.checkpoints import (
 )
 from ad_pipeline.embeddings.faiss_runtime import in_one_thread
 from ad_pipeline.embeddings.refresh import mean_of_last, taken_in
+from ad_pipeline.embeddings.sequences import NEVER
 from ad_pipeline.embeddings.versions import MixedVersions
 
 KIND = "embeddings.vectors"
@@ -233,8 +234,9 @@ class Shard:
             np.zeros(0, np.int64),
         )
 
-    def take(self, places: np.ndarray) -> "Shard":
-        """Return some of the users, by ascending places."""
+    def only(self, ids: np.ndarray) -> "Shard":
+        """Return those of the users who are among some, uint64 (m,)."""
+        places = np.flatnonzero(np.isin(self.ids, ids))
         return Shard(*(getattr(self, name)[places] for name in ARRAYS))
 
 
@@ -297,10 +299,9 @@ class StoredVectors:
         """Up to when the log was known to each user's newest vector: int64 (n,)."""
         return np.concatenate([shard.refreshed_us for shard in self.shards])
 
-    def only(self, ids: np.ndarray) -> "StoredVectors":
-        """Return the store without the users that are not among some, uint64 (m,)."""
-        kept = [shard.take(np.flatnonzero(np.isin(shard.ids, ids))) for shard in self.shards]
-        return StoredVectors(self.layout, self.watermark_us, tuple(kept))
+    def __len__(self) -> int:
+        """Return the number of users."""
+        return int(self.starts[-1])
 
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """Return the position of each id, uint64 (m,), by binary search; -1 for who is absent."""
@@ -312,6 +313,20 @@ class StoredVectors:
             places = places_of(self.shards[number].ids, ids[rows])
             found[rows] = np.where(places == ABSENT, ABSENT, self.starts[number] + places)
         return found
+
+    def refreshed_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return up to when the log was known to users' newest vectors, uint64 (m,) to int64 (m,).
+
+        :data:`.sequences.NEVER` for who is absent.
+        """
+        moments = np.full(ids.shape, NEVER, np.int64)
+        of_shard = self.layout.shards(ids)
+        for number in np.unique(of_shard):
+            shard, rows = self.shards[number], np.flatnonzero(of_shard == number)
+            places = places_of(shard.ids, ids[rows])
+            there = places != ABSENT
+            moments[rows[there]] = shard.refreshed_us[places[there]]
+        return moments
 
     def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return what is read of users, the mean of their last vectors, and its length.
@@ -424,6 +439,7 @@ def write_vectors(
     watermark_us: int,
     fresh: FreshVectors,
     previous: StoredVectors | None = None,
+    staying: Callable[[int], np.ndarray] | None = None,
 ) -> Checkpoint:
     """Write a store shard by shard, and move its pointer when all of it is there.
 
@@ -440,6 +456,9 @@ def write_vectors(
         What was encoded anew of a shard. Asked for each shard once, in order.
     previous : StoredVectors, optional
         The store that this one continues; None at a version's first.
+    staying : callable, optional
+        Told a shard's number, returns the ids of whom the store before may hand on; everybody if
+        left out. Asked right before ``fresh`` is.
 
     Returns
     -------
@@ -459,6 +478,9 @@ def write_vectors(
     digests = []
     with unswept(root):
         for number in range(2**layout.shard_bits):
+            before = Shard.empty(layout) if previous is None else previous.shards[number]
+            if staying is not None:
+                before = before.only(staying(number))
             ids, vectors = fresh(number)
             strangers = ids[layout.shards(np.asarray(ids, np.uint64)) != number]
             if len(strangers):
@@ -466,7 +488,6 @@ def write_vectors(
                     f"user {strangers[0]} (and {len(strangers) - 1} more) is not in shard {number} "
                     f"of {2**layout.shard_bits}; hand each user to the shard of its highest bits"
                 )
-            before = previous.shards[number] if previous else Shard.empty(layout)
             shard = refreshed(before, layout, ids, vectors, watermark_us)
             arrays = {name: getattr(shard, name) for name in ARRAYS}
             facts = {"version": layout.version, "shard": number, "shard_bits": layout.shard_bits}

@@ -129,7 +129,12 @@ def test_the_made_worlds_of_user_vectors_hide_a_taste_in_what_users_do():
 
 @pytest.mark.slow
 def test_embeddings_say_how_seconds_grow_in_activities():
-    figures = figures_of("embeddings", "--users", "64", "--seeds", "1", "--world-users", "200")
+    small = ("--users", "64", "--seeds", "1", "--world-users", "200")
+    published = ("--published-users", "1000", "--memory-runs", "1")
+    figures = figures_of("embeddings", *small, *published)
     assert figures["events_exponent"].reach == 1.1
+    assert figures["memory_ratio"].value == pytest.approx(1, abs=0.3)
+    assert figures["memory_mb"].value > 100
+    assert figures["parts_ratio"].value > 0.5
     assert {"users_per_s", "users_per_s_32", "users_per_s_512"} <= set(figures)
     assert 0.0 < figures["padding_share"].value < 0.5

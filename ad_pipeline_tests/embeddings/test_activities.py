@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from ad_pipeline.clocks import HOUR_US
@@ -26,10 +27,10 @@ from ad_pipeline_tests.embeddings.made_worlds import needs_sentences
 from ad_pipeline_tests.embeddings.vector_markets import hour_of, vector_settings, warehouse_of
 
 
-def read(market: Market, from_us: int, as_of_us: int) -> pa.Table:
-    encoder = vector_settings(market).encoder
+def read(market: Market, from_us: int, as_of_us: int, users: list[str] | None = None) -> pa.Table:
+    encoder, dataset = vector_settings(market).encoder, market.deployment.dataset
     with warehouse_of(market).reader() as connection:
-        return read_activities(connection, market.deployment.dataset, encoder, from_us, as_of_us)
+        return read_activities(connection, dataset, encoder, from_us, as_of_us, users)
 
 
 def known_later(rows: pa.Table, as_of_us: int) -> int:
@@ -64,6 +65,18 @@ def test_rows_are_those_that_a_loop_over_the_log_finds(joined: Market) -> None:
     found = Counter(tuple(row[name] for name in names) for row in rows.to_pylist())
     assert found == by_hand(joined, *span)
     assert {"ad_click", "ad_purchase", "content_view"} == set(rows["modality"].to_pylist())
+
+
+def test_of_some_users_nothing_else_is_read(joined: Market) -> None:
+    span = hour_of(joined, 3), hour_of(joined, 9)
+    every = read(joined, *span)
+    users = sorted(set(every["user_id"].to_pylist()))[::7]
+    found = read(joined, *span, [*users, "nobody"])
+    expected = every.filter(pc.is_in(every["user_id"], value_set=pa.array(users)))  # pyright: ignore[reportAttributeAccessIssue]
+    assert 0 < len(expected) < len(every) / 2
+    order = [(name, "ascending") for name in every.column_names]
+    assert found.sort_by(order).equals(expected.sort_by(order))
+    assert len(read(joined, *span, [])) == 0
 
 
 def test_nothing_is_read_that_the_log_did_not_have_yet(joined: Market) -> None:

@@ -11,6 +11,7 @@ import pytest
 from ad_pipeline.checkpoints import pointed_names
 from ad_pipeline.clocks import HOUR_US, published_hour
 from ad_pipeline.embeddings import encoder_hours
+from ad_pipeline.embeddings.activities import read_activities
 from ad_pipeline.embeddings.encoder import EmbeddingsExtraMissing
 from ad_pipeline.embeddings.encoder_hours import TooFewLabels, digest_after, rows_to_learn
 from ad_pipeline.embeddings.published import last_known_us
@@ -169,6 +170,31 @@ def test_rows_above_the_maximum_are_drawn_by_hash(joined: Market, tmp_path: Path
     _, some = rows_to_learn(warehouse_of(market), market.deployment.dataset, hour_us)
     few, many = (np.isfinite(ads.labels[:, :2]).any(axis=1).sum() for ads in (some, every))
     assert 0.2 < few / many < 0.6
+
+
+def test_only_users_with_a_kept_label_are_read_and_what_is_learnt_is_the_same(
+    joined: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control reads everybody: more users, the same rows. Other labels are other rows."""
+    market = with_settings(joined, tmp_path, maximum_labels=200)
+    asked = vector_settings(market)
+
+    def learnt(each: Market) -> tuple[int, str]:
+        sequences, ads = rows_to_learn(
+            warehouse_of(each), each.deployment.dataset, hour_of(each, 23)
+        )
+        training = Training(asked.encoder, asked.training)
+        return len(sequences.history.users), training.digest_of(sequences, ads)
+
+    read, digest = learnt(market)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            encoder_hours, "read_activities", lambda *given: read_activities(*given[:-1])
+        )
+        every, same_digest = learnt(market)
+    assert 0 < read < every / 1.5
+    assert digest == same_digest
+    assert learnt(joined)[1] != digest
 
 
 def test_too_few_positives_are_counted(joined: Market, tmp_path: Path) -> None:

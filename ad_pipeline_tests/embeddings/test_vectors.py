@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ad_pipeline.checkpoints import CorruptCheckpoint, MissingCheckpoint, sweep, write_checkpoint
+from ad_pipeline.embeddings.sequences import NEVER
 from ad_pipeline.embeddings.vectors import (
     Codec,
     Layout,
@@ -128,6 +129,25 @@ def test_a_shard_without_news_is_the_same_checkpoint_and_a_sweep_takes_what_is_f
     assert read_named(tmp_path, "2").lookup(ids).present.all()
     with pytest.raises(MissingCheckpoint):
         read_vectors(tmp_path, first.digest)
+
+
+def test_who_does_not_stay_leaves_and_who_comes_back_begins_anew(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    ids, vectors = made_ids(rng, 60), made_vectors(rng, 60, DIMENSION)
+    layout, stays = layout_of(), np.arange(60) % 3 > 0
+    write_vectors(tmp_path, "1", layout, 1, fresh(layout, ids, vectors))
+    again = fresh(layout, ids[:3], vectors[:3])
+    before = read_named(tmp_path, "1")
+    write_vectors(tmp_path, "2", layout, 2, again, before, staying=lambda _: ids[stays])
+    found = read_named(tmp_path, "2")
+    stays[0] = True  # gone, and encoded anew
+    np.testing.assert_array_equal(found.ids, ids[stays])
+    assert len(found) == stays.sum()
+    counts = np.concatenate([shard.counts for shard in found.shards])
+    assert counts[:3].tolist() == [1, 2, 2]
+    assert set(counts[3:].tolist()) == {1}
+    expected = np.where(stays, np.where(np.arange(60) < 3, 2, 1), NEVER)
+    np.testing.assert_array_equal(found.refreshed_of(ids), expected)
 
 
 def test_a_store_written_over_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ VECTORS: dict[str, Any] = {
     },
     "training": {"batch_sequences": 16, "epochs": 1},
     "next_actions": {"horizon_hours": 4},
+    "fewest_activities": 2,
     "minimum_positives": 20,
     "full_refresh_every_hours": 6,
     "retrain_every_hours": 12,

@@ -10,33 +10,54 @@
   that they must be read together.
 - User to user: whether the contrastive term brings users of equal tastes nearer, in both worlds.
 - Training: sequences a second and core.
+- Memory: two hours of a log of made users are published, the first of everybody, by the product's
+  own path from the warehouse to the stores, in a fresh process: its private pages at their peak
+  (files that are mapped the system can drop). Once for a log and once for four times its users,
+  with the same number of activities in memory; and the larger one as a single part, which must
+  publish the same bytes.
 
     python -m benchmarks.speed.embeddings [--json] [--runs 5] [--seeds 3]
 """
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import yaml
 
+from ad_pipeline.checkpoints import point
+from ad_pipeline.clocks import HOUR_US, timestamp
+from ad_pipeline.datasets import Deployment, load_dataset
+from ad_pipeline.embeddings import encoder_hours
 from ad_pipeline.embeddings.content import id_tokens
 from ad_pipeline.embeddings.encoder import Encoder
 from ad_pipeline.embeddings.enrichment import DAY_US
 from ad_pipeline.embeddings.sequences import History
 from ad_pipeline.embeddings.training import LabelledAds, Training
+from ad_pipeline.embeddings.vector_hours import advance_hours
 from ad_pipeline.evaluation.metrics import roc_auc
+from ad_pipeline.events.contract import event_tables
 from ad_pipeline.settings import (
     EncoderSettings,
     Mixing,
     Modality,
     TrainingSettings,
 )
+from ad_pipeline.warehouse import Warehouse
 from benchmarks.figures import Figure, print_figures
+from benchmarks.speed.similarity import private_mb
 
 MIXINGS: tuple[Mixing, ...] = get_args(Mixing)
 LENGTHS = 32, 128, 512
@@ -48,6 +69,11 @@ SHOWN = 16
 """Ads that each user is shown."""
 
 CONTRASTIVE = 0.1
+
+GROWTH = 4
+LOOKS_OF_USER, CLICKS_OF_USER = 40, 10
+PARTS = 4
+"""Of the smaller log."""
 
 QUICK = TrainingSettings(dense_rate=0.01, table_rate=0.3, batch_sequences=32, epochs=3)
 
@@ -229,6 +255,183 @@ def training_seconds(users: int, runs: int) -> float:
     return statistics.median(found[1:])
 
 
+@contextmanager
+def peak_private_mb() -> Iterator[list[float]]:
+    """Yield a list of one number: the most private memory while the block runs, MiB."""
+    peak, done = [private_mb()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], private_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def write_log(folder: Path, users: int) -> None:
+    """Write a home whose warehouse holds the activities of made users, evenly over two weeks."""
+    encoder = EncoderSettings(
+        modalities=(
+            Modality(name="ad_click", tokens=2, longest=32),
+            Modality(name="look", tokens=1, longest=32),
+        ),
+        ad_columns=("ad_id", "campaign_id"),
+        tasks=("click",),
+    )
+    clocks = {"occurred_us": "occurred_us", "received_us": "received_us"}
+    columns = {
+        "impressions": ("impression_id", "user_id", "ad_id", "campaign_id"),
+        "engagements": ("event_id", "impression_id", "goal"),
+        "user_activities": ("event_id", "user_id", "modality", "content_id"),
+    }
+    written = {
+        "name": "streamed",
+        "start": timestamp(NOW_US),
+        "end": timestamp(NOW_US + DAY_US),
+        "goals": {"click": {"window": "1h", "lateness": "0h", "observation": "1h"}},
+        "sources": {
+            table: {
+                "files": "{home}/logs/*.parquet",
+                "columns": {name: name for name in own} | clocks,
+            }
+            for table, own in columns.items()
+        },
+        "features": {"categorical": ["user_id", "ad_id"]},
+        "entities": ["ad_id"],
+        "settings": {"user_vectors": {"encoder": encoder.model_dump(mode="json")}},
+    }
+    path = folder / "dataset.yaml"
+    path.write_text(yaml.safe_dump(written, sort_keys=False))
+    deployment = Deployment(load_dataset(path), folder / "home")
+    tables, warehouse = event_tables(deployment.dataset), Warehouse(deployment.warehouse)
+    warehouse.create([tables[name] for name in columns])
+    first_us, span_us = NOW_US - 13 * DAY_US, 13 * DAY_US + 2 * HOUR_US
+    user, when = (f"'user-' || hash(number * 3) % {users} AS user_id", "{at} AS occurred_us")
+    of_table = {
+        "user_activities": (
+            LOOKS_OF_USER,
+            f"'a' || number AS event_id, {user}, 'look' AS modality, "
+            "'page-' || hash(number * 5) % 5000 AS content_id",
+        ),
+        "impressions": (
+            2 * CLICKS_OF_USER,
+            f"'i' || number AS impression_id, {user}, 'ad-' || hash(number * 7) % 500 AS ad_id, "
+            "'campaign-' || hash(number * 7) % 20 AS campaign_id",
+        ),
+        "engagements": (
+            CLICKS_OF_USER,
+            "'e' || number AS event_id, 'i' || 2 * number AS impression_id, 'click' AS goal",
+        ),
+    }
+    with warehouse.writer() as connection:
+        for table, (of_user, own) in of_table.items():
+            rows = of_user * users
+            at = f"{first_us} + CAST(number * ({span_us} / {rows}) AS BIGINT)"
+            connection.execute(
+                f"INSERT INTO events.{table} BY NAME SELECT {own}, {when.format(at=at)}, "
+                f"{at} + 1000 AS received_us FROM range({rows}) AS made(number)"
+            )
+    training = Training(encoder, TrainingSettings())
+    digest = training.write(deployment.checkpoints, NOW_US - 1).digest
+    for hour_us in (NOW_US, NOW_US + HOUR_US):
+        point(deployment.checkpoints, encoder_hours.pointer(hour_us), digest)
+
+
+def published(folder: Path, in_memory: int) -> dict[str, Any]:
+    """Publish two hours of a log, with so many activities in memory; return what it took."""
+    written = yaml.safe_load((folder / "dataset.yaml").read_text())
+    written["settings"]["user_vectors"]["activities_in_memory"] = in_memory
+    path = folder / f"dataset_{in_memory}.yaml"
+    path.write_text(yaml.safe_dump(written, sort_keys=False))
+    deployment = Deployment(load_dataset(path), folder / "home")
+    began = time.process_time()
+    with peak_private_mb() as peak:
+        warehouse = Warehouse(deployment.warehouse)
+        hours = list(advance_hours(warehouse, deployment, NOW_US, NOW_US + 2 * HOUR_US))
+    return {
+        "digest": hours[-1].digest,
+        "encoded": sum(hour.encoded for hour in hours),
+        "seconds": time.process_time() - began,
+        "peak_mb": peak[0],
+    }
+
+
+def published_alone(folder: Path, in_memory: int) -> dict[str, Any]:
+    """Return what :func:`published` says in a process of its own."""
+    asked = ["--publish", str(folder), "--in-memory", str(in_memory)]
+    command = [sys.executable, "-m", "benchmarks.speed.embeddings", *asked]
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def memory_figures(users: int, runs: int) -> list[Figure]:
+    """Return what publishing holds in memory as users grow, and what parts cost.
+
+    Parameters
+    ----------
+    users : int
+        Of the smaller log.
+    runs : int
+        Of either log in parts, in turns; peaks are medians, since allocators differ from run to
+        run.
+
+    Raises
+    ------
+    RuntimeError
+        If parts publish other bytes than one part does: there would be nothing to compare.
+    """
+    in_memory = (LOOKS_OF_USER + CLICKS_OF_USER) * users // PARTS
+    more = GROWTH * users
+    with tempfile.TemporaryDirectory(prefix="speed-embeddings-") as scratch:
+        few, many = Path(scratch) / "few", Path(scratch) / "many"
+        for folder, count in ((few, users), (many, more)):
+            folder.mkdir()
+            write_log(folder, count)
+        turns = [[published_alone(log, in_memory) for log in (few, many)] for _ in range(runs)]
+        whole = published_alone(many, GROWTH * PARTS * in_memory)
+    large = turns[0][1]
+    if whole["digest"] != large["digest"] or large["encoded"] < more / 2:
+        raise RuntimeError(f"one part published {whole}, {GROWTH * PARTS} parts {large}")
+    peaks = np.array([[each["peak_mb"] for each in turn] for turn in turns])
+    small_mb, large_mb = np.median(peaks, axis=0)
+    ratios = peaks[:, 1] / peaks[:, 0]
+    return [
+        Figure(
+            "memory_ratio",
+            large_mb / small_mb,
+            f"peak memory of publishing {more:,} users in {GROWTH * PARTS} parts over that of "
+            f"{users:,} in {PARTS}, {in_memory:,} activities in memory; {runs} runs were "
+            f"{ratios.min():.2f} to {ratios.max():.2f}",
+            1.1,
+            "lower",
+        ),
+        Figure(
+            "memory_mb",
+            small_mb,
+            f"peak memory of {users:,} users, libraries included, MiB",
+            better="lower",
+        ),
+        Figure(
+            "memory_whole_ratio",
+            whole["peak_mb"] / large_mb,
+            f"peak memory of {more:,} users in one part over that of {GROWTH * PARTS} parts: what "
+            "the parts save, and that the measure sees users",
+        ),
+        Figure(
+            "parts_ratio",
+            statistics.median(turn[1]["seconds"] for turn in turns) / whole["seconds"],
+            f"core seconds of {GROWTH * PARTS} parts over those of one, which publishes the same "
+            f"bytes; {more:,} users twice, {large['encoded']:,} of them encoded",
+            better="lower",
+        ),
+    ]
+
+
 def speed_figures(users: int, runs: int) -> list[Figure]:
     """Return what a refresh and a training cost."""
     seconds = seconds_per_user(users, runs)
@@ -340,9 +543,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of the worlds")
     parser.add_argument("--users", type=int, default=1_000, help="who are refreshed")
     parser.add_argument("--world-users", type=int, default=6_000)
+    parser.add_argument("--published-users", type=int, default=20_000, help="and four times those")
+    parser.add_argument("--memory-runs", type=int, default=3, help="of publishing")
+    parser.add_argument("--publish", type=Path, help="publish the log in this folder, and no more")
+    parser.add_argument("--in-memory", type=int, help="activities, while it is published")
     chosen = parser.parse_args(arguments)
+    if chosen.publish is not None:
+        sys.stdout.write(json.dumps(published(chosen.publish, chosen.in_memory)) + "\n")
+        return
     figures = [
         *speed_figures(chosen.users, chosen.runs),
+        *memory_figures(chosen.published_users, chosen.memory_runs),
         *attention_figures(chosen.world_users, chosen.seeds),
     ]
     print_figures(figures, as_json=chosen.json)

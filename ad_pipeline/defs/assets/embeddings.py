@@ -261,8 +261,8 @@ def on_demand_vectors(config: Asked, deployment: DeploymentResource) -> dg.Mater
         metadata={
             "continues": hour_key(newest.hour_us),
             "users asked for": len(config.user_ids),
-            "users before": len(newest.users.ids),
-            "users": len(store.ids),
+            "users before": len(newest.users),
+            "users": len(store),
             "encoder": short(store.version),
             "whole digest": whole({"store": written.digest}),
         }
