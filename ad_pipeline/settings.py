@@ -1207,7 +1207,7 @@ class UserVectorSettings(Group):
         default=5,
         description="Within the lookback: who did less is not encoded, has no vector, and leaves "
         "at a full refresh. In made markets vectors cost clicks of users without activities, and "
-        "no gain was shown below 5 (docs/evidence.md, scored_by_activity).",
+        "no gain was shown below 5 (docs/evidence.md, cold_start).",
     )
     activities_in_memory: PositiveInt = Field(
         default=5_000_000,

@@ -5,17 +5,17 @@ from H on, since vectors are computed when the hour is over. A label's sequence 
 vector ended that its impression could read (:func:`ad_pipeline.clocks.published_hour`). Rows of
 users of whom nothing was known then are left out; to keep those who did something later would
 keep them by their label. Users of fewer activities than get a vector are learnt all the same: what
-they did says what content and ads are alike, and what was measured was learnt with them. What users
-did next (:mod:`.next_actions`) is learnt from the same activities, each day's from what could be
-read when it began.
+they did says what content and ads are alike, and what was measured was learnt with them.
 
 A training that dies goes on from its last checkpoint and ends in the same bytes. Learning itself is
-:mod:`.training`, vectors of the encoder in force are :mod:`.vector_hours`.
+:mod:`.training`, vectors of the encoder in force are :mod:`.vector_hours`. What users did next
+(:mod:`.next_actions`) is learnt from the same activities, those of users who have a label: of a
+horizon at a time, each from what could be read when it began.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -168,6 +168,7 @@ def rows_to_learn(
     """
     settings = settings_of(dataset)
     encoder, as_of_us = settings.encoder, last_known_us(hour_us)
+    lookback_us = settings.lookback_hours * HOUR_US
     parameters = {
         "goals": list(encoder.tasks),
         "from_us": as_of_us + 1 - settings.labels_lookback_hours * HOUR_US,
@@ -177,7 +178,7 @@ def rows_to_learn(
         shown = _labelled_ads(connection, parameters, settings, dataset.settings.seed)
         lag_hours, occurred_us = settings.publication_lag_hours, _int64(shown["occurred_us"])
         moment_us = last_known_us(published_hour(lag_hours, occurred_us))
-        from_us = int(moment_us.min(initial=as_of_us)) - settings.lookback_hours * HOUR_US + 1
+        from_us = int(moment_us.min(initial=as_of_us)) - lookback_us + 1
         users = shown[USER].unique().to_pylist()
         did = read_activities(connection, dataset, encoder, from_us, as_of_us, users)
     history = history_of(did, dataset, encoder)
@@ -190,7 +191,7 @@ def rows_to_learn(
         _labels(shown, tasks),
     )
     if settings.next_actions is not None:
-        known_from_us = int(moment_us.min(initial=as_of_us))
+        known_from_us = from_us + lookback_us - 1
         rows = rows.with_rows(*_next_rows(history, dataset, known_from_us, as_of_us))
     sequences, rows, sequence = _of_known_users(history, rows, settings)
     positives = int((rows.labels[:, 0] == 1).sum())
@@ -224,11 +225,11 @@ class _Examples:
     tokens: np.ndarray
     labels: np.ndarray
 
-    def with_rows(self, *others: Self) -> Self:
+    def with_rows(self, *others: "_Examples") -> "_Examples":
         """Return these rows and others behind them, tokens padded to the widest."""
         parts = [self, *others]
         width = max(part.tokens.shape[1] for part in parts)
-        return type(self)(
+        return _Examples(
             np.concatenate([part.place for part in parts]),
             np.concatenate([part.moment_us for part in parts]),
             np.concatenate([part.shown_us for part in parts]),
@@ -238,9 +239,9 @@ class _Examples:
             np.concatenate([part.labels for part in parts]),
         )
 
-    def taken(self, kept: np.ndarray) -> Self:
+    def taken(self, kept: np.ndarray) -> "_Examples":
         """Return the rows of a mask."""
-        return type(self)(
+        return _Examples(
             self.place[kept],
             self.moment_us[kept],
             self.shown_us[kept],

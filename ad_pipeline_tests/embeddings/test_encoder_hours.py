@@ -176,7 +176,7 @@ def test_only_users_with_a_kept_label_are_read_and_what_is_learnt_is_the_same(
     joined: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control reads everybody: more users, the same rows. Other labels are other rows."""
-    market = with_settings(joined, tmp_path, maximum_labels=200)
+    market = with_settings(joined, tmp_path, maximum_labels=200, next_actions=None)
     asked = vector_settings(market)
 
     def learnt(each: Market) -> tuple[int, str]:

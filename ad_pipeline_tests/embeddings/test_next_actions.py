@@ -53,7 +53,20 @@ def learnt(market: Market, number: int = LAST) -> Counter[Done]:
     rows = ads.sequence[done]
     users = np.array(sequences.history.users.to_pylist())[sequences.user[rows]]
     moments = sequences.as_of_us[rows].tolist()
-    return Counter(zip(users.tolist(), moments, ads.tokens[done, 0].tolist(), strict=True))
+    labelled = with_label(market, number)
+    told = zip(users.tolist(), moments, ads.tokens[done, 0].tolist(), strict=True)
+    return Counter(each for each in told if each[0] in labelled)
+
+
+def with_label(market: Market, number: int) -> set[str]:
+    """Return the users of whom a label had matured: whether others teach is left open here."""
+    query = (
+        "SELECT DISTINCT i.user_id FROM examples.labelled_impressions AS l "
+        "JOIN events.impressions AS i USING (impression_id) "
+        f"WHERE l.goal IN ('click', 'purchase') AND l.matured_us < {hour_of(market, number + 1)}"
+    )
+    with warehouse_of(market).reader() as connection:
+        return set(rows_of(connection, query)["user_id"].to_pylist())
 
 
 def by_hand(market: Market, number: int = LAST) -> Counter[Done]:
@@ -63,6 +76,7 @@ def by_hand(market: Market, number: int = LAST) -> Counter[Done]:
     begin in its first hour, so neither leaves anything out.
     """
     end_us, bits = hour_of(market, number + 1), vector_settings(market).encoder.bits
+    labelled = with_label(market, number)
     query = (
         "SELECT user_id, content_id, received_us FROM events.user_activities "
         f"WHERE modality = 'content_view' AND received_us < {end_us}"
@@ -82,7 +96,7 @@ def by_hand(market: Market, number: int = LAST) -> Counter[Done]:
     for row, slot in zip(views.to_pylist(), slots.tolist(), strict=True):
         begins_us = row["received_us"] // (HORIZON * HOUR_US) * HORIZON * HOUR_US
         moment_us = begins_us - HOUR_US - 1  # published an hour before it is read
-        if first_us[row["user_id"]] <= moment_us:
+        if first_us[row["user_id"]] <= moment_us and row["user_id"] in labelled:
             found[row["user_id"], moment_us, slot] += 1
     return found
 

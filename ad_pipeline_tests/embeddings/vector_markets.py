@@ -33,13 +33,13 @@ VECTORS: dict[str, Any] = {
         "tasks": ["click", "purchase"],
     },
     "training": {"batch_sequences": 16, "epochs": 1},
-    "next_actions": {"horizon_hours": 4},
     "fewest_activities": 2,
     "minimum_positives": 20,
     "full_refresh_every_hours": 6,
     "retrain_every_hours": 12,
     "shard_bits": 1,
     "neighbours": 5,
+    "next_actions": {"horizon_hours": 4},
 }
 FIRST_ENCODER = 11
 """The hour, from 0, after which the market's encoder is trained."""
