@@ -14,7 +14,7 @@ occurred: the pipeline could not have known it. Ages, gaps and times of day are 
 The padded shape of a user is thus a function of that user, and batches are of one shape each.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,6 +193,11 @@ class Sequences:
             received_us = self.history.modalities[name].received_us[last[some] - 1]
             newest[some] = np.maximum(newest[some], received_us)
         return newest
+
+    def of_modalities(self, names: Iterable[str]) -> "Sequences":
+        """Return the same sequences with what they hold of some modalities alone."""
+        spans = {name: self.spans[name] for name in names}
+        return Sequences(self.history, self.user, self.as_of_us, spans)
 
     def take(self, rows: np.ndarray) -> "Sequences":
         """Return some of the sequences, by their places, which may repeat."""

@@ -105,14 +105,16 @@ def test_what_vectors_are_worth_is_asked_by_dagster_and_kept(tmp_path: Path) -> 
     market = joined_market(tmp_path)
     publish_rates(market)
     trained(market, 0, HOURS)
-    asked = {"hour": hour_key(market.start_us + 27 * HOUR_US), "hours": 16, "dimensions": [4]}
+    asked = {"hour": hour_key(market.start_us + 27 * HOUR_US), "hours": 16, "dimensions": [4],
+             "ablation": True}  # fmt: skip
     ran = in_a_process(
         market,
         ["dagster", "asset", "materialize", "-m", "ad_pipeline.definitions", "--select",
          "monitoring/user_vector_worth", "--config-json",
          json.dumps({"ops": {"user_vector_worth": {"config": asked}}})],
     )  # fmt: skip
-    assert "dimension 4 is measured" in ran.stdout
+    for name in ("dimension 4", "without cyclic_pattern", "only content_view"):
+        assert f"{name} is measured" in ran.stdout
     query = (
         "SELECT count(*), count(DISTINCT question), count(DISTINCT (goal, question, arm, part, "
         "metric)), min(as_of_us), count(*) FILTER (low > high) FROM monitoring.user_vector_worth"
@@ -120,6 +122,6 @@ def test_what_vectors_are_worth_is_asked_by_dagster_and_kept(tmp_path: Path) -> 
     with warehouse_of(market).reader() as connection:
         rows, questions, keys, as_of_us, turned = one_row(connection, query)
     assert rows == keys > 20
-    assert questions == 6
+    assert questions == 7
     assert as_of_us == market.start_us + 28 * HOUR_US - 1
     assert turned == 0

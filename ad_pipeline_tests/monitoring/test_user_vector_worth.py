@@ -22,6 +22,7 @@ from ad_pipeline.monitoring.user_vectors.ranker import Split
 from ad_pipeline.monitoring.user_vectors.recall import OF_ALL, OF_CLUSTER, SIMILAR_USERS, WAYS
 from ad_pipeline.monitoring.user_vectors.study import StudiedLog
 from ad_pipeline.monitoring.user_vectors.worth import (
+    ABLATION,
     AS_THEY_ARE,
     COLD_START,
     GAIN,
@@ -30,6 +31,7 @@ from ad_pipeline.monitoring.user_vectors.worth import (
     RECALL,
     STALENESS,
     STRANGERS,
+    WHOLE_OVER,
     WITH_PRIOR,
     Figure,
     Worth,
@@ -38,6 +40,7 @@ from ad_pipeline.monitoring.user_vectors.worth import (
 from ad_pipeline.monitoring.user_vectors.worth_of_log import (
     Asked,
     NothingToStudy,
+    ablations,
     record_worth,
     studied_log,
 )
@@ -61,7 +64,7 @@ from ad_pipeline_tests.embeddings.vector_markets import (
 
 ENCODER = settings_of("looks", tasks=("click",))
 TRAINING = TrainingSettings(batch_sequences=16, dense_rate=0.01, table_rate=0.3, epochs=2)
-GRAPH = UserVectorSettings(neighbours=10)
+GRAPH = UserVectorSettings(neighbours=10, popularity_strength=10.0)
 SPLIT = Split(NOW_US + 4 * DAY_US, NOW_US + 7 * DAY_US)
 TOPICS, ADS, USERS, STRANGE = 4, 16, 300, 40
 
@@ -204,6 +207,34 @@ def test_ads_of_similar_users_are_found_more_often_than_those_of_random_ones(wor
     assert found[SIMILAR_USERS, ""].low > found[OF_ALL, ""].high
     # Users of a cluster share a taste; with one cluster for all, the two would be the same.
     assert found[OF_CLUSTER, ""].low > found[OF_ALL, ""].high
+
+
+@needs_jax
+def test_an_encoder_that_lacks_nothing_loses_nothing_and_one_that_learnt_nothing_loses_all(
+    planted: StudiedLog, encoder: Encoder
+) -> None:
+    ablated = {"without nothing": encoder, "without lessons": Encoder.first(ENCODER)}
+    found = worth_of(planted, encoder, GRAPH, seed=1, ablated=ablated)
+    over = {arm: each for (arm, part), each in arms(found, ABLATION).items() if part == WHOLE_OVER}
+    same, blind = over["without nothing"], over["without lessons"]
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+    assert blind.low > 0.03
+    assert arms(found, ABLATION)["without nothing", ""].value == arms(found, GAIN)[MATCH, ""].value
+    (said,) = (each for each in in_words(found.figures, "click") if "Ablation" in each)
+    assert "1 of 2" in said
+    assert "without lessons" in said
+    assert worth_picture(found.figures, "click").startswith(b"\x89PNG")
+
+
+def test_every_part_that_is_on_is_left_out_once_and_every_modality_left_alone() -> None:
+    one = ablations(ENCODER)
+    assert set(one) == {f"without {part}" for part in type(ENCODER.enrichment).model_fields}
+    two = ablations(settings_of("looks", "clicks"))
+    assert set(two) - set(one) == {"only looks", "only clicks"}
+    assert [each.name for each in two["only clicks"].modalities] == ["clicks"]
+    off = one["without temporal_decay"]
+    assert "without temporal_decay" not in ablations(off)
+    assert off.enrichment == ENCODER.enrichment.model_copy(update={"temporal_decay": False})
 
 
 @needs_jax

@@ -70,10 +70,12 @@ STALENESS = "staleness price"
 COLD_START = "cold start"
 RECALL = "recall"
 DIMENSION = "dimension"
+ABLATION = "ablation"
 
 MATCH = "match"
 PUBLISHED = "published"
 STRANGERS = "another user's vectors"
+WHOLE_OVER = "the whole encoder over it"
 AS_THEY_ARE = "as they are"
 WITH_PRIOR = "with the prior"
 
@@ -99,7 +101,7 @@ class Figure:
     arm : str
         What is measured: columns, an interval, a way to make lists.
     part : str
-        Bucket of activities, or the interval that is compared with; "" if neither.
+        Bucket of activities, or what is compared; "" if neither.
     metric : str
     value, low, high : float
         With a two-sided 95 % interval; NaN where there is none.
@@ -141,6 +143,7 @@ def worth_of(
     seed: int,
     say: Say = lambda _: None,
     dimensions: Mapping[int, Encoder] | None = None,
+    ablated: Mapping[str, Encoder] | None = None,
 ) -> Worth:
     """Ask a log all questions.
 
@@ -157,6 +160,8 @@ def worth_of(
     dimensions : mapping of int to Encoder, optional
         Encoders of other dimensions that were taught the same; without any, nothing is said of
         the dimension.
+    ablated : mapping of str to Encoder, optional
+        Encoders that lack a part or modalities, by what they lack, and were taught the same.
     """
     figures: list[Figure] = []
     left_out: dict[str, str] = {}
@@ -186,6 +191,10 @@ def worth_of(
         for dimension in sorted(every):
             figures += _of_dimension(asked, log, every[dimension], settings, seed)
             say(f"dimension {dimension} is measured")
+    for name, other in (ablated or {}).items():
+        for of_goal in asked:
+            figures += _of_ablated(of_goal, log, name, other)
+        say(f"{name} is measured")
     return Worth(tuple(figures), left_out)
 
 
@@ -358,3 +367,10 @@ def _of_dimension(
             yield replace(recall, question=DIMENSION, arm=arm)
         for metric, value in asdict(cost).items():
             yield Figure(goal, DIMENSION, arm, "", metric, value, none, none, 0, 0)
+
+
+def _of_ablated(of_goal: _OfGoal, log: StudiedLog, name: str, encoder: Encoder) -> Iterator[Figure]:
+    """Measure an encoder that lacks something, and what the whole one saves over it."""
+    matched = of_goal.says(columns_of(encoder, log, of_goal.goal, MAIN_US).matched)
+    yield of_goal.figure(ABLATION, name, of_goal.gain(matched))
+    yield of_goal.figure(ABLATION, name, of_goal.gain(of_goal.matched, matched), WHOLE_OVER)

@@ -7,7 +7,7 @@ expert's logit: that expert has read published vectors, and what it would say wi
 log. Which questions are asked, and how, is :mod:`.worth`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -42,7 +42,7 @@ from ad_pipeline.monitoring.user_vectors.labelled import Impressions
 from ad_pipeline.monitoring.user_vectors.ranker import Split
 from ad_pipeline.monitoring.user_vectors.study import StudiedLog
 from ad_pipeline.monitoring.user_vectors.worth import Say, Worth, worth_of
-from ad_pipeline.settings import TrainingSettings
+from ad_pipeline.settings import EncoderSettings, TrainingSettings
 from ad_pipeline.warehouse import Warehouse, arrow_rows, rows_of, select
 
 PURPOSE = "monitoring.user_vector_worth"
@@ -72,12 +72,15 @@ class Asked:
         About how many impressions of a goal are read, drawn by hash.
     dimensions : tuple of int
         Of further encoders, each trained on the stored one's lessons, which takes as long.
+    ablation : bool
+        Train an encoder without each part of the enrichment, and of each modality alone.
     """
 
     hour_us: int | None = None
     hours: int = 120
     rows: int = 100_000
     dimensions: tuple[int, ...] = ()
+    ablation: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,19 @@ def record_worth(
     split = Split(learn_from_us, hour_of(learn_from_us + int(LEARNT_SHARE * asked.hours * HOUR_US)))
     log = studied_log(warehouse, deployment, encoder, split, as_of_us, asked.rows)
     say(", ".join(f"{goal}: {len(shown.labels):,} rows" for goal, shown in log.goals.items()))
-    others = _other_encoders(warehouse, deployment, digest, encoder, asked.dimensions, say)
-    studied = Studied(worth_of(log, encoder, settings, seed, say, others), digest, split, as_of_us)
+    changed = _of_dimensions(encoder.settings, asked.dimensions)
+    ablated = ablations(encoder.settings) if asked.ablation else {}
+    others = _trained(warehouse, deployment, digest, encoder, changed | ablated, say)
+    worth = worth_of(
+        log,
+        encoder,
+        settings,
+        seed,
+        say,
+        {others[name].settings.dimension: others[name] for name in changed},
+        {name: others[name] for name in ablated},
+    )
+    studied = Studied(worth, digest, split, as_of_us)
     _write(warehouse, studied)
     return studied
 
@@ -294,30 +308,66 @@ def _placed(found: activities.Engagements, history: History, ads: np.ndarray) ->
     )
 
 
-def _other_encoders(
+def ablations(encoder: EncoderSettings) -> dict[str, EncoderSettings]:
+    """Return the settings without each part of the enrichment that is on, and of one modality.
+
+    Parameters
+    ----------
+    encoder : EncoderSettings
+
+    Returns
+    -------
+    dict of str to EncoderSettings
+        By what is changed: ``without temporal_decay``, ``only ad_click``.
+    """
+    parts = [name for name, is_on in encoder.enrichment.model_dump().items() if is_on]
+    found = {
+        f"without {part}": encoder.model_copy(
+            update={"enrichment": encoder.enrichment.model_copy(update={part: False})}
+        )
+        for part in parts
+    }
+    if len(encoder.modalities) > 1:
+        found |= {
+            f"only {modality.name}": encoder.model_copy(update={"modalities": (modality,)})
+            for modality in encoder.modalities
+        }
+    return found
+
+
+def _of_dimensions(
+    encoder: EncoderSettings, dimensions: Sequence[int]
+) -> dict[str, EncoderSettings]:
+    return {
+        f"dimension {each}": encoder.model_copy(update={"dimension": each})
+        for each in dimensions
+        if each != encoder.dimension
+    }
+
+
+def _trained(
     warehouse: Warehouse,
     deployment: Deployment,
     digest: str,
     encoder: Encoder,
-    dimensions: Sequence[int],
+    changed: Mapping[str, EncoderSettings],
     say: Say,
-) -> dict[int, Encoder]:
-    """Train an encoder of each dimension on what the stored one learnt."""
-    wanted = [each for each in dimensions if each != encoder.settings.dimension]
-    if not wanted:
+) -> dict[str, Encoder]:
+    """Train an encoder of each settings on what the stored one learnt."""
+    if not changed:
         return {}
     manifest = read_checkpoint(deployment.checkpoints, digest, verify=False).manifest
-    settings = settings_of(deployment.dataset)
-    if encoder.settings != settings.taught_encoder:
+    if encoder.settings != settings_of(deployment.dataset).taught_encoder:
         raise NothingToStudy(
             f"encoder {digest[:12]} was trained by other settings.user_vectors.encoder than stand "
-            "now, so its lessons cannot be read again; study a later hour, or no dimensions"
+            "now, so its lessons cannot be read again; study a later hour, or neither dimensions "
+            "nor an ablation"
         )
     training = TrainingSettings.model_validate(manifest["training"])
-    lessons = rows_to_learn(warehouse, deployment.dataset, hour_of(manifest["watermark_us"]))
+    sequences, ads = rows_to_learn(warehouse, deployment.dataset, hour_of(manifest["watermark_us"]))
     trained = {}
-    for dimension in wanted:
-        changed = encoder.settings.model_copy(update={"dimension": dimension})
-        trained[dimension] = train(changed, training, *lessons, say=lambda _: None).encoder
-        say(f"an encoder of dimension {dimension} is trained")
+    for name, settings in changed.items():
+        read = sequences.of_modalities([modality.name for modality in settings.modalities])
+        trained[name] = train(settings, training, read, ads, say=lambda _: None).encoder
+        say(f"encoder trained: {name}")
     return trained

@@ -12,6 +12,7 @@ import numpy as np
 from ad_pipeline.evaluation.drawing import COLOURS, GREY, MARKERS, blank_figure, png_of
 from ad_pipeline.monitoring.user_vectors.recall import POPULAR, SIMILAR_USERS
 from ad_pipeline.monitoring.user_vectors.worth import (
+    ABLATION,
     COLD_START,
     DIMENSION,
     GAIN,
@@ -23,6 +24,7 @@ from ad_pipeline.monitoring.user_vectors.worth import (
     RECALL_AT,
     STALENESS,
     STRANGERS,
+    WHOLE_OVER,
     Figure,
 )
 
@@ -58,7 +60,8 @@ def in_words(figures: Sequence[Figure], goal: str) -> Iterator[str]:
         f"{match.rows:,} rows of {match.users:,} users: {_verdict(match)}. Another user's vectors "
         f"save {_percent(strangers)}, which must not exclude 0 upwards"
         f"{': IT DOES, so believe none of these figures.' if strangers.low > 0 else '.'} "
-        "Intervals hold the noise of the tested users, not that of training each arm's ranker."
+        "Losses are means over trainings of the ranker; intervals hold the noise of the tested "
+        "users."
     )
     for price in asked_of(figures, goal, STALENESS):
         yield (
@@ -79,19 +82,27 @@ def in_words(figures: Sequence[Figure], goal: str) -> Iterator[str]:
             f"of popular ads {_recall(recalls[POPULAR])}."
         )
     yield f"Dimension: {'; '.join(_dimensions(asked_of(figures, goal, DIMENSION))) or NOT_ASKED}."
+    over = [each for each in asked_of(figures, goal, ABLATION) if each.part == WHOLE_OVER]
+    shown = [f"{each.arm} {_percent(each)}" for each in over if each.low > 0]
+    if over:
+        yield (
+            f"Ablation: the whole encoder saves more than {len(shown)} of {len(over)} that lack "
+            f"something, above 0 with the whole interval{': ' if shown else ''}{'; '.join(shown)}."
+        )
 
 
 def worth_picture(figures: Sequence[Figure], goal: str) -> bytes:
-    """Draw a goal's gains, refresh intervals, buckets of activity and recalls, as PNG.
+    """Draw a goal's gains, refresh intervals, buckets of activity, recalls and encoders, as PNG.
 
     Parameters
     ----------
     figures : sequence of Figure
     goal : str
     """
-    dimensions = asked_of(figures, goal, DIMENSION)
-    figure = blank_figure(12.5, 11.0 if dimensions else 7.5)
-    panels = figure.subplots(3 if dimensions else 2, 2)
+    dimensions, ablated = (asked_of(figures, goal, name) for name in (DIMENSION, ABLATION))
+    rows = 2 + bool(dimensions) + bool(ablated)
+    figure = blank_figure(12.5, 3.7 * rows)
+    panels = figure.subplots(rows, 2)
     (gains, intervals), (cold, recalls) = panels[:2]
     _points(gains, asked_of(figures, goal, GAIN), "columns of vectors", 100.0, SAVED)
     whole = [each for each in asked_of(figures, goal, INTERVAL) if not each.part]
@@ -109,6 +120,12 @@ def worth_picture(figures: Sequence[Figure], goal: str) -> bytes:
         ):
             own = [each for each in dimensions if each.metric == metric]
             _points(axes, own, "dimension", factor, words)
+    if ablated:
+        alone, over = panels[-1]
+        own = [each for each in ablated if not each.part]
+        _points(alone, own, "encoder", 100.0, SAVED, tilt=20)
+        own = [each for each in ablated if each.part == WHOLE_OVER]
+        _points(over, own, "the whole encoder over", 100.0, SAVED, tilt=20)
     figure.suptitle(f"{goal}: what user vectors are worth on this log", fontsize=11)
     return png_of(figure)
 

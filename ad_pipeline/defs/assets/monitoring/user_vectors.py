@@ -37,6 +37,11 @@ class WorthAsked(dg.Config):
         default_factory=list,
         description="Of further encoders; each is trained on the stored one's lessons.",
     )
+    ablation: bool = Field(
+        default=False,
+        description="Train an encoder without each part of the enrichment, and of each modality "
+        "alone, on the same lessons.",
+    )
 
 
 @dg.multi_asset(
@@ -60,6 +65,7 @@ def user_vector_worth(
         hours=config.hours,
         rows=config.rows,
         dimensions=tuple(config.dimensions),
+        ablation=config.ablation,
     )
     studied = record_worth(deployment.warehouse, deployment.paths, asked, context.log.info)
     figures = studied.worth.figures
