@@ -192,7 +192,9 @@ def rows_to_learn(
     )
     if settings.next_actions is not None:
         known_from_us = from_us + lookback_us - 1
-        rows = rows.with_rows(*_next_rows(history, dataset, known_from_us, as_of_us))
+        labelled = np.isin(np.arange(len(history.users)), rows.place)
+        span_us = known_from_us, as_of_us
+        rows = rows.with_rows(*_next_rows(history, dataset, labelled, span_us))
     sequences, rows, sequence = _of_known_users(history, rows, settings)
     positives = int((rows.labels[:, 0] == 1).sum())
     if positives < settings.minimum_positives:
@@ -251,17 +253,21 @@ class _Examples:
 
 
 def _next_rows(
-    history: History, dataset: Dataset, known_from_us: int, as_of_us: int
+    history: History, dataset: Dataset, users: np.ndarray, span_us: tuple[int, int]
 ) -> Iterator[_Examples]:
-    """Yield what users did next, of moments from which on the history has the whole lookback."""
+    """Yield what some users did next, of moments at which the history has the whole lookback.
+
+    Of users who have a label, so that nobody else need be read, and memory is as flat as labels'.
+    """
     settings, seed = settings_of(dataset), dataset.settings.seed
     asked, tasks = settings.next_actions, settings.taught_encoder.tasks
     if asked is None:
         return
     goals = {ad_modality(goal) for goal in dataset.goal_names}
     names = asked.modalities or [each for each in history.modalities if each not in goals]
-    span_us = (as_of_us - settings.labels_lookback_hours * HOUR_US, as_of_us)
-    for actions in actions_of(history, names, span_us, asked.maximum, seed):
+    known_from_us, as_of_us = span_us
+    after_us = as_of_us - settings.labels_lookback_hours * HOUR_US
+    for actions in actions_of(history, names, (after_us, as_of_us), users, asked.maximum, seed):
         begins_us = actions.received_us - actions.received_us % (asked.horizon_hours * HOUR_US)
         moment_us = last_known_us(published_hour(settings.publication_lag_hours, begins_us))
         known = moment_us >= known_from_us

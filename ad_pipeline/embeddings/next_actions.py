@@ -91,6 +91,7 @@ def actions_of(
     history: History,
     modalities: Sequence[str],
     span_us: tuple[int, int],
+    users: np.ndarray,
     most: int,
     seed: int,
 ) -> Iterator[Actions]:
@@ -103,22 +104,25 @@ def actions_of(
         One of whose activities none has tokens yields nothing.
     span_us : (int, int)
         What our log had after the first moment, up to the second.
+    users : ndarray of shape (n,), bool
+        Whose: of the history's users.
     most : int
         Of more, about so many are kept in all, each by a hash of user and moment.
     seed : int
     """
     after_us, until_us = span_us
-    users = hash_strings(history.users, seed_of(USER))
+    ids = hash_strings(history.users, seed_of(USER))
     found = {}
     for name in modalities:
         of = history.modalities[name]
-        rows = np.flatnonzero((of.received_us > after_us) & (of.received_us <= until_us))
-        found[name] = rows[(of.tokens[rows] != NOTHING).any(axis=1)]
+        own = np.repeat(users, np.diff(of.offsets))
+        in_span = (of.received_us > after_us) & (of.received_us <= until_us)
+        found[name] = np.flatnonzero(own & in_span & (of.tokens != NOTHING).any(axis=1))
     share = most / max(sum(map(len, found.values())), 1)
     for name, rows in found.items():
         of = history.modalities[name]
         user = np.searchsorted(of.offsets, rows, side="right") - 1
-        identities = combine(users[user], of.received_us[rows].astype(np.uint64))
+        identities = combine(ids[user], of.received_us[rows].astype(np.uint64))
         kept = uniform(seed, identities, f"embeddings.next_actions, {name}") < share
         if kept.any():
             yield Actions(user[kept], of.received_us[rows[kept]], of.tokens[rows[kept]])

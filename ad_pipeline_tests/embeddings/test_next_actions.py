@@ -53,13 +53,11 @@ def learnt(market: Market, number: int = LAST) -> Counter[Done]:
     rows = ads.sequence[done]
     users = np.array(sequences.history.users.to_pylist())[sequences.user[rows]]
     moments = sequences.as_of_us[rows].tolist()
-    labelled = with_label(market, number)
-    told = zip(users.tolist(), moments, ads.tokens[done, 0].tolist(), strict=True)
-    return Counter(each for each in told if each[0] in labelled)
+    return Counter(zip(users.tolist(), moments, ads.tokens[done, 0].tolist(), strict=True))
 
 
 def with_label(market: Market, number: int) -> set[str]:
-    """Return the users of whom a label had matured: whether others teach is left open here."""
+    """Return the users of whom a label had matured: who has none is not read."""
     query = (
         "SELECT DISTINCT i.user_id FROM examples.labelled_impressions AS l "
         "JOIN events.impressions AS i USING (impression_id) "
@@ -179,8 +177,9 @@ def test_actions_are_those_of_the_span_in_any_reading_order(
     def taught(rows: list[tuple[str, str, int, int]]) -> list[Any]:
         history = history_of(rows)
         names = np.array(history.users.to_pylist())
+        whose = names != "cid"
         found = []
-        for actions in actions_of(history, ["reads", "looks"], (after, until), 1_000, seed):
+        for actions in actions_of(history, ["reads", "looks"], (after, until), whose, 1_000, seed):
             of = contrasted(actions, seed)
             half = len(actions)
             assert of.labels.tolist() == [1] * half + [0] * half
@@ -196,7 +195,7 @@ def test_actions_are_those_of_the_span_in_any_reading_order(
     assert found == taught(shuffled)
     expected = [
         Counter((user, at, slot) for user, of, at, slot in rows
-                if of == kind and after < at <= until and slot)
+                if of == kind and after < at <= until and slot and user != "cid")
         for kind in ("reads", "looks")
     ]  # fmt: skip
     told = [
@@ -256,7 +255,8 @@ def next_auc(*, dealt: bool, users: int = 64, days: int = 5) -> float:
     longest = {modality.name: modality.longest for modality in settings.modalities}
 
     def lessons(first: int, last: int) -> tuple[Any, LabelledAds]:
-        (actions,) = actions_of(history, ["reads"], (first * 100, last * 100), 10**6, 0)
+        span, everybody = (first * 100, last * 100), np.ones(users, bool)
+        (actions,) = actions_of(history, ["reads"], span, everybody, 10**6, 0)
         found = contrasted(actions, 0)
         pairs = np.column_stack([found.user, found.received_us // 100 * 100])
         ends, sequence = np.unique(pairs, axis=0, return_inverse=True)
