@@ -15,7 +15,7 @@ filtering recommendation algorithms", WWW 2001 (cosine of ads). C.-N. Ziegler et
 recommendation lists through topic diversification", WWW 2005 (intra-list similarity).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,21 +52,40 @@ class Engaged:
     ads: np.ndarray
     newest_us: np.ndarray
     ad_ids: np.ndarray
+    _popularity: dict[int, tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def rows(self) -> np.ndarray:
         """Place in ``users`` of each entry of ``ads``: int64 (e,)."""
         return np.repeat(np.arange(len(self.users)), np.diff(self.starts))
 
-    def decay(self, half_life_us: int) -> np.ndarray:
-        """Return 2^(-age / half-life) of each entry of ``ads``: float64 (e,)."""
-        return np.exp2(-(self.as_of_us - self.newest_us) / half_life_us)
+    def decay(self, half_life_us: int, entries: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return 2^(-age / half-life) of entries of ``ads``, all by default: float64 (e,)."""
+        return np.exp2(-(self.as_of_us - self.newest_us[entries]) / half_life_us)
+
+    def popularity(self, half_life_us: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what all users say for each ad, float64 (a,), and all ads by it, the most first.
+
+        It is the same whoever asks, so that of the last half-life it is kept.
+        """
+        kept = self._popularity.get(half_life_us)
+        if kept is None:
+            weights = np.bincount(self.ads, self.decay(half_life_us), len(self.ad_ids))
+            kept = weights, np.lexsort((np.arange(len(weights)), -weights))
+            self._popularity.clear()
+            self._popularity[half_life_us] = kept
+        return kept
 
     def is_eligible(self, eligible: np.ndarray | None) -> np.ndarray:
-        """Tell of each ad whether it is among eligible ids, uint64; all are if None."""
+        """Tell of each ad whether it is among eligible ids, uint64; all are if None.
+
+        What has been told already, a bool of each ad, comes back as it is.
+        """
         if eligible is None:
             return np.ones(len(self.ad_ids), bool)
-        return np.isin(self.ad_ids, eligible)
+        return eligible if eligible.dtype == np.bool_ else np.isin(self.ad_ids, eligible)
 
 
 @dataclass(frozen=True)
@@ -171,8 +190,9 @@ def of_similar_users(
         Above 0.
     limit : int
         Ads a user.
-    eligible : ndarray of uint64, optional
-        Ads that may be shown now: those whose budget and targeting allow it. All by default.
+    eligible : ndarray of uint64, or ndarray of shape (a,), bool, optional
+        Ads that may be shown now: those whose budget and targeting allow it, by id or told of each
+        of ``engaged.ad_ids``. All by default.
     without_seen : bool
         Leave out what the user has engaged with.
 
@@ -180,7 +200,7 @@ def of_similar_users(
     -------
     Candidates
     """
-    is_eligible, decay = engaged.is_eligible(eligible), engaged.decay(half_life_us)
+    is_eligible = engaged.is_eligible(eligible)
     parts = []
     for start in range(0, len(users), _ROWS):
         block = slice(start, start + _ROWS)
@@ -188,7 +208,7 @@ def of_similar_users(
         row, rank = np.nonzero((places != ABSENT) & (similarities[block] > 0))
         row, entry, speaker = _entries(engaged, row, places[row, rank])
         similarity = similarities[block][row, rank[speaker]].astype(np.float64)
-        weights = similarity * decay[entry]
+        weights = similarity * engaged.decay(half_life_us, entry)
         asking = users[block]
         parts.append(
             _best(engaged, asking, row, engaged.ads[entry], weights, is_eligible, limit,
@@ -210,11 +230,14 @@ def popular(
 
     Parameters and result are those of :func:`of_similar_users`.
     """
-    weights = np.bincount(engaged.ads, engaged.decay(half_life_us), len(engaged.ad_ids))
-    weights[~engaged.is_eligible(eligible)] = 0
-    most_seen = int(np.diff(engaged.starts).max(initial=0)) if without_seen else 0
+    weights, loudest = engaged.popularity(half_life_us)
+    most_seen = 0
+    if without_seen:
+        places = places_of(engaged.users, users)
+        places = places[places != ABSENT]
+        most_seen = int((engaged.starts[places + 1] - engaged.starts[places]).max(initial=0))
     # Even who has seen the most of them finds enough in this many.
-    best = np.lexsort((np.arange(len(weights)), -weights))[: limit + most_seen]
+    best = loudest[engaged.is_eligible(eligible)[loudest]][: limit + most_seen]
     parts = []
     for start in range(0, len(users), _ROWS):
         asking = users[start : start + _ROWS]
