@@ -94,7 +94,7 @@ class CandidateIndex:
         Id of each of ``engaged.ad_ids``.
     ids : ndarray of shape (n,), uint64
         Users with neighbours, ascending.
-    neighbours : ndarray of shape (n, k), int64
+    neighbours : ndarray of shape (n, k), int32
         Places in ``ids``; -1 for nobody.
     similarities : ndarray of shape (n, k), float32
     half_life_us : int
@@ -201,13 +201,15 @@ class CandidateIndex:
         cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], ads_file: Path
     ) -> Self:
         """Read what :meth:`to_parts` returned; the file of ads from where it was written."""
-        engaged = Engaged(facts["as_of_us"], *(arrays[f"engaged_{name}"] for name in _ENGAGED))
+        # Views of NumPy's own kind: each step with a mapped array costs as much as a small sum.
+        plain = {name: np.asarray(array) for name, array in arrays.items()}
+        engaged = Engaged(facts["as_of_us"], *(plain[f"engaged_{name}"] for name in _ENGAGED))
         return cls(
             facts["version"],
             engaged,
             tuple(json.loads(ads_file.read_bytes())),
             half_life_us=facts["half_life_us"],
-            **{name: arrays[name] for name in _GRAPH},
+            **{name: plain[name] for name in _GRAPH},
         )
 
     def _is_eligible(self, eligible: EligibleAds | Iterable[str] | None) -> np.ndarray | None:

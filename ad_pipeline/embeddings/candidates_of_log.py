@@ -58,7 +58,7 @@ def read_index(
         engaged,
         tuple(by_hash[ad] for ad in engaged.ad_ids.tolist()),
         graph.ids,
-        graph.neighbours,
+        graph.neighbours.astype(np.int32),
         graph.similarities,
         round(settings.half_life_hours * HOUR_US),
     )

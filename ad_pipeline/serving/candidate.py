@@ -191,13 +191,13 @@ def build_candidate(
     return built
 
 
-def index_of_hour(deployment: Deployment, hour_us: int) -> tuple[PublishedIndex | None, str]:
+def index_of_hour(vectors: Path, hour_us: int) -> tuple[PublishedIndex | None, str]:
     """Return the candidate index that a bundle of an hour may carry, or why there is none.
 
     Parameters
     ----------
-    deployment : Deployment
-        Whose settings ask for vectors of users.
+    vectors : Path
+        Root of the vectors, :attr:`ad_pipeline.datasets.Deployment.vectors`.
     hour_us : int
         Start of the last hour that the bundle knows, microseconds.
 
@@ -214,12 +214,11 @@ def index_of_hour(deployment: Deployment, hour_us: int) -> tuple[PublishedIndex 
     MissingCheckpoint, CorruptCheckpoint
         If the hour published no vectors, or the index is not intact.
     """
-    root = deployment.vectors
-    if not is_pointed(root, NEWEST_INDEX):
+    if not is_pointed(vectors, NEWEST_INDEX):
         return None, "none was made yet: materialize embeddings/candidates"
-    with unswept(root):
-        found = PublishedIndex.read(root, resolve(root, NEWEST_INDEX))
-        of_hour = read_hour(root, hour_us, verify=False).version
+    with unswept(vectors):
+        found = PublishedIndex.read(vectors, resolve(vectors, NEWEST_INDEX))
+        of_hour = read_hour(vectors, hour_us, verify=False).version
     if found.end_us > hour_us + HOUR_US:
         return None, f"the newest knows the log up to {timestamp(found.end_us)}, after the bundle"
     if found.version != of_hour:

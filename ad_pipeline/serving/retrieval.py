@@ -166,6 +166,8 @@ class AnsweringIndex:
         without_seen: bool = True,
     ) -> RetrievedAds:
         """Ask the index; see :meth:`ad_pipeline.serving.scorer.Scorer.candidates`."""
+        if limit < 1:
+            raise ValueError(f"{limit} ads a user were asked for; ask for at least one")
         index = self.published.index
         users = user_hashes(user_ids)
         lists = index.lists(users, eligible, limit, without_seen=without_seen)

@@ -269,6 +269,8 @@ class Scorer:
         ------
         NoCandidates
             If the bundle carries no candidate index.
+        ValueError
+            If `limit` is below 1.
         """
         if self.answering is None:
             raise NoCandidates(

@@ -13,8 +13,14 @@ from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract
 from ad_pipeline.serving.bundle import open_bundle
 from ad_pipeline.serving.candidate import CANDIDATE
-from ad_pipeline.serving.pointers import USER_VECTORS, read_pointer
+from ad_pipeline.serving.pointers import (
+    CANDIDATE_INDEX,
+    USER_VECTORS,
+    Pointer,
+    read_pointer,
+)
 from ad_pipeline.serving.promotion import promote
+from ad_pipeline.serving.scorer import Scorer
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of
 from ad_pipeline_tests.defs.markets import TINY, drive, make_market, run, write_days
 
@@ -39,7 +45,9 @@ PUBLISHED = (
     'or key:"embeddings/encoder" or key:"embeddings/user_vectors"'
 )
 LEARNT = (
-    f'{PUBLISHED} or group:"learners" or key:"serving/bundle" or key:"monitoring/candidate_replay"'
+    f'{PUBLISHED} or group:"learners" or key:"serving/bundle" or key:"monitoring/candidate_replay" '
+    'or key:"embeddings/similar_users" or key:"embeddings/candidates" '
+    'or key:"embeddings/version_lookups"'
 )
 RECHECKED = (
     f'{PUBLISHED} or key:"monitoring/parity" or key:"monitoring/parity_findings" '
@@ -79,8 +87,21 @@ def test_vectors_are_learnt_bundled_and_served_and_parity_finds_the_same_bits(tm
     models = {each.goal: each for each in bundle.goals}["click"]
     assert models.batch is not None
 
+    # Candidates of ads, as of the bundle's last hour, come with it.
+    assert bundle.candidates is not None
+    assert (bundle.candidates.version, bundle.candidates.end_us) == (last.version, day_us)
+    followed = read_pointer(deployment.serving, CANDIDATE_INDEX)
+    assert followed == Pointer(bundle.candidates.digest, day_us)
+
     # A day is served by what the pointers name, and every score is given again from the log.
     promote(deployment.serving, deployment.bundles, bundle.digest, {}, watermark_us=day_us)
+    scorer = Scorer.current(deployment.serving)
+    users = sorted(set(rows.column("user_id").to_pylist()))
+    found = scorer.candidates([*users, "a stranger"], None, 5)
+    assert found.way(len(users)) == "no_vector"
+    assert (found.ways == 0).sum() > len(users) / 2
+    assert set(found.ads) <= set(rows.column("ad_id").to_pylist())
+
     drive(market, 1)
     end_us = day_us + SERVED_HOURS * HOUR_US
     run(market, day_us, end_us, RECHECKED)

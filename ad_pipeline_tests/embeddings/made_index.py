@@ -29,7 +29,7 @@ def made_index(
     engaged = engaged_until(users[who], hashed[what], received_us, as_of_us)
     by_hash = dict(zip(hashed.tolist(), ads, strict=True))
     place = {USERS[row]: at for at, row in enumerate(order)}
-    neighbours, similarities = np.full((4, 2), -1), np.full((4, 2), -np.inf, np.float32)
+    neighbours, similarities = np.full((4, 2), -1, np.int32), np.full((4, 2), -np.inf, np.float32)
     neighbours[place["ann"]] = place["bob"], place["cy"]
     similarities[place["ann"]] = 0.9, cy_is_like_ann
     neighbours[place["bob"], 0], similarities[place["bob"], 0] = place["ann"], 0.9

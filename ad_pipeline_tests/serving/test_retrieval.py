@@ -24,10 +24,13 @@ from ad_pipeline.embeddings.candidate_index import (
 from ad_pipeline.monitoring.production.rollback_drill import flip_byte
 from ad_pipeline.serving import promotion
 from ad_pipeline.serving.bundle import KIND, Bundle, CorruptBundle, open_bundle
+from ad_pipeline.serving.candidate import index_of_hour
 from ad_pipeline.serving.pointers import CANDIDATE_INDEX, Pointer, move_pointer, publish_index
 from ad_pipeline.serving.retrieval import MEANS, PART, NoCandidates, PublishedIndex
 from ad_pipeline.serving.scorer import Scorer
 from ad_pipeline_tests.embeddings.made_index import made_index
+from ad_pipeline_tests.features.made_vectors import ENCODER, drawn
+from ad_pipeline_tests.features.made_vectors import publish as publish_vectors
 from ad_pipeline_tests.serving import worlds
 from ad_pipeline_tests.serving.worlds import SERVED_US, World
 
@@ -95,6 +98,8 @@ def test_a_bundle_answers_what_its_index_does_wherever_it_is_copied(
     assert found.bundle_hash == bundle.digest
     assert bundle.candidates is not None
     assert found.index_hash == bundle.candidates.digest
+    with pytest.raises(ValueError, match="0 ads a user were asked for"):
+        Scorer(bundle).candidates(["ann"], None, 0)
     spent = Scorer(bundle).candidates(["ann"], EligibleAds(['p"1']), 2)
     assert (spent.of(0), spent.way(0)) == ([], "nothing")
     assert [each.reason for each in spent.fallbacks] == [
@@ -189,6 +194,28 @@ def test_a_bundle_of_nobody_has_canaries_too(world: World, tmp_path: Path) -> No
     )
     made = carrying(world, tmp_path / "vectors", nobody, tmp_path / "bundles")
     assert made.manifest[PART]["canaries"]["ways"] == ["no_vector"]
+
+
+def test_a_bundle_carries_the_newest_index_if_it_fits_its_hour(tmp_path: Path) -> None:
+    """Planted faults: none made, one that knows what came later, one of another encoder."""
+    vectors, hour_us = tmp_path / "vectors", SERVED_US - HOUR_US
+    publish_vectors(vectors, hour_us, drawn(["ann"], 4, 1), drawn(["hats"], 4, 1), 4)
+    found, why_not = index_of_hour(vectors, hour_us)
+    assert found is None
+    assert "materialize embeddings/candidates" in why_not
+    for index, reason in (
+        (index_of_encoder(ENCODER, hours=1), "after the bundle"),
+        (index_of_encoder("encoder-b"), f"of encoder encoder-b, the vectors are of {ENCODER}"),
+    ):
+        write_index(vectors, index)
+        found, why_not = index_of_hour(vectors, hour_us)
+        assert found is None
+        assert reason in why_not
+    for hours in (-1, 0):
+        digest = write_index(vectors, index_of_encoder(ENCODER, hours)).digest
+        found, why_not = index_of_hour(vectors, hour_us)
+        assert found is not None
+        assert (found.digest, why_not) == (digest, "")
 
 
 @pytest.fixture

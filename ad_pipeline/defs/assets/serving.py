@@ -62,7 +62,7 @@ def bundle(
 ) -> dg.MaterializeResult:
     """Assemble the newest state of every goal into a bundle."""
     hour_us, requests = newest_requests(deployment.warehouse)
-    index, why_not = index_of_hour(deployment.paths, hour_us) if CANDIDATES else (None, "")
+    index, why_not = index_of_hour(deployment.paths.vectors, hour_us) if CANDIDATES else (None, "")
     built = build_candidate(
         deployment.paths,
         hour_us,
