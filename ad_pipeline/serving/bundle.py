@@ -162,7 +162,7 @@ class Bundle:
     fitted_ranges : dict
         Goal to named ranges of maturity time, as the exporter gave them.
     manifest : dict
-    candidates : PublishedIndex or None
+    candidate_index : PublishedIndex or None
         What answers which ads there are for a user; None of a deployment without such.
     """
 
@@ -174,7 +174,7 @@ class Bundle:
     label_watermark_us: int
     fitted_ranges: dict[str, Any]
     manifest: dict[str, Any]
-    candidates: PublishedIndex | None = None
+    candidate_index: PublishedIndex | None = None
 
     def score(self, read: ReadColumns, looked_up: LookedUp) -> Scores:
         """Score rows; a row's scores do not depend on the others, to the bit.
@@ -272,7 +272,7 @@ def export_bundle(
     audit: Audit | None = None,
     log_share: float = 1.0,
     stale_hours: int | None = None,
-    candidates: PublishedIndex | None = None,
+    candidate_index: PublishedIndex | None = None,
 ) -> Bundle:
     """Write a bundle, with the scores of its canaries; the same models give the same bytes.
 
@@ -303,7 +303,7 @@ def export_bundle(
         Share of the requests whose decision a scorer logs.
     stale_hours : int, optional
         By which counts may be older than those due, beyond which a scorer takes none.
-    candidates : PublishedIndex, optional
+    candidate_index : PublishedIndex, optional
         Copied into the bundle, with what it answers to canary users.
 
     Returns
@@ -382,8 +382,8 @@ def export_bundle(
         **({} if stale_hours is None else {"stale_hours": stale_hours}),
     }
     files = {} if audit is None else audit.files()
-    if candidates is not None:
-        index_arrays, index_files, manifest[PART] = carried_parts(candidates)
+    if candidate_index is not None:
+        index_arrays, index_files, manifest[PART] = carried_parts(candidate_index)
         arrays |= index_arrays
         files |= index_files
     written = write_checkpoint(root, KIND, arrays, manifest, files)
@@ -515,7 +515,7 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
         raise CorruptBundle(f"{checkpoint.path} is a {manifest['kind']}, not a {KIND}")
     contract = FeatureContract.from_json(json.dumps(manifest["contract"]))
     try:
-        candidates = carried_index(checkpoint)
+        candidate_index = carried_index(checkpoint)
     except DifferentCandidates as error:
         raise CorruptBundle(str(error)) from error
     bundle = Bundle(
@@ -529,7 +529,7 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
         label_watermark_us=manifest["label_watermark_us"],
         fitted_ranges=manifest["fitted_ranges"],
         manifest=manifest,
-        candidates=candidates,
+        candidate_index=candidate_index,
     )
     canaries = manifest["canaries"]
     columns, looked_up = logged_inputs(contract, canaries["features"])

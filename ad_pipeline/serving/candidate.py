@@ -102,7 +102,7 @@ def build_candidate(
     read_tokens: ReadTokens | None = None,
     read_matured: ReadMatured | None = None,
     configurations: Mapping[str, int] | None = None,
-    candidates: PublishedIndex | None = None,
+    candidate_index: PublishedIndex | None = None,
 ) -> Bundle:
     """Write the state that an hour left as a bundle and point ``candidate`` at it.
 
@@ -121,7 +121,7 @@ def build_candidate(
         ``settings.fallbacks``, the mixture answers whatever is missing.
     configurations : mapping of str to int, optional
         Which configuration of the online learner serves each goal; the first unless named.
-    candidates : PublishedIndex, optional
+    candidate_index : PublishedIndex, optional
         From :func:`index_of_hour`: what answers which ads there are
         for a user.
 
@@ -182,7 +182,7 @@ def build_candidate(
             audit=audit,
             log_share=dataset.settings.serving_log.share,
             stale_hours=stale_hours,
-            candidates=candidates,
+            candidate_index=candidate_index,
         )
         faults = [fault for proof in prove_bundle(deployment, built) for fault in proof.faults]
         if faults:

@@ -30,8 +30,8 @@ from ad_pipeline.embeddings.versions import MixedVersions, VersionGuard
 from ad_pipeline.serving.decisions import Fallback
 from ad_pipeline.serving.pointers import Pointer
 
-PART = "candidates"
-"""Of a bundle's manifest; files of the index have it before their names."""
+PART = "candidate_index"
+"""Of a bundle's manifest is the index under it; files of the index have it before their names."""
 
 CANARIES = 4
 """Users with a vector who are asked about when a bundle is opened; beside them one without."""

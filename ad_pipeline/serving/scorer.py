@@ -132,7 +132,7 @@ class Scorer:
         self.bundle = bundle
         self.snapshot = snapshot
         self.vectors = None if bundle.contract.vectors is None else vectors
-        carried = bundle.candidates
+        carried = bundle.candidate_index
         self.answering = None if carried is None else AnsweringIndex(carried)
         self.index_guard = VersionGuard(tolerated_error=0.0)
         self._folders: _Folders | None = None
@@ -487,10 +487,10 @@ def _newest_index(
     folders: _Folders, bundle: Bundle, opened: AnsweringIndex | None, guard: VersionGuard
 ) -> AnsweringIndex | None:
     """Open what the pointer names, if the bundle carries an index and it is of its encoder."""
-    if bundle.candidates is None:
+    if bundle.candidate_index is None:
         return None
     pointer = read_pointer(folders.serving, CANDIDATE_INDEX)
-    return newest_index(bundle.candidates, opened, pointer, folders.vectors, guard)
+    return newest_index(bundle.candidate_index, opened, pointer, folders.vectors, guard)
 
 
 def _check_fits(

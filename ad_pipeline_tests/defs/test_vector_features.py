@@ -88,10 +88,10 @@ def test_vectors_are_learnt_bundled_and_served_and_parity_finds_the_same_bits(tm
     assert models.batch is not None
 
     # Candidates of ads, as of the bundle's last hour, come with it.
-    assert bundle.candidates is not None
-    assert (bundle.candidates.version, bundle.candidates.end_us) == (last.version, day_us)
+    assert bundle.candidate_index is not None
+    assert (bundle.candidate_index.version, bundle.candidate_index.end_us) == (last.version, day_us)
     followed = read_pointer(deployment.serving, CANDIDATE_INDEX)
-    assert followed == Pointer(bundle.candidates.digest, day_us)
+    assert followed == Pointer(bundle.candidate_index.digest, day_us)
 
     # A day is served by what the pointers name, and every score is given again from the log.
     promote(deployment.serving, deployment.bundles, bundle.digest, {}, watermark_us=day_us)

@@ -27,13 +27,18 @@ from ad_pipeline.embeddings.candidates_of_log import (
     write_candidates,
 )
 from ad_pipeline.embeddings.graph_hours import RefreshedGraph, refresh_graph
-from ad_pipeline.embeddings.published import ad_hashes, read_newest, user_hashes
+from ad_pipeline.embeddings.published import NO_ENCODER, ad_hashes, read_newest, user_hashes
 from ad_pipeline.embeddings.retrieval import of_similar_users
 from ad_pipeline.warehouse import rows_of
 from ad_pipeline_tests.defs.markets import Market
 from ad_pipeline_tests.embeddings.made_index import ADS, HOUR_US, USERS, made_index
 from ad_pipeline_tests.embeddings.made_worlds import needs_jax
-from ad_pipeline_tests.embeddings.vector_markets import vector_settings, warehouse_of
+from ad_pipeline_tests.embeddings.vector_markets import (
+    advanced,
+    trained,
+    vector_settings,
+    warehouse_of,
+)
 
 
 def told(index: CandidateIndex, user: str, eligible: list[str] | None = None) -> list[str]:
@@ -182,6 +187,26 @@ def test_candidates_of_the_log_are_those_of_the_library(
     everybody = np.union1d(index.ids, index.engaged.users)
     asked = index.lists(everybody, eligible[::2], 4)
     assert shares_by_way(index, written, eligible[::2], 4) == way_shares(asked.ways)
+
+
+@needs_jax
+def test_before_the_first_encoder_everybody_gets_popular_ads(
+    joined: Market, tmp_path: Path
+) -> None:
+    market = joined.copied_to(tmp_path / "home")
+    trained(market, 0, 3)
+    advanced(market, 0, 3)
+    deployment, warehouse = market.deployment, warehouse_of(market)
+    newest = read_newest(deployment.vectors)
+    assert newest.version == NO_ENCODER
+    stored = refresh_graph(deployment.vectors, newest, vector_settings(market), 1).stored
+    index = read_index(warehouse, deployment, stored)
+    eligible = eligible_ads(warehouse, deployment, stored.as_of_us)
+    found = write_candidates(warehouse, index, eligible, 4)
+    assert len(found.ads) == 0
+    assert shares_by_way(index, found, eligible, 4)["no_vector"] == 1.0
+    asked = index.lists(user_hashes(["a stranger"]), eligible, 4)
+    assert len(asked.candidates.of(0)) == 4
 
 
 @needs_jax

@@ -21,6 +21,7 @@ from ad_pipeline.embeddings.candidate_index import (
     EligibleAds,
     write_index,
 )
+from ad_pipeline.embeddings.published import NO_ENCODER
 from ad_pipeline.monitoring.production.rollback_drill import flip_byte
 from ad_pipeline.serving import promotion
 from ad_pipeline.serving.bundle import KIND, Bundle, CorruptBundle, open_bundle
@@ -51,7 +52,11 @@ def published(root: Path, index: CandidateIndex) -> PublishedIndex:
 def carrying(world: World, root: Path, index: CandidateIndex, bundles: Path) -> Bundle:
     """Write the world's bundle with an index in it."""
     return worlds.write(
-        bundles, world.models, world.requests, world.due.counts, candidates=published(root, index)
+        bundles,
+        world.models,
+        world.requests,
+        world.due.counts,
+        candidate_index=published(root, index),
     )
 
 
@@ -70,7 +75,7 @@ def test_a_bundle_without_an_index_is_what_it_was_and_says_that_it_has_none(worl
     assert not [name for name in world.bundle.manifest["files"] if name.startswith(PART)]
     plain = worlds.write(world.bundles, world.models, world.requests, world.due.counts)
     again = worlds.write(
-        world.bundles, world.models, world.requests, world.due.counts, candidates=None
+        world.bundles, world.models, world.requests, world.due.counts, candidate_index=None
     )
     assert again.digest == plain.digest
     with pytest.raises(NoCandidates, match=f"{plain.digest} carries no candidate index"):
@@ -96,8 +101,8 @@ def test_a_bundle_answers_what_its_index_does_wherever_it_is_copied(
     }  # fmt: skip
     assert found.as_of_us == AS_OF_US
     assert found.bundle_hash == bundle.digest
-    assert bundle.candidates is not None
-    assert found.index_hash == bundle.candidates.digest
+    assert bundle.candidate_index is not None
+    assert found.index_hash == bundle.candidate_index.digest
     with pytest.raises(ValueError, match="0 ads a user were asked for"):
         Scorer(bundle).candidates(["ann"], None, 0)
     spent = Scorer(bundle).candidates(["ann"], EligibleAds(['p"1']), 2)
@@ -149,10 +154,10 @@ def test_a_flipped_byte_of_an_index_is_refused_when_the_bundle_is_opened(
 def test_an_index_that_was_changed_is_refused_though_every_sum_of_the_bundle_is_right(
     bundle: Bundle, tmp_path: Path
 ) -> None:
-    assert bundle.candidates is not None
-    nearer = {f"{PART}.similarities": bundle.candidates.index.similarities * np.float32(0.99)}
+    assert bundle.candidate_index is not None
+    nearer = {f"{PART}.similarities": bundle.candidate_index.index.similarities * np.float32(0.99)}
     changed = rewritten(bundle, tmp_path, nearer)
-    with pytest.raises(CorruptBundle, match=r"candidates\.similarities\.npy has SHA-256"):
+    with pytest.raises(CorruptBundle, match=r"candidate_index\.similarities\.npy has SHA-256"):
         open_bundle(tmp_path, changed)
 
     # The index's own manifest says the changed sums, but then it is another index than is named.
@@ -205,6 +210,7 @@ def test_a_bundle_carries_the_newest_index_if_it_fits_its_hour(tmp_path: Path) -
     assert "materialize embeddings/candidates" in why_not
     for index, reason in (
         (index_of_encoder(ENCODER, hours=1), "after the bundle"),
+        (index_of_encoder(NO_ENCODER), f"of encoder {NO_ENCODER}, the vectors are of {ENCODER}"),
         (index_of_encoder("encoder-b"), f"of encoder encoder-b, the vectors are of {ENCODER}"),
     ):
         write_index(vectors, index)

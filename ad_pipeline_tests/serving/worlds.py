@@ -275,7 +275,7 @@ def write(
     stale_hours: int | None = None,
     contract: FeatureContract = CONTRACT,
     vectors: PublishedVectors | None = None,
-    candidates: PublishedIndex | None = None,
+    candidate_index: PublishedIndex | None = None,
 ) -> Bundle:
     """Write a bundle of these models; another watermark is another bundle."""
     return export_bundle(
@@ -289,7 +289,7 @@ def write(
         vectors=vectors,
         audit=audit,
         stale_hours=stale_hours,
-        candidates=candidates,
+        candidate_index=candidate_index,
     )
 
 

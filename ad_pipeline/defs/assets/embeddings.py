@@ -227,6 +227,7 @@ def candidates(deployment: DeploymentResource):
             "dagster/row_count": len(found.ads),
             "as of": timestamp(stored.as_of_us),
             "users": len(index.ids),
+            "ads": len(index.ad_texts),
             "users with candidates": int((np.diff(found.starts) > 0).sum()),
             "eligible ads": len(eligible),
             **{

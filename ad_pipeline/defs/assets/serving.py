@@ -29,7 +29,7 @@ from ad_pipeline.serving.candidate import (
 )
 from ad_pipeline.serving.production import seconds_to_pointer
 from ad_pipeline.serving.promotion import history
-from ad_pipeline.serving.retrieval import PublishedIndex
+from ad_pipeline.serving.retrieval import PART
 
 CANDIDATES = [] if DATASET.settings.user_vectors is None else [["embeddings", "candidates"]]
 """Of ads for users; the bundle carries what answers them."""
@@ -77,7 +77,7 @@ def bundle(
         configurations=chosen_configurations(
             deployment.warehouse, deployment.paths, hour_us + HOUR_US
         ),
-        candidates=index,
+        candidate_index=index,
     )
     size = sum(path.stat().st_size for path in built.path.iterdir())
     context.log.info(f"bundle {short(built.digest)} with {', '.join(g.goal for g in built.goals)}")
@@ -96,7 +96,7 @@ def bundle(
             "labels known up to": timestamp(built.label_watermark_us),
             **_weights_shown(built),
             **_ladders_shown(built),
-            **(_candidates_shown(built.candidates, why_not) if CANDIDATES else {}),
+            **(_candidates_shown(built, why_not) if CANDIDATES else {}),
             **{
                 label(f"{name} hours", goal): (
                     f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
@@ -121,18 +121,19 @@ def _ladders_shown(built: Bundle) -> dict[str, str | float]:
     return shown
 
 
-def _candidates_shown(carried: PublishedIndex | None, why_not: str) -> dict[str, int | str]:
+def _candidates_shown(built: Bundle, why_not: str) -> dict[str, int | str]:
     """Return what the bundle answers candidates of ads from."""
+    carried = built.candidate_index
     if carried is None:
         return {"candidates of ads": f"none: {why_not}"}
-    arrays, _, files = carried.index.to_parts()
     return {
         "candidates of ads: users": len(carried.index.ids),
         "candidates of ads: ads": len(carried.index.ad_texts),
         "candidates of ads: as of": timestamp(carried.end_us - 1),
         "candidates of ads: encoder": short(carried.version),
-        "candidates of ads: bytes": sum(array.nbytes for array in arrays.values())
-        + sum(map(len, files.values())),
+        "candidates of ads: bytes": sum(
+            path.stat().st_size for path in built.path.glob(f"{PART}.*")
+        ),
     }
 
 
