@@ -26,7 +26,7 @@ from ad_pipeline.checkpoints import (
 from ad_pipeline.embeddings.nearest import NOBODY
 from ad_pipeline.embeddings.published import ad_hashes
 from ad_pipeline.embeddings.retrieval import Candidates, Engaged, of_similar_users, popular
-from ad_pipeline.embeddings.vectors import ABSENT, places_of
+from ad_pipeline.embeddings.vectors import ABSENT, WrongVectors, places_of
 
 KIND = "embeddings.candidate_index"
 POINTER = f"{KIND}/newest"
@@ -236,7 +236,15 @@ def open_index(root: Path, digest: str | None = None) -> CandidateIndex:
 
 
 def index_of(kept: Checkpoint) -> CandidateIndex:
-    """Return the index that a checkpoint holds, its arrays memory-mapped."""
+    """Return the index that a checkpoint holds, its arrays memory-mapped.
+
+    Raises
+    ------
+    WrongVectors
+        If the checkpoint is of another kind.
+    """
+    if kept.manifest["kind"] != KIND:
+        raise WrongVectors(f"{kept.path} is a {kept.manifest['kind']}, not a {KIND}")
     return CandidateIndex.of_parts(kept.arrays, kept.manifest, kept.files[ADS_FILE])
 
 

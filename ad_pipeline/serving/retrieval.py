@@ -85,6 +85,8 @@ class PublishedIndex:
         ------
         MissingCheckpoint, CorruptCheckpoint
             If it is not there or not intact.
+        WrongVectors
+            If the checkpoint is of another kind.
         """
         kept = read_checkpoint(vectors, digest)
         return cls(kept.digest, kept.manifest, index_of(kept))
@@ -215,8 +217,8 @@ def newest_index(
 
     Raises
     ------
-    MissingCheckpoint, CorruptCheckpoint
-        If what the pointer names is not there or not intact.
+    MissingCheckpoint, CorruptCheckpoint, WrongVectors
+        If what the pointer names is not there, not intact, or no candidate index.
     """
     known = [carried]
     if before is not None and before.published.version == carried.version:

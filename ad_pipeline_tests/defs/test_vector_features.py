@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
 import pytest
 
 from ad_pipeline.checkpoints import resolve
 from ad_pipeline.clocks import DAY_US, HOUR_US
+from ad_pipeline.embeddings.candidate_index import WAYS
 from ad_pipeline.embeddings.published import NO_ENCODER, read_hour
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract
@@ -23,6 +25,7 @@ from ad_pipeline.serving.promotion import promote
 from ad_pipeline.serving.scorer import Scorer
 from ad_pipeline.warehouse import Warehouse, one_row, rows_of
 from ad_pipeline_tests.defs.markets import TINY, drive, make_market, run, write_days
+from ad_pipeline_tests.defs.test_run import latest
 
 VECTORS = {
     "user_vectors": {
@@ -92,6 +95,19 @@ def test_vectors_are_learnt_bundled_and_served_and_parity_finds_the_same_bits(tm
     assert (bundle.candidate_index.version, bundle.candidate_index.end_us) == (last.version, day_us)
     followed = read_pointer(deployment.serving, CANDIDATE_INDEX)
     assert followed == Pointer(bundle.candidate_index.digest, day_us)
+
+    with dg.DagsterInstance.from_config(str(market.dagster_home)) as instance:
+        listed, built = (
+            latest(instance, asset) for asset in ("embeddings/candidates", "serving/bundle")
+        )
+    index = bundle.candidate_index.index
+    assert listed["users"] == built["candidates of ads: users"] == len(index.ids)
+    assert listed["ads"] == built["candidates of ads: ads"] == len(index.ad_texts)
+    assert {"intra list similarity", "coverage", "gini"} <= set(listed)
+    ways = [listed[f"share of users, {way.replace('_', ' ')}"] for way in WAYS]
+    assert sum(ways) == pytest.approx(1, abs=1e-5)
+    assert ways[0] > 0.5
+    assert built["candidates of ads: bytes"] > 0
 
     # A day is served by what the pointers name, and every score is given again from the log.
     promote(deployment.serving, deployment.bundles, bundle.digest, {}, watermark_us=day_us)

@@ -22,6 +22,7 @@ from ad_pipeline.embeddings.candidate_index import (
     write_index,
 )
 from ad_pipeline.embeddings.published import NO_ENCODER
+from ad_pipeline.embeddings.vectors import WrongVectors
 from ad_pipeline.monitoring.production.rollback_drill import flip_byte
 from ad_pipeline.serving import promotion
 from ad_pipeline.serving.bundle import KIND, Bundle, CorruptBundle, open_bundle
@@ -313,6 +314,14 @@ def test_a_pointer_that_leads_nowhere_leaves_the_scorer_as_it_was(home: Path) ->
     with pytest.raises(MissingCheckpoint):
         scorer.refresh()
     assert scorer.candidates(["ann"], None, 9).index_hash == before.index_hash
+
+
+def test_a_pointer_to_something_else_is_refused_by_its_kind(home: Path) -> None:
+    scorer = Scorer.current(home / "serving")
+    other = write_checkpoint(home / "vectors", "embeddings.published", {}, {}).digest
+    publish_index(home / "serving", other, AS_OF_US + HOUR_US)
+    with pytest.raises(WrongVectors, match=r"a embeddings\.published, not a embeddings\.cand"):
+        scorer.refresh()
 
 
 def test_a_scorer_whose_bundle_carries_no_index_follows_none(home: Path, world: World) -> None:
