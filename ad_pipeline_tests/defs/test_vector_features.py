@@ -9,7 +9,7 @@ import pytest
 
 from ad_pipeline.checkpoints import resolve
 from ad_pipeline.clocks import DAY_US, HOUR_US
-from ad_pipeline.embeddings.candidate_index import WAYS
+from ad_pipeline.embeddings.candidate_index import SERVED, WAYS
 from ad_pipeline.embeddings.published import NO_ENCODER, read_hour
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract
@@ -95,6 +95,7 @@ def test_vectors_are_learnt_bundled_and_served_and_parity_finds_the_same_bits(tm
     assert (bundle.candidate_index.version, bundle.candidate_index.end_us) == (last.version, day_us)
     followed = read_pointer(deployment.serving, CANDIDATE_INDEX)
     assert followed == Pointer(bundle.candidate_index.digest, day_us)
+    assert resolve(deployment.vectors, SERVED) == bundle.candidate_index.digest
 
     with dg.DagsterInstance.from_config(str(market.dagster_home)) as instance:
         listed, built = (
