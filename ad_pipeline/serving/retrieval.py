@@ -320,9 +320,11 @@ def _told(index: CandidateIndex, users: np.ndarray) -> dict[str, list[Any]]:
 
 
 def _agree(told: Mapping[str, list[Any]], said: Mapping[str, list[Any]]) -> bool:
-    same = all(told[name] == said[name] for name in ("ads", "ways"))
-    return same and bool(
-        np.allclose(told["weights"], said["weights"], rtol=WEIGHTS_AGREE, atol=0.0)
+    weights, wanted = np.array(told["weights"]), np.array(said["weights"])
+    return (
+        all(told[name] == said[name] for name in ("ads", "ways"))
+        and weights.shape == wanted.shape
+        and np.allclose(weights, wanted, rtol=WEIGHTS_AGREE, atol=0.0)
     )
 
 

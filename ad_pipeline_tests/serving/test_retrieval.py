@@ -174,7 +174,7 @@ def test_an_index_that_was_changed_is_refused_though_every_sum_of_the_bundle_is_
         open_bundle(tmp_path, rewritten(bundle, tmp_path, nearer, {PART: described}))
 
 
-@pytest.mark.parametrize("what", ["ads", "weights", "ways"])
+@pytest.mark.parametrize("what", ["ads", "weights", "ways", "fewer weights"])
 def test_a_canary_user_who_gets_something_else_is_refused(
     bundle: Bundle, tmp_path: Path, what: str
 ) -> None:
@@ -184,6 +184,8 @@ def test_a_canary_user_who_gets_something_else_is_refused(
     assert set(canaries["ways"]) == {"similar_users", "nothing_of_similar_users", "no_vector"}
     if what == "weights":
         canaries[what][0] *= 1 + 1e-8
+    elif what == "fewer weights":
+        del canaries["weights"][-1]
     else:
         canaries[what][0], canaries[what][-1] = canaries[what][-1], canaries[what][0]
     with pytest.raises(CorruptBundle, match="canary users get"):
