@@ -98,6 +98,8 @@ class CandidateIndex:
         Places in ``ids``; -1 for nobody.
     similarities : ndarray of shape (n, k), float32
     half_life_us : int
+    popularity_strength : float
+        Of :func:`.retrieval.of_similar_users`.
     """
 
     version: str
@@ -107,6 +109,7 @@ class CandidateIndex:
     neighbours: np.ndarray
     similarities: np.ndarray
     half_life_us: int
+    popularity_strength: float
 
     def of_hashes(
         self,
@@ -116,7 +119,9 @@ class CandidateIndex:
         *,
         without_seen: bool = True,
     ) -> Candidates:
-        """Return ads that users similar to these engaged with; none for who has no vector.
+        """Return ads that similar users speak for and popular ones, by what both say together.
+
+        Without a ``popularity_strength`` who has no vector gets none.
 
         Parameters
         ----------
@@ -145,6 +150,7 @@ class CandidateIndex:
             similarities,
             half_life_us=self.half_life_us,
             limit=limit,
+            popularity_strength=self.popularity_strength,
             eligible=self._is_eligible(eligible),
             without_seen=without_seen,
         )
@@ -157,29 +163,41 @@ class CandidateIndex:
         *,
         without_seen: bool = True,
     ) -> Lists:
-        """Return the same, with the ads that most users engaged with lately where there are none.
+        """Return the same, and which way each list came; popular ads where it would be empty.
 
-        Parameters are those of :meth:`of_hashes`. A list is of one way: a short one is not filled.
+        Parameters are those of :meth:`of_hashes`. Lists would be empty without a
+        ``popularity_strength``; with one, popular ads are behind what similar users speak for.
         """
         eligible = _looked_up_once(eligible)
         found = self.of_hashes(users, eligible, limit, without_seen=without_seen)
-        ways = np.full(len(users), SIMILAR_USERS, np.uint8)
-        is_empty = np.diff(found.starts) == 0
-        if is_empty.any():
-            asking = users[is_empty]
+        ways = self.ways_of(found)
+        is_empty = ways == NOTHING
+        if self.popularity_strength == 0 and is_empty.any():
             instead = popular(
                 self.engaged,
-                asking,
+                users[is_empty],
                 half_life_us=self.half_life_us,
                 limit=limit,
                 eligible=self._is_eligible(eligible),
                 without_seen=without_seen,
             )
-            is_known = places_of(self.ids, asking) != ABSENT
-            way = np.where(is_known, NOTHING_OF_SIMILAR_USERS, NO_VECTOR)
-            ways[is_empty] = np.where(np.diff(instead.starts) == 0, NOTHING, way)
+            unheard = self._unheard(users[is_empty])
+            ways[is_empty] = np.where(np.diff(instead.starts) == 0, NOTHING, unheard)
             found = _filled(found, is_empty, instead)
         return Lists(found, ways)
+
+    def ways_of(self, found: Candidates) -> np.ndarray:
+        """Return which way lists of :meth:`of_hashes` came, places in :data:`WAYS`: uint8 (q,).
+
+        Similar users are heard in a list if one of its ads weighs more than popularity gives it.
+        """
+        prior, _ = self.engaged.prior(self.half_life_us, self.popularity_strength)
+        is_heard = found.weights > prior[places_of(self.engaged.ad_ids, found.ads)]
+        counts = np.diff(found.starts)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        heard = np.bincount(rows[is_heard], minlength=len(counts)) > 0
+        ways = np.where(heard, SIMILAR_USERS, self._unheard(found.users))
+        return np.where(counts == 0, NOTHING, ways).astype(np.uint8)
 
     def texts_of(self, ads: np.ndarray) -> list[str]:
         """Return the ids of ads, by hash."""
@@ -193,6 +211,7 @@ class CandidateIndex:
             "version": self.version,
             "as_of_us": self.engaged.as_of_us,
             "half_life_us": self.half_life_us,
+            "popularity_strength": self.popularity_strength,
         }
         return arrays, facts, {ADS_FILE: json.dumps(self.ad_texts).encode()}
 
@@ -209,8 +228,14 @@ class CandidateIndex:
             engaged,
             tuple(json.loads(ads_file.read_bytes())),
             half_life_us=facts["half_life_us"],
+            popularity_strength=facts["popularity_strength"],
             **{name: plain[name] for name in _GRAPH},
         )
+
+    def _unheard(self, users: np.ndarray) -> np.ndarray:
+        """Return the way of users for whom no similar user speaks."""
+        is_known = places_of(self.ids, users) != ABSENT
+        return np.where(is_known, NOTHING_OF_SIMILAR_USERS, NO_VECTOR)
 
     def _is_eligible(self, eligible: EligibleAds | Iterable[str] | None) -> np.ndarray | None:
         once = _looked_up_once(eligible)

@@ -14,7 +14,7 @@ from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.embeddings.activities import engagements_of, read_engagements
 from ad_pipeline.embeddings.candidate_index import (
-    SIMILAR_USERS,
+    NOTHING,
     CandidateIndex,
     EligibleAds,
     way_shares,
@@ -61,6 +61,7 @@ def read_index(
         graph.neighbours.astype(np.int32),
         graph.similarities,
         round(settings.half_life_hours * HOUR_US),
+        settings.popularity_strength,
     )
 
 
@@ -119,11 +120,11 @@ def shares_by_way(
     dict of str to float
         By :data:`ad_pipeline.embeddings.candidate_index.WAYS`.
     """
-    is_empty = np.diff(found.starts) == 0
+    ways = index.ways_of(found)
+    is_empty = ways == NOTHING
     strangers = np.setdiff1d(index.engaged.users, index.ids)
     others = index.lists(np.concatenate([index.ids[is_empty], strangers]), eligible, limit)
-    ways = np.concatenate([np.full(len(index.ids) - is_empty.sum(), SIMILAR_USERS), others.ways])
-    return way_shares(ways)
+    return way_shares(np.concatenate([ways[~is_empty], others.ways]))
 
 
 def _rows(index: CandidateIndex, found: Candidates) -> pa.Table:

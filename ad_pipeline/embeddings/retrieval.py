@@ -2,17 +2,24 @@
 
 An ad's weight is the sum over similar users of similarity times 2^(-age / half-life), where the age
 is that of the user's newest engagement with it: a neighbour speaks for an ad once, however often it
-clicked. Engagements are cut at a moment first, by when our log had them, and nothing here can see
-past the cut. What a list is like (its diversity) is measured beside what it finds, and against
-three simpler ways to make one: popularity, ads that share users, random users of the same cluster.
+clicked. Fifty neighbours have clicked a few of some hundred ads, so what they say is shrunk to what
+everybody says: to the sum is added the ad's share of all engagements, times a strength. That is the
+mean of a Dirichlet posterior whose prior is popularity; a user whose neighbours are silent, or who
+has none, is left with popular ads.
+
+Engagements are cut at a moment first, by when our log had them, and nothing here can see past the
+cut. What a list is like (its diversity) is measured beside what it finds, and against three simpler
+ways to make one: popularity, ads that share users, random users of the same cluster.
 
 Ranking candidates belongs to the learners; whether a campaign has budget is told by the caller.
 
 References
 ----------
-Wang et al., arXiv 2406.05898 (user-to-user retrieval). B. Sarwar et al., "Item-based collaborative
-filtering recommendation algorithms", WWW 2001 (cosine of ads). C.-N. Ziegler et al., "Improving
-recommendation lists through topic diversification", WWW 2005 (intra-list similarity).
+Wang et al., arXiv 2406.05898 (user-to-user retrieval). C. Zhai and J. Lafferty, "A study of
+smoothing methods for language models applied to information retrieval", ACM TOIS 2004 (Dirichlet
+prior of what few words say). B. Sarwar et al., "Item-based collaborative filtering recommendation
+algorithms", WWW 2001 (cosine of ads). C.-N. Ziegler et al., "Improving recommendation lists through
+topic diversification", WWW 2005 (intra-list similarity).
 """
 
 from dataclasses import dataclass, field
@@ -24,6 +31,8 @@ from ad_pipeline.embeddings.vectors import ABSENT, places_of
 
 _ROWS = 1_024
 """Users whose candidates are made at once."""
+
+_NO_RANKING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Engaged:
     ads: np.ndarray
     newest_us: np.ndarray
     ad_ids: np.ndarray
-    _popularity: dict[int, tuple[np.ndarray, np.ndarray]] = field(
+    _priors: dict[tuple[int, float], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -65,17 +74,32 @@ class Engaged:
         """Return 2^(-age / half-life) of entries of ``ads``, all by default: float64 (e,)."""
         return np.exp2(-(self.as_of_us - self.newest_us[entries]) / half_life_us)
 
-    def popularity(self, half_life_us: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return what all users say for each ad, float64 (a,), and all ads by it, the most first.
+    def prior(self, half_life_us: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return what popularity says for ads, the same whoever asks: the last one is kept.
 
-        It is the same whoever asks, so that of the last half-life it is kept.
+        Parameters
+        ----------
+        half_life_us : int
+        strength : float
+            Engagements that it weighs as much as.
+
+        Returns
+        -------
+        weights : ndarray of shape (a,), float64
+            Each ad's share of all engagements, the recent counting for more, times the strength.
+        ranking : ndarray of int64
+            Places of the ads of a weight above 0, the highest first, ties by place.
         """
-        kept = self._popularity.get(half_life_us)
+        if strength == 0:
+            return np.zeros(len(self.ad_ids)), _NO_RANKING
+        kept = self._priors.get((half_life_us, strength))
         if kept is None:
-            weights = np.bincount(self.ads, self.decay(half_life_us), len(self.ad_ids))
-            kept = weights, np.lexsort((np.arange(len(weights)), -weights))
-            self._popularity.clear()
-            self._popularity[half_life_us] = kept
+            said = np.bincount(self.ads, self.decay(half_life_us), len(self.ad_ids))
+            weights = strength * (said / max(said.sum(), np.finfo(np.float64).tiny))
+            order = np.lexsort((np.arange(len(weights)), -weights))
+            kept = weights, order[(weights > 0)[order]]
+            self._priors.clear()
+            self._priors[half_life_us, strength] = kept
         return kept
 
     def is_eligible(self, eligible: np.ndarray | None) -> np.ndarray:
@@ -172,6 +196,7 @@ def of_similar_users(
     *,
     half_life_us: int,
     limit: int,
+    popularity_strength: float = 0.0,
     eligible: np.ndarray | None = None,
     without_seen: bool = True,
 ) -> Candidates:
@@ -190,6 +215,8 @@ def of_similar_users(
         Above 0.
     limit : int
         Ads a user.
+    popularity_strength : float
+        Engagements of similar users that popularity weighs as much as; 0: they alone speak.
     eligible : ndarray of uint64, or ndarray of shape (a,), bool, optional
         Ads that may be shown now: those whose budget and targeting allow it, by id or told of each
         of ``engaged.ad_ids``. All by default.
@@ -201,6 +228,8 @@ def of_similar_users(
     Candidates
     """
     is_eligible = engaged.is_eligible(eligible)
+    prior, ranking = engaged.prior(half_life_us, popularity_strength)
+    ranking = ranking[is_eligible[ranking]]
     parts = []
     for start in range(0, len(users), _ROWS):
         block = slice(start, start + _ROWS)
@@ -208,12 +237,10 @@ def of_similar_users(
         row, rank = np.nonzero((places != ABSENT) & (similarities[block] > 0))
         row, entry, speaker = _entries(engaged, row, places[row, rank])
         similarity = similarities[block][row, rank[speaker]].astype(np.float64)
-        weights = similarity * engaged.decay(half_life_us, entry)
-        asking = users[block]
+        said = _Said(row, engaged.ads[entry], similarity * engaged.decay(half_life_us, entry))
         parts.append(
-            _best(engaged, asking, row, engaged.ads[entry], weights, is_eligible, limit,
-                  without_seen)
-        )  # fmt: skip
+            _best(engaged, users[block], said, prior, ranking, is_eligible, limit, without_seen)
+        )
     return _joined(users, parts)
 
 
@@ -228,26 +255,21 @@ def popular(
 ) -> Candidates:
     """Return the ads that most users engaged with lately: the same for all but for what was seen.
 
-    Parameters and result are those of :func:`of_similar_users`.
+    Parameters and result are those of :func:`of_similar_users`; weights are shares of all
+    engagements.
     """
-    weights, loudest = engaged.popularity(half_life_us)
-    most_seen = 0
-    if without_seen:
-        places = places_of(engaged.users, users)
-        places = places[places != ABSENT]
-        most_seen = int((engaged.starts[places + 1] - engaged.starts[places]).max(initial=0))
-    # Even who has seen the most of them finds enough in this many.
-    best = loudest[engaged.is_eligible(eligible)[loudest]][: limit + most_seen]
-    parts = []
-    for start in range(0, len(users), _ROWS):
-        asking = users[start : start + _ROWS]
-        row = np.repeat(np.arange(len(asking)), len(best))
-        ads = np.tile(best, len(asking))
-        everything = np.ones(len(weights), bool)
-        parts.append(
-            _best(engaged, asking, row, ads, weights[ads], everything, limit, without_seen)
-        )
-    return _joined(users, parts)
+    nobody = np.zeros((len(users), 0), np.uint64)
+    return of_similar_users(
+        engaged,
+        users,
+        nobody,
+        nobody.astype(np.float32),
+        half_life_us=half_life_us,
+        limit=limit,
+        popularity_strength=1.0,
+        eligible=eligible,
+        without_seen=without_seen,
+    )
 
 
 def of_similar_ads(
@@ -274,15 +296,16 @@ def of_similar_ads(
     cosines = sparse.csr_array(scaled.T @ scaled)
     cosines.setdiag(0)
     is_eligible = engaged.is_eligible(eligible)
+    prior = np.zeros(shape[1])
     parts = []
     for start in range(0, len(users), _ROWS):
         asking = users[start : start + _ROWS]
         places = places_of(engaged.users, asking)
         known = np.flatnonzero(places != ABSENT)
         summed = sparse.coo_array(by_user[places[known]] @ cosines)
-        row, ads = known[summed.coords[0]], summed.coords[1].astype(np.int64)
+        said = _Said(known[summed.coords[0]], summed.coords[1].astype(np.int64), summed.data)
         parts.append(
-            _best(engaged, asking, row, ads, summed.data, is_eligible, limit, without_seen)
+            _best(engaged, asking, said, prior, _NO_RANKING, is_eligible, limit, without_seen)
         )
     return _joined(users, parts)
 
@@ -402,29 +425,52 @@ def _entries(
     return row[of_given], first[of_given] + within, of_given
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What is said for ads in lists of some rows: three columns of one length."""
+
+    row: np.ndarray
+    ads: np.ndarray
+    weights: np.ndarray
+
+
 def _best(
     engaged: Engaged,
     asking: np.ndarray,
-    row: np.ndarray,
-    ads: np.ndarray,
-    weights: np.ndarray,
+    said: _Said,
+    prior: np.ndarray,
+    ranking: np.ndarray,
     is_eligible: np.ndarray,
     limit: int,
     without_seen: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum what is said for each row's ads and keep the best: counts a row, ads and weights."""
+    """Add a prior to the sum of what is said, and keep the best: counts a row, ads and weights."""
     every = max(len(engaged.ad_ids), 1)
-    keys = row * every + ads
-    kept = is_eligible[ads] & (weights > 0)
+    places = places_of(engaged.users, asking)
+    known = np.flatnonzero(places != ABSENT)
+    seen_row, entry, _ = _entries(engaged, known, places[known])
+    # Of ads that nobody speaks for only the first by the prior can be in a list: as many as the
+    # list is long, behind those that the user has seen.
+    reached = np.full(len(asking), limit)
     if without_seen:
-        places = places_of(engaged.users, asking)
-        known = np.flatnonzero(places != ABSENT)
-        own_row, entry, _ = _entries(engaged, known, places[known])
-        kept &= ~np.isin(keys, own_row * every + engaged.ads[entry])
-    distinct, index = np.unique(keys[kept], return_inverse=True)
-    # bincount adds in the order of the neighbours, so that a sum has the same bits in any block.
-    totals = np.bincount(index, weights[kept], len(distinct))
+        reached += np.bincount(seen_row, minlength=len(asking))
+    reached = np.minimum(reached, len(ranking))
+    of_prior = ranking[np.arange(reached.sum()) - np.repeat(np.cumsum(reached) - reached, reached)]
+    spoken = is_eligible[said.ads] & (said.weights > 0)
+    keys = np.concatenate(
+        [
+            said.row[spoken] * every + said.ads[spoken],
+            np.repeat(np.arange(len(asking)), reached) * every + of_prior,
+        ]
+    )
+    weights = np.concatenate([said.weights[spoken], np.zeros(len(of_prior))])
+    if without_seen:
+        kept = ~np.isin(keys, seen_row * every + engaged.ads[entry])
+        keys, weights = keys[kept], weights[kept]
+    distinct, index = np.unique(keys, return_inverse=True)
     row, ads = np.divmod(distinct, every)
+    # bincount adds in the order of the neighbours, so that a sum has the same bits in any block.
+    totals = np.bincount(index, weights, len(distinct)) + prior[ads]
     order = np.lexsort((ads, -totals, row))
     counts = np.bincount(row, minlength=len(asking))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)

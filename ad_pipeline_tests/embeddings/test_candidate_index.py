@@ -82,15 +82,33 @@ def test_who_gets_nothing_from_similar_users_gets_popular_ads_and_the_list_says_
     assert way_shares(np.zeros(0, np.uint8)) == dict.fromkeys(WAYS, 0.0)
 
 
+def test_where_popularity_counts_it_is_behind_what_similar_users_speak_for() -> None:
+    """A list came from similar users if they are heard in it, however little."""
+    index = made_index(popularity_strength=10.0)
+    users = [*USERS, "a stranger"]
+    lists = index.lists(user_hashes(users), None, 10)
+    found = {user: index.texts_of(lists.candidates.of(row)) for row, user in enumerate(users)}
+    assert found["a stranger"] == found["dee"] == ["hats", "shoes", "tea"]
+    assert found["ann"] == ["hats", "tea"]
+    assert found["bob"] == ["tea"]  # he has seen the rest
+    silent = made_index().lists(user_hashes(users), None, 10)
+    assert lists.ways.tolist() == silent.ways.tolist()
+    spent = index.lists(user_hashes(["ann", "cy"]), ["tea"], 10)
+    assert [WAYS[way] for way in spent.ways] == ["similar_users", "nothing"]
+
+
 @given(
     st.lists(st.sampled_from([*USERS, "eve", "fay"]), min_size=1, max_size=9),
     st.one_of(st.none(), st.sets(st.sampled_from([*ADS, "maps"]))),
     st.integers(1, 4),
     st.booleans(),
+    st.sampled_from([0.0, 200.0]),
 )
-def test_a_list_does_not_depend_on_its_company(users, eligible, limit: int, unseen: bool) -> None:
+def test_a_list_does_not_depend_on_its_company(
+    users, eligible, limit: int, unseen: bool, strength: float
+) -> None:
     """Nor on whether eligible ads were looked up before."""
-    index, hashed = made_index(), user_hashes(users)
+    index, hashed = made_index(popularity_strength=strength), user_hashes(users)
     once = None if eligible is None else EligibleAds(eligible)
     together = index.lists(hashed, once, limit, without_seen=unseen)
     for row in range(len(users)):
@@ -176,6 +194,7 @@ def test_candidates_of_the_log_are_those_of_the_library(
     expected = of_similar_users(
         index.engaged, near.ids, whom, similarities.astype(np.float32),
         half_life_us=index.half_life_us, limit=4, eligible=ad_hashes(eligible[::2]),
+        popularity_strength=index.popularity_strength,
     )  # fmt: skip
     np.testing.assert_array_equal(written.starts, expected.starts)
     np.testing.assert_array_equal(written.ads, expected.ads)
@@ -203,7 +222,7 @@ def test_before_the_first_encoder_everybody_gets_popular_ads(
     index = read_index(warehouse, deployment, stored)
     eligible = eligible_ads(warehouse, deployment, stored.as_of_us)
     found = write_candidates(warehouse, index, eligible, 4)
-    assert len(found.ads) == 0
+    assert len(found.users) == 0
     assert shares_by_way(index, found, eligible, 4)["no_vector"] == 1.0
     asked = index.lists(user_hashes(["a stranger"]), eligible, 4)
     assert len(asked.candidates.of(0)) == 4

@@ -46,10 +46,26 @@ def lists_of(found: Candidates) -> list[list[tuple[int, float]]]:
     ]  # fmt: skip
 
 
-def by_loop(log, user: int, neighbours, limit: int, eligible, without_seen: bool):
+def shares_by_loop(log) -> dict[int, float]:
+    """Return each ad's share of all engagements, the recent counting for more."""
+    newest: dict[tuple[int, int], int] = {}
+    for who, ad, hour in log:
+        if hour <= 100:
+            newest[who, ad] = max(newest.get((who, ad), 0), hour)
+    sums: dict[int, float] = {}
+    for (_, ad), hour in sorted(newest.items()):
+        sums[ad] = sums.get(ad, 0.0) + 2.0 ** (-(100 - hour) / 24)
+    return {ad: weight / sum(sums.values()) for ad, weight in sums.items()}
+
+
+def by_loop(log, user: int, neighbours, limit: int, strength: float, eligible, without_seen: bool):
     """Return (ad, weight) the plain way, straight from the rows of the log."""
     seen = {ad for who, ad, hour in log if who == user and hour <= 100}
     weights: dict[int, float] = {}
+    for ad, share in shares_by_loop(log).items():
+        is_kept = (eligible is None or ad in eligible) and not (without_seen and ad in seen)
+        if strength > 0 and is_kept:
+            weights[ad] = strength * share
     for neighbour, similarity in neighbours:
         newest: dict[int, int] = {}
         for who, ad, hour in log:
@@ -67,11 +83,12 @@ def by_loop(log, user: int, neighbours, limit: int, eligible, without_seen: bool
     logs,
     st.lists(similar, min_size=1, max_size=5),
     st.integers(1, 8),
+    st.sampled_from([0.0, 0.5, 200.0]),
     st.one_of(st.none(), st.sets(st.integers(0, 9))),
     st.booleans(),
 )
 def test_candidates_are_what_a_loop_over_the_log_finds(
-    log, neighbours, limit: int, eligible, without_seen: bool
+    log, neighbours, limit: int, strength: float, eligible, without_seen: bool
 ) -> None:
     whom = np.zeros((len(neighbours), 6), np.uint64)
     similarities = np.full((len(neighbours), 6), -np.inf, np.float32)
@@ -87,12 +104,13 @@ def test_candidates_are_what_a_loop_over_the_log_finds(
             similarities,
             half_life_us=HALF_LIFE_US,
             limit=limit,
+            popularity_strength=strength,
             eligible=None if eligible is None else np.array(sorted(eligible), np.uint64),
             without_seen=without_seen,
         )
     )
     for user, pairs in enumerate(neighbours):
-        expected = by_loop(log, user, pairs, limit + 10, eligible, without_seen)
+        expected = by_loop(log, user, pairs, limit + 10, strength, eligible, without_seen)
         assert len(found[user]) == min(limit, len(expected))
         known = dict(expected)
         # Sums in another order may swap what is equal but for the last bits.
@@ -138,7 +156,7 @@ def test_the_simpler_ways_are_what_loops_find(log, limit: int, without_seen: boo
     for user in range(8):
         own = {a for u, a in newest if u == user}
         shown = set(fans) - (own if without_seen else set())
-        loud = {a: sum(2.0 ** (-(100 - newest[u, a]) / 24) for u in sorted(fans[a])) for a in shown}
+        loud = {ad: share for ad, share in shares_by_loop(log).items() if ad in shown}
         alike = {
             a: sum(
                 len(fans[a] & fans[b]) / (len(fans[a]) * len(fans[b])) ** 0.5
@@ -150,6 +168,36 @@ def test_the_simpler_ways_are_what_loops_find(log, limit: int, without_seen: boo
             positive = sorted((w for w in weights.values() if w > 0), reverse=True)[:limit]
             assert [weight for _, weight in found] == pytest.approx(positive, rel=1e-12)
             assert all(weights[ad] == pytest.approx(weight, rel=1e-12) for ad, weight in found)
+
+
+@given(logs, st.integers(1, 12), st.booleans())
+def test_a_strong_prior_leaves_the_order_of_popularity(log, limit: int, without_seen: bool) -> None:
+    engaged, users = engaged_until(*columns_of(log), NOW_US), np.arange(8, dtype=np.uint64)
+    whom = np.roll(users, 1)[:, np.newaxis]
+    asked = partial(
+        of_similar_users, engaged, users, whom, np.ones((8, 1), np.float32),
+        half_life_us=1 << 60, limit=limit, without_seen=without_seen,
+    )  # fmt: skip
+    expected = popular(engaged, users, half_life_us=1 << 60, limit=limit, without_seen=without_seen)
+    shrunk = asked(popularity_strength=1e6)
+    np.testing.assert_array_equal(shrunk.starts, expected.starts)
+    shares = shares_by_loop([(u, a, 100) for u, a, hour in log if hour <= 100])
+    for row in range(8):
+        own = [shares[ad] for ad in shrunk.of(row).tolist()]
+        assert own == sorted(own, reverse=True)
+
+
+def test_few_engagements_of_neighbours_do_not_outweigh_popularity() -> None:
+    """Fifty of a hundred like one ad, and one neighbour of two clicked another: shrinking tells."""
+    log = [(user, 1, 50) for user in range(50)] + [(60, 2, 50)]
+    engaged = engaged_until(*columns_of(log), NOW_US)
+    asked = partial(
+        of_similar_users, engaged, np.array([70], np.uint64), np.array([[60, 61]], np.uint64),
+        np.ones((1, 2), np.float32), half_life_us=HALF_LIFE_US, limit=2,
+    )  # fmt: skip
+    assert asked(popularity_strength=0.0).ads.tolist() == [2]
+    assert asked(popularity_strength=200.0).ads.tolist() == [1, 2]
+    assert asked(popularity_strength=0.1).ads.tolist() == [2, 1]
 
 
 def test_only_eligible_ads_come_from_any_way() -> None:

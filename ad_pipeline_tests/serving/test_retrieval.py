@@ -227,6 +227,19 @@ def test_a_bundle_carries_the_newest_index_if_it_fits_its_hour(tmp_path: Path) -
         assert (found.digest, why_not) == (digest, "")
 
 
+def test_canaries_are_answered_again_where_popularity_counts(world: World, tmp_path: Path) -> None:
+    index = made_index("encoder-a", AS_OF_US, PUBLISHERS, popularity_strength=200.0)
+    made = carrying(world, tmp_path / "vectors", index, tmp_path / "bundles")
+    described = made.manifest[PART]
+    assert set(described["canaries"]["ways"]) == {
+        "similar_users", "nothing_of_similar_users", "no_vector",
+    }  # fmt: skip
+    assert described["manifest"]["popularity_strength"] == 200.0
+    found = Scorer(made).candidates(["ann", "a stranger"], None, 9)
+    assert (found.way(0), found.way(1)) == ("similar_users", "no_vector")
+    assert found.of(1) == ['p"2', 'p"1', 'p"3']
+
+
 @pytest.fixture
 def home(bundle: Bundle, root: Path, tmp_path: Path) -> Path:
     """Return a folder of its own whose bundle serves."""

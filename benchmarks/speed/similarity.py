@@ -168,6 +168,7 @@ class AskedIndex:
             stream.integers(0, users, (users, neighbours), np.int32),
             stream.random((users, neighbours), np.float32),
             HALF_LIFE_US,
+            SETTINGS.popularity_strength,
         )
         user_ids = [f"user-{place}" for place in range(min(ASKED, users))]
         return cls(index, user_ids, [f"ad-{place}" for place in range(0, ADS, 2)])
@@ -182,6 +183,7 @@ class AskedIndex:
         own = np.searchsorted(index.ids, user_hashes(self.user_ids))
         near, similar = index.neighbours[own], index.similarities[own].astype(np.float64)
         decay, starts = engaged.decay(HALF_LIFE_US), engaged.starts
+        prior, _ = engaged.prior(HALF_LIFE_US, index.popularity_strength)
         allowed = np.isin(engaged.ad_ids, ad_hashes(self.eligible)).astype(np.float64)
 
         def best(row: int) -> np.ndarray:
@@ -191,7 +193,7 @@ class AskedIndex:
                 first + counts - np.cumsum(counts), counts
             )
             said = np.repeat(similar[row], counts) * decay[entries]
-            weights = np.bincount(engaged.ads[entries], said, len(allowed)) * allowed
+            weights = (np.bincount(engaged.ads[entries], said, len(allowed)) + prior) * allowed
             weights[engaged.ads[starts[own[row]] : starts[own[row] + 1]]] = 0.0
             found = np.argpartition(-weights, LISTED)[:LISTED]
             return found[np.argsort(-weights[found])]

@@ -121,6 +121,7 @@ def lists_by_way(
             similarities,
             half_life_us=half_life_us,
             limit=limit,
+            popularity_strength=settings.popularity_strength,
             eligible=eligible,
             without_seen=False,
         )
