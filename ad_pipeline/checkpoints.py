@@ -159,8 +159,7 @@ def _write_checkpoint(
         for name, data in files.items():
             sums[name] = _write(scratch / name, iter([data]))
         described = dict(manifest) | {"format": FORMAT, "kind": kind, "files": sums}
-        manifest_bytes = json.dumps(described, sort_keys=True, indent=1, allow_nan=False).encode()
-        digest = _write(scratch / "manifest.json", iter([manifest_bytes]))
+        digest = _write(scratch / "manifest.json", iter([_manifest_bytes(described)]))
         target = objects / digest
         if target.exists():
             try:
@@ -258,6 +257,15 @@ def _verify(folder: Path, named: Mapping[str, str]) -> None:
                 f"{folder / name} has SHA-256 {found}, the manifest says {expected}; "
                 "restore the folder or write it again"
             )
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """Return the digest of the checkpoint that has a manifest, wherever the manifest is kept."""
+    return hashlib.sha256(_manifest_bytes(manifest)).hexdigest()
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False).encode()
 
 
 def point(root: Path, name: str, digest: str) -> None:

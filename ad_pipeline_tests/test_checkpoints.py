@@ -47,6 +47,13 @@ def test_the_same_content_has_the_same_name_in_any_folder_and_another_content_an
     assert write(tmp_path / "a", stream_position=8).digest != first.digest
 
 
+def test_a_manifest_tells_its_checkpoints_name_wherever_it_is_kept(tmp_path: Path):
+    written = write(tmp_path)
+    elsewhere = json.loads(json.dumps(written.manifest))
+    assert checkpoints.digest_of(elsewhere) == written.digest
+    assert checkpoints.digest_of(elsewhere | {"stream_position": 8}) != written.digest
+
+
 @pytest.mark.parametrize("name", ["z.npy", "slots.npy", "model.txt", "manifest.json"])
 def test_a_flipped_byte_in_any_file_is_refused_and_the_file_named(tmp_path: Path, name: str):
     written = write(tmp_path)

@@ -13,7 +13,12 @@ import pyarrow as pa
 from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.embeddings.activities import engagements_of, read_engagements
-from ad_pipeline.embeddings.candidate_index import CandidateIndex
+from ad_pipeline.embeddings.candidate_index import (
+    NOTHING,
+    CandidateIndex,
+    EligibleAds,
+    way_shares,
+)
 from ad_pipeline.embeddings.encoder_hours import settings_of
 from ad_pipeline.embeddings.graph_hours import StoredGraph
 from ad_pipeline.embeddings.published import AD, ad_hashes
@@ -53,7 +58,7 @@ def read_index(
         engaged,
         tuple(by_hash[ad] for ad in engaged.ad_ids.tolist()),
         graph.ids,
-        graph.neighbours,
+        graph.neighbours.astype(np.int32),
         graph.similarities,
         round(settings.half_life_hours * HOUR_US),
         settings.popularity_strength,
@@ -84,8 +89,8 @@ def write_candidates(
     warehouse: "Warehouse", index: CandidateIndex, eligible: Sequence[str], limit: int
 ) -> Candidates:
     """Replace ``embeddings.candidates`` by those of all users of an index, and return them."""
-    starts = range(0, len(index.ids), _USERS)
-    blocks = [index.of_hashes(index.ids[at : at + _USERS], eligible, limit) for at in starts]
+    starts, ads = range(0, len(index.ids), _USERS), EligibleAds(eligible)
+    blocks = [index.of_hashes(index.ids[at : at + _USERS], ads, limit) for at in starts]
     warehouse.create(TABLES)
     with warehouse.writer() as connection:
         connection.execute(f"DELETE FROM {CANDIDATES.name}")
@@ -94,6 +99,32 @@ def write_candidates(
             connection.execute(f"INSERT INTO {CANDIDATES.name} BY NAME SELECT * FROM block")
             connection.unregister("block")
     return _joined(index, blocks)
+
+
+def shares_by_way(
+    index: CandidateIndex, found: Candidates, eligible: Sequence[str], limit: int
+) -> dict[str, float]:
+    """Return which share of all known users a scorer would answer which way.
+
+    Parameters
+    ----------
+    index : CandidateIndex
+    found : Candidates
+        Of all users of the index, by :func:`write_candidates`; users who engaged with an ad and
+        have no vector are asked about beside them.
+    eligible : sequence of str
+    limit : int
+
+    Returns
+    -------
+    dict of str to float
+        By :data:`ad_pipeline.embeddings.candidate_index.WAYS`.
+    """
+    ways = index.ways_of(found)
+    is_empty = ways == NOTHING
+    strangers = np.setdiff1d(index.engaged.users, index.ids)
+    others = index.lists(np.concatenate([index.ids[is_empty], strangers]), eligible, limit)
+    return way_shares(np.concatenate([ways[~is_empty], others.ways]))
 
 
 def _rows(index: CandidateIndex, found: Candidates) -> pa.Table:

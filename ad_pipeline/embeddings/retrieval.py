@@ -22,7 +22,7 @@ algorithms", WWW 2001 (cosine of ads). C.-N. Ziegler et al., "Improving recommen
 topic diversification", WWW 2005 (intra-list similarity).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -61,21 +61,55 @@ class Engaged:
     ads: np.ndarray
     newest_us: np.ndarray
     ad_ids: np.ndarray
+    _priors: dict[tuple[int, float], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def rows(self) -> np.ndarray:
         """Place in ``users`` of each entry of ``ads``: int64 (e,)."""
         return np.repeat(np.arange(len(self.users)), np.diff(self.starts))
 
-    def decay(self, half_life_us: int) -> np.ndarray:
-        """Return 2^(-age / half-life) of each entry of ``ads``: float64 (e,)."""
-        return np.exp2(-(self.as_of_us - self.newest_us) / half_life_us)
+    def decay(self, half_life_us: int, entries: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return 2^(-age / half-life) of entries of ``ads``, all by default: float64 (e,)."""
+        return np.exp2(-(self.as_of_us - self.newest_us[entries]) / half_life_us)
+
+    def prior(self, half_life_us: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return what popularity says for ads, the same whoever asks: the last one is kept.
+
+        Parameters
+        ----------
+        half_life_us : int
+        strength : float
+            Engagements that it weighs as much as.
+
+        Returns
+        -------
+        weights : ndarray of shape (a,), float64
+            Each ad's share of all engagements, the recent counting for more, times the strength.
+        ranking : ndarray of int64
+            Places of the ads of a weight above 0, the highest first, ties by place.
+        """
+        if strength == 0:
+            return np.zeros(len(self.ad_ids)), _NO_RANKING
+        kept = self._priors.get((half_life_us, strength))
+        if kept is None:
+            said = np.bincount(self.ads, self.decay(half_life_us), len(self.ad_ids))
+            weights = strength * (said / max(said.sum(), np.finfo(np.float64).tiny))
+            order = np.lexsort((np.arange(len(weights)), -weights))
+            kept = weights, order[(weights > 0)[order]]
+            self._priors.clear()
+            self._priors[half_life_us, strength] = kept
+        return kept
 
     def is_eligible(self, eligible: np.ndarray | None) -> np.ndarray:
-        """Tell of each ad whether it is among eligible ids, uint64; all are if None."""
+        """Tell of each ad whether it is among eligible ids, uint64; all are if None.
+
+        What has been told already, a bool of each ad, comes back as it is.
+        """
         if eligible is None:
             return np.ones(len(self.ad_ids), bool)
-        return np.isin(self.ad_ids, eligible)
+        return eligible if eligible.dtype == np.bool_ else np.isin(self.ad_ids, eligible)
 
 
 @dataclass(frozen=True)
@@ -183,8 +217,9 @@ def of_similar_users(
         Ads a user.
     popularity_strength : float
         Engagements of similar users that popularity weighs as much as; 0: they alone speak.
-    eligible : ndarray of uint64, optional
-        Ads that may be shown now: those whose budget and targeting allow it. All by default.
+    eligible : ndarray of uint64, or ndarray of shape (a,), bool, optional
+        Ads that may be shown now: those whose budget and targeting allow it, by id or told of each
+        of ``engaged.ad_ids``. All by default.
     without_seen : bool
         Leave out what the user has engaged with.
 
@@ -192,9 +227,9 @@ def of_similar_users(
     -------
     Candidates
     """
-    is_eligible, decay = engaged.is_eligible(eligible), engaged.decay(half_life_us)
-    prior = popularity_strength * _popularity(engaged, decay)
-    ranking = _ranking(prior, is_eligible)
+    is_eligible = engaged.is_eligible(eligible)
+    prior, ranking = engaged.prior(half_life_us, popularity_strength)
+    ranking = ranking[is_eligible[ranking]]
     parts = []
     for start in range(0, len(users), _ROWS):
         block = slice(start, start + _ROWS)
@@ -202,7 +237,7 @@ def of_similar_users(
         row, rank = np.nonzero((places != ABSENT) & (similarities[block] > 0))
         row, entry, speaker = _entries(engaged, row, places[row, rank])
         similarity = similarities[block][row, rank[speaker]].astype(np.float64)
-        said = _Said(row, engaged.ads[entry], similarity * decay[entry])
+        said = _Said(row, engaged.ads[entry], similarity * engaged.decay(half_life_us, entry))
         parts.append(
             _best(engaged, users[block], said, prior, ranking, is_eligible, limit, without_seen)
         )
@@ -388,18 +423,6 @@ def _entries(
     of_given = np.repeat(np.arange(len(row)), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return row[of_given], first[of_given] + within, of_given
-
-
-def _popularity(engaged: Engaged, decay: np.ndarray) -> np.ndarray:
-    """Return each ad's share of all engagements, the recent counting for more: float64 (a,)."""
-    weights = np.bincount(engaged.ads, decay, len(engaged.ad_ids))
-    return weights / max(weights.sum(), np.finfo(np.float64).tiny)
-
-
-def _ranking(prior: np.ndarray, is_eligible: np.ndarray) -> np.ndarray:
-    """Return the eligible ads of a prior above 0, the highest first, ties by place."""
-    order = np.lexsort((np.arange(len(prior)), -prior))
-    return order[(is_eligible & (prior > 0))[order]]
 
 
 @dataclass(frozen=True)

@@ -186,14 +186,25 @@ class VersionGuard:
             If they differ and no bridge leads from the one to the other.
         """
         pair = (version, wanted)
-        if version == wanted:
-            self.passed[pair] += 1
-            return vectors
-        if pair in self._bridges:
+        if version != wanted and pair in self._bridges:
             self.bridged[pair] += 1
             return self._bridges[pair].turned(vectors)
-        self.refused[pair] += 1
-        raise MixedVersions(
-            f"vectors of version {version} were to be used with those of version {wanted}; encode "
-            "the users with one encoder, or fit a rotation between the two and add it as a bridge"
-        )
+        self.admit(version, wanted)
+        return vectors
+
+    def admit(self, version: str, wanted: str) -> None:
+        """Let pass what was made of vectors and cannot be turned, if it is of the wanted version.
+
+        Raises
+        ------
+        MixedVersions
+            If it is not.
+        """
+        if version != wanted:
+            self.refused[version, wanted] += 1
+            raise MixedVersions(
+                f"vectors of version {version} were to be used with those of version {wanted}; "
+                "encode the users with one encoder, or fit a rotation between the two and add it "
+                "as a bridge"
+            )
+        self.passed[version, wanted] += 1

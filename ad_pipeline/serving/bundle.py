@@ -52,6 +52,13 @@ from ad_pipeline.learners.ftrl.ftrl_kernel import checked_slots
 from ad_pipeline.serving.audit import Audit, OpenedAudit, is_audit_file
 from ad_pipeline.serving.decisions import features_json, logged_inputs
 from ad_pipeline.serving.ladder import Ladder
+from ad_pipeline.serving.retrieval import (
+    PART,
+    DifferentCandidates,
+    PublishedIndex,
+    carried_index,
+    carried_parts,
+)
 
 KIND = "serving.bundle"
 
@@ -63,7 +70,7 @@ LADDER = "ladder"
 
 
 class CorruptBundle(CorruptCheckpoint):
-    """A bundle's bytes are not those its manifest names, or its canaries score otherwise."""
+    """A bundle's bytes are not those its manifest names, or its canaries are answered otherwise."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,8 @@ class Bundle:
     fitted_ranges : dict
         Goal to named ranges of maturity time, as the exporter gave them.
     manifest : dict
+    candidate_index : PublishedIndex or None
+        What answers which ads there are for a user; None of a deployment without such.
     """
 
     digest: str
@@ -165,6 +174,7 @@ class Bundle:
     label_watermark_us: int
     fitted_ranges: dict[str, Any]
     manifest: dict[str, Any]
+    candidate_index: PublishedIndex | None = None
 
     def score(self, read: ReadColumns, looked_up: LookedUp) -> Scores:
         """Score rows; a row's scores do not depend on the others, to the bit.
@@ -262,6 +272,7 @@ def export_bundle(
     audit: Audit | None = None,
     log_share: float = 1.0,
     stale_hours: int | None = None,
+    candidate_index: PublishedIndex | None = None,
 ) -> Bundle:
     """Write a bundle, with the scores of its canaries; the same models give the same bytes.
 
@@ -292,6 +303,8 @@ def export_bundle(
         Share of the requests whose decision a scorer logs.
     stale_hours : int, optional
         By which counts may be older than those due, beyond which a scorer takes none.
+    candidate_index : PublishedIndex, optional
+        Copied into the bundle, with what it answers to canary users.
 
     Returns
     -------
@@ -369,6 +382,10 @@ def export_bundle(
         **({} if stale_hours is None else {"stale_hours": stale_hours}),
     }
     files = {} if audit is None else audit.files()
+    if candidate_index is not None:
+        index_arrays, index_files, manifest[PART] = carried_parts(candidate_index)
+        arrays |= index_arrays
+        files |= index_files
     written = write_checkpoint(root, KIND, arrays, manifest, files)
     return open_bundle(root, written.digest)
 
@@ -497,6 +514,10 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
     if manifest["kind"] != KIND:
         raise CorruptBundle(f"{checkpoint.path} is a {manifest['kind']}, not a {KIND}")
     contract = FeatureContract.from_json(json.dumps(manifest["contract"]))
+    try:
+        candidate_index = carried_index(checkpoint)
+    except DifferentCandidates as error:
+        raise CorruptBundle(str(error)) from error
     bundle = Bundle(
         digest=checkpoint.digest,
         path=checkpoint.path,
@@ -508,6 +529,7 @@ def _opened(checkpoint: Checkpoint) -> Bundle:
         label_watermark_us=manifest["label_watermark_us"],
         fitted_ranges=manifest["fitted_ranges"],
         manifest=manifest,
+        candidate_index=candidate_index,
     )
     canaries = manifest["canaries"]
     columns, looked_up = logged_inputs(contract, canaries["features"])

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ad_pipeline.checkpoints import point, read_checkpoint, resolve, unswept
-from ad_pipeline.clocks import HOUR_US, hour_key
+from ad_pipeline.checkpoints import is_pointed, point, read_checkpoint, resolve, unswept
+from ad_pipeline.clocks import HOUR_US, hour_key, timestamp
 from ad_pipeline.datasets import Deployment
-from ad_pipeline.embeddings.published import read_hour
+from ad_pipeline.embeddings.candidate_index import POINTER as NEWEST_INDEX
+from ad_pipeline.embeddings.published import NO_ENCODER, read_hour
 from ad_pipeline.evaluation.held_out import BASE_RATE, ENSEMBLE, HeldOut
 from ad_pipeline.features.as_served import read_as_served
 from ad_pipeline.features.encoding import FeatureContract, LookedUp, read_columns
@@ -40,6 +41,7 @@ from ad_pipeline.serving.ladder import Ladder, fit_ladder, write_ladder
 from ad_pipeline.serving.pointers import CURRENT, read_pointer
 from ad_pipeline.serving.promotion import PromotionVerdict, decide, history, promote, verdict
 from ad_pipeline.serving.proof import UnfaithfulExport, prove_bundle
+from ad_pipeline.serving.retrieval import PublishedIndex
 
 CANDIDATE = "candidate"
 LAST_UPDATE = "last_update_hours"
@@ -100,6 +102,7 @@ def build_candidate(
     read_tokens: ReadTokens | None = None,
     read_matured: ReadMatured | None = None,
     configurations: Mapping[str, int] | None = None,
+    candidate_index: PublishedIndex | None = None,
 ) -> Bundle:
     """Write the state that an hour left as a bundle and point ``candidate`` at it.
 
@@ -118,6 +121,9 @@ def build_candidate(
         ``settings.fallbacks``, the mixture answers whatever is missing.
     configurations : mapping of str to int, optional
         Which configuration of the online learner serves each goal; the first unless named.
+    candidate_index : PublishedIndex, optional
+        From :func:`index_of_hour`: what answers which ads there are
+        for a user.
 
     Raises
     ------
@@ -176,12 +182,50 @@ def build_candidate(
             audit=audit,
             log_share=dataset.settings.serving_log.share,
             stale_hours=stale_hours,
+            candidate_index=candidate_index,
         )
         faults = [fault for proof in prove_bundle(deployment, built) for fault in proof.faults]
         if faults:
             raise UnfaithfulExport("; ".join(faults))
         point(deployment.bundles, CANDIDATE, built.digest)
     return built
+
+
+def index_of_hour(vectors: Path, hour_us: int) -> tuple[PublishedIndex | None, str]:
+    """Return the candidate index that a bundle of an hour may carry, or why there is none.
+
+    Parameters
+    ----------
+    vectors : Path
+        Root of the vectors, :attr:`ad_pipeline.datasets.Deployment.vectors`.
+    hour_us : int
+        Start of the last hour that the bundle knows, microseconds.
+
+    Returns
+    -------
+    index : PublishedIndex or None
+        The newest, if it knows nothing after the hour and is of the encoder whose vectors the hour
+        published.
+    why_not : str
+        For people; empty if there is one.
+
+    Raises
+    ------
+    MissingCheckpoint, CorruptCheckpoint
+        If the hour published no vectors, or the index is not intact.
+    """
+    if not is_pointed(vectors, NEWEST_INDEX):
+        return None, "none was made yet: materialize embeddings/candidates"
+    with unswept(vectors):
+        found = PublishedIndex.read(vectors, resolve(vectors, NEWEST_INDEX))
+        of_hour = read_hour(vectors, hour_us, verify=False).version
+    if found.end_us > hour_us + HOUR_US:
+        return None, f"the newest knows the log up to {timestamp(found.end_us)}, after the bundle"
+    if found.version != of_hour:
+        return None, f"the newest is of encoder {found.version}, the vectors are of {of_hour}"
+    if found.version == NO_ENCODER:
+        return None, "no encoder was trained yet"
+    return found, ""
 
 
 def judge_candidate(

@@ -1,10 +1,11 @@
 """The pointers that a serving process follows, and nothing that moves the first of them.
 
 ``serving/current`` names the bundle that serves, ``serving/snapshot`` the newest published rate
-snapshot, ``serving/user_vectors`` the newest published vectors, if there are any. They are small
-files replaced atomically: a reader sees the old name or the new one, never half of either. The
-bundle's pointer is moved only by :mod:`ad_pipeline.serving.promotion`; which snapshot and which
-vectors are newest is decided here, by the end of the hours they know.
+snapshot, ``serving/user_vectors`` and ``serving/candidate_index`` the newest published vectors and
+candidates of ads, if there are any. They are small files replaced atomically: a reader sees the old
+name or the new one, never half of either. The bundle's pointer is moved only by
+:mod:`ad_pipeline.serving.promotion`; which of the others is newest is decided here, by the end of
+the hours they know.
 """
 
 import fcntl
@@ -20,6 +21,7 @@ from ad_pipeline.checkpoints import replace_file
 CURRENT = "current"
 SNAPSHOT = "snapshot"
 USER_VECTORS = "user_vectors"
+CANDIDATE_INDEX = "candidate_index"
 
 
 class NothingServed(LookupError):
@@ -33,7 +35,7 @@ class Pointer:
     Attributes
     ----------
     digest : str
-        Bundle, snapshot or published vectors.
+        Bundle, snapshot, published vectors or candidate index.
     position : int
         What the pointer's move was: the sequence number in the history of promotions for
         ``current``, the end of the known hours in microseconds for the others.
@@ -50,7 +52,7 @@ def read_pointer(serving: Path, name: str) -> Pointer | None:
     ----------
     serving : Path
         The deployment's serving folder.
-    name : {"current", "snapshot", "user_vectors"}
+    name : {"current", "snapshot", "user_vectors", "candidate_index"}
 
     Raises
     ------
@@ -109,6 +111,25 @@ def publish_vectors(serving: Path, digest: str, end_us: int) -> bool:
         Whether the vectors are served now.
     """
     return _publish(serving, USER_VECTORS, Pointer(digest, end_us))
+
+
+def publish_index(serving: Path, digest: str, end_us: int) -> bool:
+    """Point serving at a candidate index, unless a later one is already served.
+
+    Parameters
+    ----------
+    serving : Path
+    digest : str
+        Of :func:`ad_pipeline.embeddings.candidate_index.write_index`.
+    end_us : int
+        End of the hours that it knows, microseconds.
+
+    Returns
+    -------
+    bool
+        Whether the index is served now.
+    """
+    return _publish(serving, CANDIDATE_INDEX, Pointer(digest, end_us))
 
 
 def _publish(serving: Path, name: str, pointer: Pointer) -> bool:

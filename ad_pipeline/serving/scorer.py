@@ -1,4 +1,4 @@
-"""Probabilities for requests, from a bundle and the last published counts and vectors.
+"""Probabilities for requests, and ads for users, from a bundle and what was published last.
 
 What a bidder or an ad server embeds: it imports NumPy, Numba and Arrow, but neither Dagster nor
 DuckDB, pandas, scikit-learn or River (a test starts a fresh process and looks). Many requests go
@@ -10,7 +10,7 @@ silently. Which bundle serves is decided elsewhere
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_pipeline.clocks import HOUR_US, published_hour
+from ad_pipeline.embeddings.candidate_index import EligibleAds
 from ad_pipeline.embeddings.published import PublishedVectors, read_published
+from ad_pipeline.embeddings.versions import VersionGuard
 from ad_pipeline.features.encoding import (
     VECTORS_USED,
     LookedUp,
@@ -38,12 +40,14 @@ from ad_pipeline.serving.decisions import Decision, Decisions, Fallback, numbers
 from ad_pipeline.serving.heartbeat import Heartbeat, beat
 from ad_pipeline.serving.ladder import MEANS, RUNGS
 from ad_pipeline.serving.pointers import (
+    CANDIDATE_INDEX,
     CURRENT,
     SNAPSHOT,
     USER_VECTORS,
     NothingServed,
     read_pointer,
 )
+from ad_pipeline.serving.retrieval import AnsweringIndex, NoCandidates, RetrievedAds, newest_index
 
 IDENTITY = ("request_id", "impression_id")
 OCCURRED = "occurred_us"
@@ -103,6 +107,13 @@ class Scorer:
         Without them every number of a vector is unknown, and each decision of a bundle that reads
         them says so.
 
+    Attributes
+    ----------
+    answering : AnsweringIndex or None
+        What :meth:`candidates` answers from: the bundle's index, or a newer one of its encoder.
+    index_guard : VersionGuard
+        Which published indexes it let answer and which it refused, each counted once.
+
     Raises
     ------
     WrongSnapshot
@@ -121,6 +132,9 @@ class Scorer:
         self.bundle = bundle
         self.snapshot = snapshot
         self.vectors = None if bundle.contract.vectors is None else vectors
+        carried = bundle.candidate_index
+        self.answering = None if carried is None else AnsweringIndex(carried)
+        self.index_guard = VersionGuard(tolerated_error=0.0)
         self._folders: _Folders | None = None
 
     @classmethod
@@ -139,7 +153,8 @@ class Scorer:
         serving : Path
             The deployment's serving folder.
         bundles, snapshots, vectors : Path, optional
-            Roots of the bundles, snapshots and published vectors; beside ``serving`` unless given.
+            Roots of the bundles, snapshots and published vectors (candidate indexes are among
+            these); beside ``serving`` unless given.
 
         Raises
         ------
@@ -159,6 +174,7 @@ class Scorer:
             raise NothingServed(f"{serving / CURRENT} does not exist; promote a bundle first")
         bundle = open_bundle(folders.bundles, pointer.digest, to_score=True)
         scorer = cls(bundle, _published(folders), _published_vectors(folders, bundle))
+        scorer.answering = _newest_index(folders, bundle, scorer.answering, scorer.index_guard)
         scorer._folders = folders
         return scorer
 
@@ -166,6 +182,8 @@ class Scorer:
         """Follow the pointers to where they are now; what did not move is not opened again.
 
         If what a pointer names cannot be opened, this scorer stays as it was and goes on serving.
+        A candidate index of another encoder than the bundle's is refused and counted: candidates
+        go on coming from the newest one that fits, and say so.
 
         Returns
         -------
@@ -189,10 +207,13 @@ class Scorer:
             bundle = open_bundle(self._folders.bundles, pointer.digest, to_score=True)
         snapshot = _published(self._folders, self.snapshot)
         vectors = _published_vectors(self._folders, bundle, self.vectors)
-        if bundle is self.bundle and snapshot is self.snapshot and vectors is self.vectors:
+        answering = _newest_index(self._folders, bundle, self.answering, self.index_guard)
+        opened = (self.bundle, self.snapshot, self.vectors, self.answering)
+        newest = (bundle, snapshot, vectors, answering)
+        if all(new is old for new, old in zip(newest, opened, strict=True)):
             return False
         _check_fits(bundle, snapshot, vectors)
-        self.bundle, self.snapshot, self.vectors = bundle, snapshot, vectors
+        self.bundle, self.snapshot, self.vectors, self.answering = newest
         return True
 
     def report(self, at_us: int, name: str = "scorer") -> Heartbeat:
@@ -214,6 +235,51 @@ class Scorer:
             raise NothingServed("this scorer follows no pointers; make it by Scorer.current()")
         snapshot = "" if self.snapshot is None else self.snapshot.digest
         return beat(self._folders.serving, name, self.bundle.digest, snapshot, at_us)
+
+    def candidates(
+        self,
+        user_ids: Sequence[str],
+        eligible: EligibleAds | Iterable[str] | None,
+        limit: int,
+        *,
+        without_seen: bool = True,
+    ) -> RetrievedAds:
+        """Return ads for users: what similar users engaged with lately, to be scored.
+
+        Who has no vector, or whose list would be empty, gets the ads that most users engaged with
+        lately; which way each list came, and why, stands in the result. A user's list does not
+        depend on the others.
+
+        Parameters
+        ----------
+        user_ids : sequence of str, length q
+        eligible : EligibleAds, iterable of str, or None
+            Ids of ads whose budget and targeting allow them now; None: all. Whoever asks often
+            makes an :class:`EligibleAds` when they change, so that they are looked up once.
+        limit : int
+            Ads a user, at most.
+        without_seen : bool
+            Leave out what the user has engaged with.
+
+        Returns
+        -------
+        RetrievedAds of q users
+
+        Raises
+        ------
+        NoCandidates
+            If the bundle carries no candidate index.
+        ValueError
+            If `limit` is below 1.
+        """
+        if self.answering is None:
+            raise NoCandidates(
+                f"bundle {self.bundle.digest} carries no candidate index; materialize "
+                "embeddings/candidates, then serving/bundle, and promote it"
+            )
+        return self.answering.ads_for(
+            user_ids, eligible, limit, self.bundle.digest, without_seen=without_seen
+        )
 
     def score(self, request: Mapping[str, Any]) -> Decision:
         """Score one request.
@@ -415,6 +481,16 @@ def _published_vectors(
     if opened is not None and opened.digest == pointer.digest:
         return opened
     return read_published(folders.vectors, pointer.digest)
+
+
+def _newest_index(
+    folders: _Folders, bundle: Bundle, opened: AnsweringIndex | None, guard: VersionGuard
+) -> AnsweringIndex | None:
+    """Open what the pointer names, if the bundle carries an index and it is of its encoder."""
+    if bundle.candidate_index is None:
+        return None
+    pointer = read_pointer(folders.serving, CANDIDATE_INDEX)
+    return newest_index(bundle.candidate_index, opened, pointer, folders.vectors, guard)
 
 
 def _check_fits(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks.figures import Figure
 from benchmarks.performance_page import REPOSITORY
-from benchmarks.speed import embeddings, label_join
+from benchmarks.speed import embeddings, label_join, similarity
 
 
 def figures_of(module: str, *options: str) -> dict[str, Figure]:
@@ -74,6 +75,20 @@ def test_similarity_says_what_the_graph_finds_compares_and_holds():
     assert 0 < figures["compared_share"].value < 1
     assert figures["recall_at_50_noise"].value < figures["recall_at_50"].value
     assert figures["memory_ratio"].value == pytest.approx(1, abs=0.5)
+    assert figures["retrieval_us"].reach == 1_000
+    assert figures["retrieval_us"].limit
+    assert figures["retrieval_ratio"].better == "lower"
+
+
+def test_candidates_are_not_compared_with_a_sum_that_finds_others(monkeypatch: pytest.MonkeyPatch):
+    """Planted fault: the bare sum forgets which ads may be shown."""
+    drawn = similarity.AskedIndex.drawn(300, 5)
+    monkeypatch.setattr(similarity, "LISTED", 9)
+    assert similarity.retrieval_figures(300, 1)[0].key == "retrieval_us"
+    bare = replace(drawn, eligible=[f"ad-{place}" for place in range(similarity.ADS)]).bare()
+    monkeypatch.setattr(similarity.AskedIndex, "bare", lambda _: bare)
+    with pytest.raises(ValueError, match="NOT COMPARABLE"):
+        similarity.retrieval_figures(300, 1)
 
 
 @pytest.mark.slow

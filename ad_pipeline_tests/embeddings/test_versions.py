@@ -76,6 +76,16 @@ def test_equal_versions_pass_untouched() -> None:
     assert not guard.refused
 
 
+def test_what_cannot_be_turned_passes_no_bridge() -> None:
+    rotation, _, _ = fitted(noise=0.0)
+    guard = VersionGuard(tolerated_error=0.1)
+    guard.bridge([rotation])
+    guard.admit("new", "new")
+    with pytest.raises(MixedVersions, match=r"version old .* version new"):
+        guard.admit("old", "new")
+    assert list(guard.counts()) == [("passed", "new", "new", 1), ("refused", "old", "new", 1)]
+
+
 def test_a_bridge_turns_one_way_and_is_counted() -> None:
     rotation, truth, vectors = fitted(noise=0.0)
     guard = VersionGuard(tolerated_error=0.1)

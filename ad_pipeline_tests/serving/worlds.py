@@ -39,6 +39,7 @@ from ad_pipeline.learners.ftrl.ftrl_expert import FTRLExpert
 from ad_pipeline.serving.audit import Audit
 from ad_pipeline.serving.bundle import Bundle, GoalModels, export_bundle
 from ad_pipeline.serving.proof import Sources
+from ad_pipeline.serving.retrieval import PublishedIndex
 from ad_pipeline.serving.scorer import PublishedSnapshot
 from ad_pipeline.settings import BatchSettings, Configuration, EnsembleSettings
 from ad_pipeline_tests.features.made_vectors import drawn, publish
@@ -274,6 +275,7 @@ def write(
     stale_hours: int | None = None,
     contract: FeatureContract = CONTRACT,
     vectors: PublishedVectors | None = None,
+    candidate_index: PublishedIndex | None = None,
 ) -> Bundle:
     """Write a bundle of these models; another watermark is another bundle."""
     return export_bundle(
@@ -287,6 +289,7 @@ def write(
         vectors=vectors,
         audit=audit,
         stale_hours=stale_hours,
+        candidate_index=candidate_index,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the graph of similar users costs, finds and holds in memory.
+"""What the graph of similar users costs, finds and holds in memory, and what asking it costs.
 
 Made users gather around tastes: points of a curved surface of eight dimensions in a space of 64,
 three hundred thick places. The graph's build, K-means included, is timed in turns with bare FAISS
@@ -7,6 +7,11 @@ as many clusters, one thread. Recall is against all pairs, for a sample of users
 any clusters are measured too, as the case where searching part of them must fail. Memory is that of
 a fresh process which writes a store shard by shard, opens it and searches the whole graph without
 keeping it: its private pages at their peak, since mapped files the system can drop.
+
+Candidates are asked for one user at a time, from his id to the ids of ads, as a bidder asks: half
+of 10,000 ads may be shown, a user has engaged with ten of them. Beside it stands the bare sum in
+NumPy, told beforehand where the neighbours are, which ads may be shown and what each engagement
+weighs; where the two find other ads, nothing is measured.
 
     python -m benchmarks.speed.similarity [--json] [--runs 3] [--users 60000]
 """
@@ -20,11 +25,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from ad_pipeline.embeddings.candidate_index import CandidateIndex, EligibleAds
 from ad_pipeline.embeddings.graph import (
     ITERATIONS,
     POINTS_PER_CLUSTER,
@@ -36,7 +43,10 @@ from ad_pipeline.embeddings.graph import (
     graph_blocks,
     updated_graph,
 )
+from ad_pipeline.embeddings.published import ad_hashes, user_hashes
+from ad_pipeline.embeddings.retrieval import engaged_until
 from ad_pipeline.embeddings.vectors import Codec, Layout, read_named, write_vectors
+from ad_pipeline.serving.retrieval import AnsweringIndex, PublishedIndex
 from ad_pipeline.settings import UserVectorSettings
 from ad_pipeline.simulation.streams import random_stream
 from benchmarks.figures import Figure, print_figures
@@ -48,6 +58,14 @@ CHANGED = 0.02
 GROWTH = 4
 SETTINGS = UserVectorSettings(exact_users=100)
 VERSION = "made"
+
+ADS, ENGAGED_ADS, LISTED = 10_000, 10, 50
+"""Ads of the log, ads that a user engaged with, and ads that a user is asked for."""
+
+ASKED = 300
+"""Users who are asked about, one after another and all at once."""
+
+HALF_LIFE_US = 24 * 3_600_000_000
 
 
 def made_vectors(seed: int, part: int, rows: int) -> np.ndarray:
@@ -110,6 +128,136 @@ def recall(users: Users, graph: SimilarityGraph) -> float:
             hits += np.isin(true, ours).sum()
             whole += len(true)
     return hits / whole
+
+
+@dataclass(frozen=True)
+class AskedIndex:
+    """A made candidate index, and the bare sum over it.
+
+    Attributes
+    ----------
+    index : CandidateIndex
+        Of users ``user-<n>`` and ads ``ad-<n>``.
+    user_ids : list of str
+        Who are asked about.
+    eligible : list of str
+    """
+
+    index: CandidateIndex
+    user_ids: list[str]
+    eligible: list[str]
+
+    @classmethod
+    def drawn(cls, users: int, neighbours: int) -> "AskedIndex":
+        """Draw who is near whom, and who engaged with which ad: few ads have most of it."""
+        stream = random_stream(1, "engaged")
+        hashes, ads = (
+            of_kind([f"{kind}-{place}" for place in range(count)])
+            for of_kind, kind, count in ((user_hashes, "user", users), (ad_hashes, "ad", ADS))
+        )
+        who = np.repeat(np.arange(users), ENGAGED_ADS)
+        what = (ADS * stream.random(len(who)) ** 2).astype(np.int64)
+        when_us = stream.integers(0, 10 * HALF_LIFE_US, len(who))
+        engaged = engaged_until(hashes[who], ads[what], when_us, 10 * HALF_LIFE_US)
+        names = {hashed: f"ad-{place}" for place, hashed in enumerate(ads.tolist())}
+        index = CandidateIndex(
+            VERSION,
+            engaged,
+            tuple(names[hashed] for hashed in engaged.ad_ids.tolist()),
+            np.sort(hashes),
+            stream.integers(0, users, (users, neighbours), np.int32),
+            stream.random((users, neighbours), np.float32),
+            HALF_LIFE_US,
+            SETTINGS.popularity_strength,
+        )
+        user_ids = [f"user-{place}" for place in range(min(ASKED, users))]
+        return cls(index, user_ids, [f"ad-{place}" for place in range(0, ADS, 2)])
+
+    def bare(self) -> Callable[[int], np.ndarray]:
+        """Return what finds the places of a user's best ads by NumPy alone, with all known to it.
+
+        Everybody of this index engaged with something, so that a neighbour's place in it is his
+        place in the engagements.
+        """
+        index, engaged = self.index, self.index.engaged
+        own = np.searchsorted(index.ids, user_hashes(self.user_ids))
+        near, similar = index.neighbours[own], index.similarities[own].astype(np.float64)
+        decay, starts = engaged.decay(HALF_LIFE_US), engaged.starts
+        prior, _ = engaged.prior(HALF_LIFE_US, index.popularity_strength)
+        allowed = np.isin(engaged.ad_ids, ad_hashes(self.eligible)).astype(np.float64)
+
+        def best(row: int) -> np.ndarray:
+            first = starts[near[row]]
+            counts = starts[near[row] + 1] - first
+            entries = np.arange(counts.sum()) + np.repeat(
+                first + counts - np.cumsum(counts), counts
+            )
+            said = np.repeat(similar[row], counts) * decay[entries]
+            weights = (np.bincount(engaged.ads[entries], said, len(allowed)) + prior) * allowed
+            weights[engaged.ads[starts[own[row]] : starts[own[row] + 1]]] = 0.0
+            found = np.argpartition(-weights, LISTED)[:LISTED]
+            return found[np.argsort(-weights[found])]
+
+        return best
+
+
+def retrieval_figures(users: int, runs: int) -> list[Figure]:
+    """Measure what a user costs who is asked about.
+
+    Raises
+    ------
+    ValueError
+        If the bare sum finds other ads: then the two do not do the same.
+    """
+    asked = AskedIndex.drawn(users, SETTINGS.neighbours)
+    answering = AnsweringIndex(PublishedIndex(VERSION, {}, asked.index))
+    eligible, bare = EligibleAds(asked.eligible), asked.bare()
+
+    def ask(user_ids: list[str]) -> list[str]:
+        return answering.ads_for(user_ids, eligible, LISTED, VERSION).ads
+
+    for row, user_id in enumerate(asked.user_ids):
+        if ask([user_id]) != [asked.index.ad_texts[place] for place in bare(row)]:
+            raise ValueError(f"NOT COMPARABLE: the bare sum finds other ads for {user_id}")
+
+    def turn(row: int, user_id: str) -> tuple[float, float, float]:
+        return (
+            seconds(lambda: ask([user_id])),
+            seconds(lambda: bare(row)),
+            seconds(lambda: ask([f"stranger-{user_id}"])),
+        )
+
+    # One user after another, each way in turn: what else the machine does hits all ways alike.
+    turns = [turn(row, user_id) for _ in range(runs) for row, user_id in enumerate(asked.user_ids)]
+    alone, of_bare, of_popular = (
+        1e6 * statistics.median(times) for times in zip(*turns, strict=True)
+    )
+    together = statistics.median(seconds(lambda: ask(asked.user_ids)) for _ in range(runs))
+    said = f"{len(asked.index.engaged.ads):,} engagements with {ADS:,} ads"
+    return [
+        Figure(
+            "retrieval_us",
+            alone,
+            f"candidates of one user of {SETTINGS.neighbours} neighbours asked alone, from his id "
+            f"to the ids of {LISTED} ads, {said}",
+            1_000.0,
+            "lower",
+            f"the bare sum takes {of_bare:.0f} us",
+        ),
+        Figure(
+            "retrieval_ratio",
+            alone / of_bare,
+            "the same over the bare sum in NumPy, which knows places, weights and eligible ads",
+            better="lower",
+        ),
+        Figure(
+            "retrieval_together_us",
+            1e6 * together / len(asked.user_ids),
+            f"a user of {len(asked.user_ids)} asked together",
+            better="lower",
+        ),
+        Figure("retrieval_popular_us", of_popular, "a user without a vector", better="lower"),
+    ]
 
 
 def private_mb() -> float:
@@ -244,6 +392,7 @@ def figures(count: int, runs: int) -> list[Figure]:
             (large - small) * 2**20 / ((GROWTH - 1) * count),
             "what one more user adds to the peak",
         ),
+        *retrieval_figures(count, runs),
     ]
 
 

@@ -24,8 +24,13 @@ from ad_pipeline.defs.partitions import (
 )
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, whole
-from ad_pipeline.embeddings.candidate_index import write_index
-from ad_pipeline.embeddings.candidates_of_log import eligible_ads, read_index, write_candidates
+from ad_pipeline.embeddings.candidate_index import keep_served, write_index
+from ad_pipeline.embeddings.candidates_of_log import (
+    eligible_ads,
+    read_index,
+    shares_by_way,
+    write_candidates,
+)
 from ad_pipeline.embeddings.encoder_hours import settings_of, train_hours
 from ad_pipeline.embeddings.graph_hours import read_graph, refresh_graph, write_table
 from ad_pipeline.embeddings.lookups import counted
@@ -35,7 +40,7 @@ from ad_pipeline.embeddings.tables import CANDIDATES, SIMILAR_USERS, VERSION_LOO
 from ad_pipeline.embeddings.vector_hours import advance_hours, encode_on_demand, forget_hours
 from ad_pipeline.embeddings.vectors import read_vectors
 from ad_pipeline.embeddings.versions import VersionGuard
-from ad_pipeline.serving.pointers import publish_vectors
+from ad_pipeline.serving.pointers import publish_index, publish_vectors
 
 ENCODER = ["embeddings", "encoder"]
 USER_VECTORS = ["embeddings", "user_vectors"]
@@ -189,7 +194,7 @@ def similar_users(deployment: DeploymentResource):
     backfill_policy=SINGLE_RUN,
 )
 def candidates(deployment: DeploymentResource):
-    """List ads for every user, and write the folder that a scorer answers from.
+    """List ads for every user, and publish the folder that bundles and scorers answer from.
 
     How alike they are is measured by the newest vectors of the ads' engagers: if the graph is of
     another encoder, that is refused.
@@ -206,6 +211,8 @@ def candidates(deployment: DeploymentResource):
     guard = VersionGuard(settings.tolerated_rotation_error)
     with counted(warehouse, guard, CANDIDATES.name, stored.as_of_us):
         vectors = guard.aligned(vectors, engagers.version, index.version)
+    if publish_index(paths.serving, written.digest, index.engaged.as_of_us + 1):
+        keep_served(paths.vectors, written.digest)
     diversity = diversity_of(found, engagers.ids, vectors)
     yield dg.MaterializeResult(
         asset_key=VERSION_LOOKUPS.name.split("."),
@@ -219,8 +226,16 @@ def candidates(deployment: DeploymentResource):
         metadata={
             "dagster/row_count": len(found.ads),
             "as of": timestamp(stored.as_of_us),
+            "users": len(index.ids),
+            "ads": len(index.ad_texts),
             "users with candidates": int((np.diff(found.starts) > 0).sum()),
             "eligible ads": len(eligible),
+            **{
+                label(f"share of users, {name}"): rounded(share)
+                for name, share in shares_by_way(
+                    index, found, eligible, settings.candidates
+                ).items()
+            },
             **{
                 label(name): rounded(value)
                 for name, value in asdict(diversity).items()

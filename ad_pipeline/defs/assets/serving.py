@@ -7,7 +7,7 @@ import dagster as dg
 from ad_pipeline.clocks import HOUR_US, timestamp
 from ad_pipeline.defs.assets.learners.inputs import PUBLISHED
 from ad_pipeline.defs.automation import refresh_after_upstream
-from ad_pipeline.defs.partitions import SINGLE_RUN
+from ad_pipeline.defs.partitions import DATASET, SINGLE_RUN
 from ad_pipeline.defs.resources import DeploymentResource
 from ad_pipeline.defs.shown import label, rounded, short, whole
 from ad_pipeline.features.as_served import (
@@ -21,9 +21,18 @@ from ad_pipeline.learners.online.grid_hours import chosen_configurations
 from ad_pipeline.monitoring.parity.recheck import scores_not_given_again
 from ad_pipeline.monitoring.replay import replay_passed
 from ad_pipeline.serving.bundle import Bundle
-from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate
+from ad_pipeline.serving.candidate import (
+    build_candidate,
+    index_of_hour,
+    judge_candidate,
+    promote_candidate,
+)
 from ad_pipeline.serving.production import seconds_to_pointer
 from ad_pipeline.serving.promotion import history
+from ad_pipeline.serving.retrieval import PART
+
+CANDIDATES = [] if DATASET.settings.user_vectors is None else [["embeddings", "candidates"]]
+"""Of ads for users; the bundle carries what answers them."""
 
 
 @dg.asset(
@@ -39,6 +48,7 @@ from ad_pipeline.serving.promotion import history
         ["examples", "labelled_impressions"],  # the fallback ladder is fitted on them
         *PUBLISHED,
         ["features", "inverse_dictionary"],
+        *CANDIDATES,
     ],
     automation_condition=refresh_after_upstream(),
     description=(
@@ -52,6 +62,7 @@ def bundle(
 ) -> dg.MaterializeResult:
     """Assemble the newest state of every goal into a bundle."""
     hour_us, requests = newest_requests(deployment.warehouse)
+    index, why_not = index_of_hour(deployment.paths.vectors, hour_us) if CANDIDATES else (None, "")
     built = build_candidate(
         deployment.paths,
         hour_us,
@@ -66,6 +77,7 @@ def bundle(
         configurations=chosen_configurations(
             deployment.warehouse, deployment.paths, hour_us + HOUR_US
         ),
+        candidate_index=index,
     )
     size = sum(path.stat().st_size for path in built.path.iterdir())
     context.log.info(f"bundle {short(built.digest)} with {', '.join(g.goal for g in built.goals)}")
@@ -84,6 +96,7 @@ def bundle(
             "labels known up to": timestamp(built.label_watermark_us),
             **_weights_shown(built),
             **_ladders_shown(built),
+            **(_candidates_shown(built, why_not) if CANDIDATES else {}),
             **{
                 label(f"{name} hours", goal): (
                     f"{timestamp(start_us)} to {timestamp(end_us)} by maturity"
@@ -106,6 +119,22 @@ def _ladders_shown(built: Bundle) -> dict[str, str | float]:
         shown[label("base rate answered", goal)] = rounded(ladder.prior)
         shown[label("columns with rates, the best first", goal)] = ", ".join(ladder.columns)
     return shown
+
+
+def _candidates_shown(built: Bundle, why_not: str) -> dict[str, int | str]:
+    """Return what the bundle answers candidates of ads from."""
+    carried = built.candidate_index
+    if carried is None:
+        return {"candidates of ads": f"none: {why_not}"}
+    return {
+        "candidates of ads: users": len(carried.index.ids),
+        "candidates of ads: ads": len(carried.index.ad_texts),
+        "candidates of ads: as of": timestamp(carried.end_us - 1),
+        "candidates of ads: encoder": short(carried.version),
+        "candidates of ads: bytes": sum(
+            path.stat().st_size for path in built.path.glob(f"{PART}.*")
+        ),
+    }
 
 
 def _weights_shown(built: Bundle) -> dict[str, int | float | str]:
