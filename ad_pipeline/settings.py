@@ -1131,7 +1131,7 @@ class TrainingSettings(Group):
         default=0.1, description="Learning rate of the tables of slots: row-wise AdaGrad."
     )
     dense_rate: Annotated[float, Field(gt=0)] = Field(
-        default=0.003, description="Learning rate of everything else: Adam."
+        default=0.001, description="Learning rate of everything else: Adam."
     )
     epochs: PositiveInt = Field(default=3, description="Times that every label is learnt.")
     seed: int = Field(default=0, description="Same seed, same first weights and order.")

@@ -63,7 +63,7 @@ MODULES = (
     Module("drift", "Drift", 2.0),
     Module("simulation", "The simulated exchange", 0.5),
     Module("parity", "The re-check of served decisions", 3.0),
-    Module("embeddings", "User vectors", 4.0),
+    Module("embeddings", "User vectors", 6.5),
 )
 
 PACKAGES = ("dagster", "duckdb", "numba", "numpy", "pyarrow")
