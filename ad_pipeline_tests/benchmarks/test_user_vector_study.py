@@ -157,7 +157,7 @@ def test_a_part_worth_nothing_has_its_row():
         return good_arms(embeddings_arms.FULL if arm.startswith("without") else arm, seed)
 
     table = "\n".join(embeddings_arms.details(results_of(embeddings_arms.STUDY, planted)))
-    assert "| without cyclic_pattern | 2 | +0.30 %" in table
+    assert "| without cyclic_pattern | 3 | +0.30 %" in table
     assert "+0.00 % (+0.00 % to +0.00 %)" in table
 
 
