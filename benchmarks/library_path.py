@@ -2,7 +2,8 @@
 
 What the assets of ``ad_pipeline/defs/assets`` do for a range of log hours is :func:`run_hours`,
 what the unpartitioned ones do once behind it is :func:`finish`. Their logic is in the rooms; here
-is only the order, which Dagster otherwise reads off the graph. Checks are not run.
+is only the order, which Dagster otherwise reads off the graph. Checks are not run; alerts, which
+tell of failed ones too, are left to Dagster.
 
     python -m benchmarks.library_path <dataset.yaml> <home> [--start HOUR] [--end HOUR]
 """
@@ -35,12 +36,19 @@ from ad_pipeline.learners.delayed.delay_model_hours import fit_hours
 from ad_pipeline.learners.ensemble.ensembles import fit_ensembles, held_out_forecasts
 from ad_pipeline.learners.online.grid_hours import chosen_configurations, select_hours
 from ad_pipeline.learners.online.online_hours import learn_hours
+from ad_pipeline.learners.online.retention import prune
 from ad_pipeline.learners.predictions import unite_predictions
+from ad_pipeline.monitoring.delay_calibration import record_calibration
 from ad_pipeline.monitoring.drift.drift_of_log import record_drift
+from ad_pipeline.monitoring.drift.verdicts_of_log import record_verdicts
+from ad_pipeline.monitoring.label_quality_hours import record_label_quality
 from ad_pipeline.monitoring.parity.recheck import record_parity, scores_not_given_again
+from ad_pipeline.monitoring.performance_estimate_hours import record_estimates
+from ad_pipeline.monitoring.production.production_of_log import record_production
 from ad_pipeline.monitoring.replay import record_replay, replay_passed
 from ad_pipeline.serving.candidate import build_candidate, judge_candidate, promote_candidate
 from ad_pipeline.serving.pointers import publish_snapshot
+from ad_pipeline.serving.retention import checkpoints_in_use, sweep_bundles
 from ad_pipeline.warehouse import Warehouse
 
 Progress = Callable[[str], None]
@@ -88,6 +96,9 @@ def run_hours(
     progress("events")
     join_labels(warehouse, dataset, *span)
     progress("examples")
+    for _ in record_label_quality(warehouse, deployment, *span):
+        pass
+    progress("label_quality")
     for hour in advance_hours(warehouse, deployment.snapshots, contract, dataset, *span):
         publish_snapshot(deployment.serving, hour.digest, hour.snapshot.hour_us + HOUR_US)
     progress("rates")
@@ -97,6 +108,8 @@ def run_hours(
     for _ in fit_hours(warehouse, deployment, *span):
         pass
     progress("delay_models")
+    record_calibration(warehouse, deployment, *span)
+    progress("delay_calibration")
     for _ in learn_hours(warehouse, deployment, *span):
         pass
     progress("online_learner")
@@ -111,6 +124,8 @@ def run_hours(
     progress("batch_predictions")
     measure_hours(warehouse, dataset, *span)
     progress("progressive_metrics")
+    record_estimates(warehouse, dataset, *span)
+    progress("performance_estimate")
     if with_parity:
         record_parity(warehouse, deployment, *span)
         progress("parity")
@@ -122,6 +137,7 @@ def finish(
     *,
     with_drift: bool = True,
     with_bundle: bool = True,
+    continued_from_us: int | None = None,
 ) -> None:
     """Compute what is not partitioned, from all hours so far.
 
@@ -132,6 +148,9 @@ def finish(
     with_drift, with_bundle : bool
         Whether to look for drift; whether to build, replay and, if it is no worse, promote a
         bundle.
+    continued_from_us : int, optional
+        The hour that the run continued from: what retention does not keep is removed, but for
+        this. Nothing is removed if it is left out.
     """
     warehouse = Warehouse(deployment.warehouse)
     unite_predictions(warehouse)
@@ -146,6 +165,8 @@ def finish(
     if with_drift:
         record_drift(warehouse, deployment)
         progress("drift")
+        record_verdicts(warehouse, deployment)
+        progress("drift_verdicts")
     if with_bundle:
         hour_us, requests = newest_requests(warehouse)
         build_candidate(
@@ -175,6 +196,12 @@ def finish(
             ),
         )
         progress("current")
+        record_production(warehouse, deployment)
+        progress("production")
+    if continued_from_us is not None:
+        sweep_bundles(deployment)
+        prune(deployment, checkpoints_in_use(deployment), [continued_from_us])
+        progress("kept_checkpoints")
 
 
 def main() -> None:
@@ -206,7 +233,7 @@ def main() -> None:
 
     sys.stdout.write(f"{hour_key(start_us)} to {hour_key(end_us - HOUR_US)}\n")
     run_hours(deployment, start_us, end_us, tell)
-    finish(deployment, tell)
+    finish(deployment, tell, continued_from_us=start_us - HOUR_US)
 
 
 if __name__ == "__main__":
