@@ -1296,10 +1296,11 @@ class UserVectorSettings(Group):
         default=72.0,
         description="Hours after which what a similar user engaged with speaks half as loudly.",
     )
-    popularity_strength: Annotated[float, Field(ge=0)] = Field(
+    popularity_strength: Annotated[float, Field(gt=0)] = Field(
         default=200.0,
         description="An ad's share of everybody's engagements speaks like so many engagements of "
-        "similar users: what few of them say is shrunk to what is popular.",
+        "similar users: what few of them say is shrunk to what is popular. Near 0, popular ads "
+        "come behind all that similar users speak for.",
     )
     candidates: PositiveInt = Field(default=50, description="Ads that are listed for a user.")
     budget_metric: str = Field(

@@ -25,7 +25,7 @@ from ad_pipeline.checkpoints import (
 )
 from ad_pipeline.embeddings.nearest import NOBODY
 from ad_pipeline.embeddings.published import ad_hashes
-from ad_pipeline.embeddings.retrieval import Candidates, Engaged, of_similar_users, popular
+from ad_pipeline.embeddings.retrieval import Candidates, Engaged, of_similar_users
 from ad_pipeline.embeddings.vectors import ABSENT, WrongVectors, places_of
 
 KIND = "embeddings.candidate_index"
@@ -99,7 +99,8 @@ class CandidateIndex:
     similarities : ndarray of shape (n, k), float32
     half_life_us : int
     popularity_strength : float
-        Of :func:`.retrieval.of_similar_users`.
+        Of :func:`.retrieval.of_similar_users`, above 0: popular ads are behind what similar users
+        speak for, and are all that who has none is told.
     """
 
     version: str
@@ -121,7 +122,7 @@ class CandidateIndex:
     ) -> Candidates:
         """Return ads that similar users speak for and popular ones, by what both say together.
 
-        Without a ``popularity_strength`` who has no vector gets none.
+        For who has no vector popularity alone speaks.
 
         Parameters
         ----------
@@ -163,28 +164,12 @@ class CandidateIndex:
         *,
         without_seen: bool = True,
     ) -> Lists:
-        """Return the same, and which way each list came; popular ads where it would be empty.
+        """Return the same, and which way each list came.
 
-        Parameters are those of :meth:`of_hashes`. Lists would be empty without a
-        ``popularity_strength``; with one, popular ads are behind what similar users speak for.
+        Parameters are those of :meth:`of_hashes`.
         """
-        eligible = _looked_up_once(eligible)
         found = self.of_hashes(users, eligible, limit, without_seen=without_seen)
-        ways = self.ways_of(found)
-        is_empty = ways == NOTHING
-        if self.popularity_strength == 0 and is_empty.any():
-            instead = popular(
-                self.engaged,
-                users[is_empty],
-                half_life_us=self.half_life_us,
-                limit=limit,
-                eligible=self._is_eligible(eligible),
-                without_seen=without_seen,
-            )
-            unheard = self._unheard(users[is_empty])
-            ways[is_empty] = np.where(np.diff(instead.starts) == 0, NOTHING, unheard)
-            found = _filled(found, is_empty, instead)
-        return Lists(found, ways)
+        return Lists(found, self.ways_of(found))
 
     def ways_of(self, found: Candidates) -> np.ndarray:
         """Return which way lists of :meth:`of_hashes` came, places in :data:`WAYS`: uint8 (q,).
@@ -196,7 +181,9 @@ class CandidateIndex:
         counts = np.diff(found.starts)
         rows = np.repeat(np.arange(len(counts)), counts)
         heard = np.bincount(rows[is_heard], minlength=len(counts)) > 0
-        ways = np.where(heard, SIMILAR_USERS, self._unheard(found.users))
+        is_known = places_of(self.ids, found.users) != ABSENT
+        unheard = np.where(is_known, NOTHING_OF_SIMILAR_USERS, NO_VECTOR)
+        ways = np.where(heard, SIMILAR_USERS, unheard)
         return np.where(counts == 0, NOTHING, ways).astype(np.uint8)
 
     def texts_of(self, ads: np.ndarray) -> list[str]:
@@ -232,14 +219,11 @@ class CandidateIndex:
             **{name: plain[name] for name in _GRAPH},
         )
 
-    def _unheard(self, users: np.ndarray) -> np.ndarray:
-        """Return the way of users for whom no similar user speaks."""
-        is_known = places_of(self.ids, users) != ABSENT
-        return np.where(is_known, NOTHING_OF_SIMILAR_USERS, NO_VECTOR)
-
     def _is_eligible(self, eligible: EligibleAds | Iterable[str] | None) -> np.ndarray | None:
-        once = _looked_up_once(eligible)
-        return None if once is None else once.among(self.engaged.ad_ids)
+        if eligible is None:
+            return None
+        once = eligible if isinstance(eligible, EligibleAds) else EligibleAds(eligible)
+        return once.among(self.engaged.ad_ids)
 
 
 def write_index(root: Path, index: CandidateIndex) -> Checkpoint:
@@ -277,21 +261,3 @@ def way_shares(ways: np.ndarray) -> dict[str, float]:
     """Return which share of the lists came each way, by name; of no lists, 0."""
     counts = np.bincount(ways, minlength=len(WAYS))
     return dict(zip(WAYS, (counts / max(counts.sum(), 1)).tolist(), strict=True))
-
-
-def _looked_up_once(eligible: EligibleAds | Iterable[str] | None) -> EligibleAds | None:
-    if eligible is None or isinstance(eligible, EligibleAds):
-        return eligible
-    return EligibleAds(eligible)
-
-
-def _filled(found: Candidates, is_empty: np.ndarray, instead: Candidates) -> Candidates:
-    """Put lists, in order, where some users have none."""
-    counts = np.diff(found.starts)
-    counts[is_empty] = np.diff(instead.starts)
-    is_instead = np.repeat(is_empty, counts)
-    ads, weights = np.empty(len(is_instead), np.uint64), np.empty(len(is_instead))
-    for rows, lists in ((~is_instead, found), (is_instead, instead)):
-        ads[rows], weights[rows] = lists.ads, lists.weights
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Candidates(found.users, starts, ads, weights)

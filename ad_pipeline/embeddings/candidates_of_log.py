@@ -14,7 +14,6 @@ from ad_pipeline.clocks import HOUR_US
 from ad_pipeline.datasets import Deployment
 from ad_pipeline.embeddings.activities import engagements_of, read_engagements
 from ad_pipeline.embeddings.candidate_index import (
-    NOTHING,
     CandidateIndex,
     EligibleAds,
     way_shares,
@@ -120,11 +119,8 @@ def shares_by_way(
     dict of str to float
         By :data:`ad_pipeline.embeddings.candidate_index.WAYS`.
     """
-    ways = index.ways_of(found)
-    is_empty = ways == NOTHING
-    strangers = np.setdiff1d(index.engaged.users, index.ids)
-    others = index.lists(np.concatenate([index.ids[is_empty], strangers]), eligible, limit)
-    return way_shares(np.concatenate([ways[~is_empty], others.ways]))
+    strangers = index.lists(np.setdiff1d(index.engaged.users, index.ids), eligible, limit)
+    return way_shares(np.concatenate([index.ways_of(found), strangers.ways]))
 
 
 def _rows(index: CandidateIndex, found: Candidates) -> pa.Table:

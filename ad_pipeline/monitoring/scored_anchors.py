@@ -145,18 +145,16 @@ class _Fits:
         cls, connection: "duckdb.DuckDBPyConnection", goal: Goal, hours_us: Sequence[int]
     ) -> Self:
         """Read the fits that are in force at the end of some hours."""
-        found = connection.execute(
-            "SELECT DISTINCT fitted_us FROM examples.label_delays WHERE goal = $goal "
-            "AND fitted_us <= $last_us AND fitted_us >= (SELECT coalesce(max(fitted_us), 0) "
-            "FROM examples.label_delays WHERE goal = $goal AND fitted_us <= $first_us) "
-            "ORDER BY fitted_us",
+        found = rows_of(
+            connection,
+            select("monitoring.label_delay_fits"),
             {
                 "goal": goal.name,
                 "first_us": hours_us[0] + HOUR_US,
                 "last_us": hours_us[-1] + HOUR_US,
             },
-        ).fetchall()
-        fitted_us = [moment for (moment,) in found]
+        )
+        fitted_us = found.column("fitted_us").to_pylist()
         return cls(fitted_us, [_delays(connection, goal, moment) for moment in fitted_us])
 
     def in_force(self, now_us: int) -> tuple[Sequence[Delays], Mapping[str, int]]:

@@ -16,7 +16,7 @@ def made_index(
     as_of_us: int = HOUR_US,
     ads: tuple[str, ...] = ADS,
     cy_is_like_ann: float = 0.5,
-    popularity_strength: float = 0.0,
+    popularity_strength: float = 1e-9,
 ) -> CandidateIndex:
     """Return Ann near Bob and near Cy, who clicked; nobody is near Dee.
 

@@ -25,6 +25,7 @@ from ad_pipeline.monitoring.user_vectors.worth import (
     ABLATION,
     AS_THEY_ARE,
     COLD_START,
+    FROM_FEWEST,
     GAIN,
     INTERVAL,
     MATCH,
@@ -193,7 +194,7 @@ def test_an_interval_that_the_log_is_too_short_for_is_left_out(
 def test_who_never_did_anything_gains_nothing_and_who_did_much_gains(worth: Worth) -> None:
     found = arms(worth, COLD_START)
     assert found[AS_THEY_ARE, "20+"].low > 0.05
-    for arm in (AS_THEY_ARE, WITH_PRIOR):
+    for arm in (AS_THEY_ARE, FROM_FEWEST, WITH_PRIOR):
         assert found[arm, "0"].value < 0.3 * found[AS_THEY_ARE, "20+"].value
         own = [each for (of, _), each in found.items() if of == arm]
         assert len(own) <= len(BUCKETS)
@@ -281,7 +282,7 @@ def test_vectors_of_users_whom_nobody_knows_are_worth_exactly_nothing(
     )
     found = worth_of(log, encoder, GRAPH, seed=1)
     assert {(each.value, each.low, each.high) for each in found.figures} == {(0.0, 0.0, 0.0)}
-    assert [part for _, part in arms(found, COLD_START)] == ["0"]
+    assert list(arms(found, COLD_START)) == [(AS_THEY_ARE, "0"), (FROM_FEWEST, "0")]
     assert list(found.left_out) == [RECALL]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ad_pipeline.evaluation.intervals import paired_loss_difference
-from ad_pipeline.evaluation.metrics import probabilities_of
+from ad_pipeline.evaluation.metrics import CLIP, probabilities_of
 from ad_pipeline.hashing import uniform
 from ad_pipeline.learners.batch.batch_model import (
     TooFewPositives,
@@ -29,8 +29,6 @@ USER_SHARE = 0.8
 MOST_TRAININGS = 16
 TRAINED_ROWS = 400_000
 """So many rows are learnt in all before a further training is left out."""
-
-_FLOOR = 1e-7
 
 
 class RankerUntrained(ValueError):
@@ -168,7 +166,7 @@ def mean_losses(targets: np.ndarray, said: np.ndarray) -> np.ndarray:
     ndarray of shape (t,), float64
         Nats.
     """
-    clipped = np.clip(said, _FLOOR, 1.0 - _FLOOR)
+    clipped = np.clip(said, CLIP, 1.0 - CLIP)
     return -(targets * np.log(clipped) + (1.0 - targets) * np.log1p(-clipped)).mean(axis=0)
 
 

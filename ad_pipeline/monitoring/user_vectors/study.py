@@ -156,6 +156,21 @@ def columns_of(
     return with_vectors(encoder, log, goal, vectors_at(encoder, log.history, shown.user, moment_us))
 
 
+def of_known_well(columns: np.ndarray, activities: np.ndarray, fewest: int) -> np.ndarray:
+    """Return columns, (n, V), with NaN where a user has done too little to have a vector.
+
+    Parameters
+    ----------
+    columns : ndarray of shape (n, V), float
+        Of :class:`Columns`.
+    activities : ndarray of shape (n,), int64
+        From :func:`activities_of`.
+    fewest : int
+        ``settings.user_vectors.fewest_activities``: what the product publishes.
+    """
+    return np.where((activities < fewest)[:, np.newaxis], np.nan, columns)
+
+
 def phases(log: StudiedLog) -> np.ndarray:
     """Return where in an interval each user is refreshed, drawn by his id; the last is nobody's."""
     return np.append(uniform(0, user_hashes(log.history.users), "refresh"), 0.0)

@@ -39,6 +39,7 @@ from ad_pipeline.monitoring.user_vectors.study import (
     engaged_after,
     known_users,
     lists_of,
+    of_known_well,
     prior_of,
     probabilities_with,
     with_vectors,
@@ -78,6 +79,8 @@ STRANGERS = "another user's vectors"
 WHOLE_OVER = "the whole encoder over it"
 AS_THEY_ARE = "as they are"
 WITH_PRIOR = "with the prior"
+FROM_FEWEST = "of users who did enough"
+"""As published: none of who did less than ``settings.user_vectors.fewest_activities``."""
 
 NORMALIZED_ENTROPY = "normalized_entropy_saved"
 A_MINUTE = "normalized_entropy_lost_a_minute"
@@ -153,7 +156,7 @@ def worth_of(
     encoder : Encoder
         That learnt nothing from the moment on at which the ranker begins to learn.
     settings : UserVectorSettings
-        Of the graph.
+        Of the graph, and who has a vector.
     seed : int
     say : callable, optional
         Gets a line a question.
@@ -177,7 +180,7 @@ def worth_of(
             of_goal = _OfGoal.of(log, goal, encoder)
             figures += _gains(of_goal, encoder, seed)
             figures += _by_interval(of_goal, encoder)
-            figures += _by_activity(of_goal, encoder)
+            figures += _by_activity(of_goal, encoder, settings.fewest_activities)
         except RankerUntrained as error:
             left_out[goal] = str(error)
             say(f"{goal} is left out: {error}")
@@ -302,12 +305,13 @@ def intervals_of(log: StudiedLog) -> list[str]:
     return [name for name, interval_us in INTERVALS.items() if interval_us <= before_us]
 
 
-def _by_activity(of_goal: _OfGoal, encoder: Encoder) -> Iterator[Figure]:
-    """Measure each bucket of activities, with vectors as they are and shrunk to the prior."""
+def _by_activity(of_goal: _OfGoal, encoder: Encoder, fewest: int) -> Iterator[Figure]:
+    """Measure each bucket of activities, with all vectors, as published, and with the prior."""
     log, goal = of_goal.log, of_goal.goal
     shown = log.ranked(goal)
     activities = activities_of(log, goal, MAIN_US)
-    said = {AS_THEY_ARE: of_goal.matched}
+    published = of_known_well(of_goal.own.matched, activities, fewest)
+    said = {AS_THEY_ARE: of_goal.matched, FROM_FEWEST: of_goal.says(published)}
     try:
         prior = prior_of(log, encoder, SEGMENT_STRENGTH)
     except NobodyHasVectors:

@@ -162,7 +162,7 @@ def _buckets(axes: "Axes", found: Sequence[Figure]) -> None:
     for number, arm in enumerate(arms):
         own = [each for each in found if each.arm == arm]
         places = np.array([parts.index(each.part) for each in own])
-        _bars(axes, places + 0.15 * (number - 0.5), own, 100.0, number, arm)
+        _bars(axes, places + 0.15 * (number - (len(arms) - 1) / 2), own, 100.0, number, arm)
     axes.set_xticks(range(len(parts)), parts)
     if arms:
         axes.legend(frameon=False, fontsize=8)
